@@ -1,0 +1,27 @@
+# `make test` and `make demo` work in a fresh clone: they set up .venv first, and again when the requirements change.
+PYTHON ?= python3
+READY := .venv/.ready
+CHECKED := rovrm data_selection eval tests
+
+.PHONY: setup test demo lint clean
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: $(READY)
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest
+
+demo: $(READY)
+	.venv/bin/python -m rovrm.train phase=1..3
+
+lint: $(READY)
+	.venv/bin/ruff check $(CHECKED)
+	.venv/bin/pyright $(CHECKED)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,213 @@
+"""Loading and saving: base models, reward models, adapters, processors, and what trains in which phase.
+
+Loading goes through the classes of rovrm/modeling.py and stops unless the checkpoint's keys are exactly right: a
+missing key would leave weights random with only a log line to tell. Everything is safetensors.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from rovrm import modeling
+from rovrm.errors import UserError
+
+# Modules between the vision tower and the language model, over all families of transformers that we know.
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
+ADAPTER = "adapter"
+
+
+def load_processor(name: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None) -> Any:
+    """The processor of a checkpoint (the tokenizer, for a text model); `chat_template` names a file that replaces its
+    template. config: the model's, where `name` is a folder with a processor alone."""
+    options = {"trust_remote_code": trust_remote_code}
+    config = config or load_config(name, trust_remote_code)
+    auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
+    try:
+        processor = auto.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        raise UserError(f"cannot load the processor of {name!r}: {_first_line(error)}") from error
+    if auto is AutoProcessor and not hasattr(processor, "tokenizer"):
+        raise UserError(
+            f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
+        )
+    if chat_template:
+        path = Path(chat_template)
+        if not path.is_file():
+            raise UserError(f"chat_template={chat_template!r} is no file; give a file with a Jinja template")
+        processor.chat_template = path.read_text()
+    return processor
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's config. Raises UserError for a folder or hub id that holds none."""
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise UserError(f"model {name!r} is a folder without config.json; give a checkpoint folder or a hub id")
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"model {name!r} is no folder; give a checkpoint folder or a hub id (owner/name)")
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}") from error
+
+
+def load_reward_model(
+    name: str, dtype: torch.dtype = torch.float32, quantize: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A reward model from a language-model checkpoint (fresh `score`) or from a reward checkpoint (all weights).
+
+    The head stays float32 at any dtype. quantize: 4-bit NF4 through bitsandbytes (QLoRA). Raises UserError when the
+    keys are not exactly the language model's (plus `score.weight`).
+    """
+    config = load_config(name, trust_remote_code)
+    try:
+        architecture = (config.architectures or ["none"])[0]
+        made = getattr(modeling, modeling.family_prefix(architecture) + modeling.SUFFIX)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model {name!r}: {error}") from error
+    _set_head(config)
+    options: dict[str, Any] = {"quantization_config": _four_bit()} if quantize else {}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of keys: they are checked below, and a fresh score is no news
+    try:
+        model, info = made.from_pretrained(
+            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+        )
+    except OSError as error:
+        raise UserError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    fresh = not architecture.endswith(modeling.SUFFIX)
+    _check_keys(name, info, {"score.weight"} if fresh else set())
+    model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
+    return model
+
+
+def _set_head(config: Any) -> None:
+    """One label, a plain scalar (`problem_type` regression: servers then apply no sigmoid), on root and text config."""
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        part.num_labels = 1
+    config.problem_type = "regression"
+
+
+def _check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if missing == expected and not unexpected and not info["mismatched_keys"]:
+        return
+    parts = {
+        "missing": sorted(missing - expected),
+        "unexpected": sorted(unexpected),
+        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+        "present but should be fresh": sorted(expected - missing),
+    }
+    told = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)
+    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check the checkpoint")
+
+
+def _four_bit() -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not torch.cuda.is_available() or not is_bitsandbytes_available():
+        raise UserError(
+            "tuning=qlora needs a CUDA device and bitsandbytes (pip install 'rovrm[qlora]'); or set tuning=lora"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["score", *PROJECTORS],
+    )
+
+
+# ---- what trains -----------------------------------------------------------------------------------------------------
+
+
+def projector_names(model: nn.Module) -> list[str]:
+    """Dotted names of the projector modules; the members of a ModuleList one by one, as PEFT wants them."""
+    names = []
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] not in PROJECTORS:
+            continue
+        names += [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+    return names
+
+
+def lora_config(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Any:
+    """LoRA on every linear layer of the language model (and of nothing else: `all-linear` would adapt the vision tower
+    too); `score` and the projector are trained and saved in full, in the adapter."""
+    from peft import LoraConfig
+
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    layers = {name.rsplit(".", 1)[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(layers))})"
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=pattern,
+        modules_to_save=["score", *projector_names(model)],
+    )
+
+
+def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
+    """The model with the adapter of a folder on it."""
+    from peft import PeftModel
+
+    if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
+        raise UserError(f"{folder!r} holds no adapter_model.safetensors; give a folder that rovrm.train wrote")
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+
+
+def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
+    """Chooses what trains, in float32: adapter (or language model, with `full`) and score; the projector only in the
+    visual phase; the vision tower never. bfloat16 weights would round the paper's updates of 1e-6 away."""
+    projectors = [f".{name}." for name in PROJECTORS]
+    if full:
+        decoder = {id(p) for p in model.get_decoder().parameters()}  # type: ignore[operator]
+    for name, parameter in model.named_parameters():
+        if any(part in f".{name}" for part in projectors):
+            active = visual and (full or ".modules_to_save." in name)
+        elif full:
+            active = id(parameter) in decoder or name.startswith("score.")
+        else:
+            active = "lora_" in name or ".score.modules_to_save." in name
+        parameter.requires_grad_(active)
+        if active and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+# ---- saving ----------------------------------------------------------------------------------------------------------
+
+
+def save_folder(folder: Path, write: Any) -> None:
+    """Calls `write(temporary folder)` and moves what it wrote into `folder`, config files last, so that a crash leaves
+    no half-written file under a final name and no loadable folder without its weights."""
+    temporary = folder / "saving.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    temporary.rmdir()
+
+
+def merge_adapter(base: str, adapter: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The adapter merged into its base, in float32 whatever the base was trained in: bfloat16 loses small updates."""
+    model = load_reward_model(base, torch.float32, trust_remote_code=trust_remote_code)
+    return load_adapter(model, adapter, trainable=False).merge_and_unload()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

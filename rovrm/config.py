@@ -1,0 +1,169 @@
+"""Settings of the commands: typed dataclasses with one comment per field, which `--help` prints.
+
+    python -m rovrm.train recipe=recipes/llava-1.5-7b.yaml text.n=1000 --batch-tokens 8192 --dry-run
+
+How a command line and a recipe become one of these is in rovrm/front.py.
+"""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from rovrm.errors import UserError
+from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, named, parse, run, save
+
+__all__ = [
+    "PHASES",
+    "CaptionConfig",
+    "MergeConfig",
+    "PhaseConfig",
+    "ScoreConfig",
+    "TrainConfig",
+    "check_trainer_keys",
+    "parse",
+    "phase_numbers",
+    "run",
+    "save",
+]
+
+PHASES = ("text", "caption", "visual")
+PHASE_WORDS = "1, 2, 3, a range 1..3, a list 1,3, or the names text, caption, visual"
+
+
+def phase_numbers(text: str) -> list[int]:
+    """The phases that `1..3`, `1,3`, `2` or `text,visual` stand for, ascending and without repeats."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        ends = [_phase_number(end, text) for end in part.split("..", maxsplit=1)]
+        if ends[0] > ends[-1]:
+            raise UserError(f"phase: got {text!r}, a range that runs backwards; takes {PHASE_WORDS}")
+        numbers.update(range(ends[0], ends[-1] + 1))
+    return sorted(numbers)
+
+
+def _phase_number(name: str, text: str) -> int:
+    name = name.strip()
+    if name in PHASES:
+        return PHASES.index(name) + 1
+    if name in ("1", "2", "3"):
+        return int(name)
+    raise UserError(f"phase: got {text!r}, takes {PHASE_WORDS}")
+
+
+def _is_phase(text: str) -> bool:
+    try:
+        return bool(phase_numbers(text))
+    except UserError:
+        return False
+
+
+PHASE = Limit(PHASE_WORDS, _is_phase)
+
+
+# In the dataclasses, the comment beside a field (and the comment lines below it) is its line in `--help`.
+
+
+@dataclass
+class PhaseConfig:
+    data: list[str] = field(default_factory=list)  # training data: files, folders or hub ids, as SOURCE or SOURCE?n=5
+    eval_data: list[str] = field(default_factory=list)  # held-out data; empty = eval_fraction of the training data
+    n: int | None = limited(None, ABOVE_ZERO)  # how many examples to train on; null = all
+    select: Literal["random", "first"] = "random"  # which n: drawn with the seed, or the first of the data
+    learning_rate: float = limited(1e-6, ABOVE_ZERO)  # highest learning rate of the phase
+    epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
+    reader: str = ""  # format of the data; empty = found from its columns
+    columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
+
+
+@dataclass
+class CaptionConfig(PhaseConfig):
+    captions: str = ""  # JSONL file of captions, joined by image; empty = the data carry a caption column
+    caption_template: str = "Image description: {caption}\n\n"  # text put where the image was
+
+
+@dataclass
+class TrainConfig:
+    phase: str = limited("1..3", PHASE)  # phases to run, in order
+    out: str = "runs/demo"  # folder of the run
+    model: str = ""  # base vision-language model, hub id or folder; empty = the shipped tiny default
+    init_from: str = ""  # phase folder or checkpoint to start from instead of the previous phase
+    trust_remote_code: bool = False  # let the model's repository run its own code
+    chat_template: str = ""  # file with the chat template; empty = the processor's own
+
+    text: PhaseConfig = field(default_factory=lambda: PhaseConfig(learning_rate=2e-5))
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    visual: PhaseConfig = field(default_factory=PhaseConfig)
+
+    image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
+    eval_fraction: float = limited(0.05, FRACTION)  # share of the training data held out when eval_data is empty
+    max_bad_fraction: float = limited(0.01, FRACTION)  # share of bad rows that may be skipped before the run stops
+    max_length: int = limited(2048, ABOVE_ZERO)  # tokens of the longest conversation
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward per device, at most
+    batch_size: int = limited(8, ABOVE_ZERO)  # prompts of one forward per device, at most
+    center_rewards_coefficient: float = limited(0.0, FROM_ZERO)  # pulls the mean reward towards 0; 0 = off
+    tuning: Literal["lora", "qlora", "full"] = "lora"  # an adapter, an adapter on a 4-bit model, or every weight
+    lora_r: int = limited(64, ABOVE_ZERO)  # rank of the adapter
+    lora_alpha: int = limited(128, ABOVE_ZERO)  # scale of the adapter
+    lora_dropout: float = limited(0.05, FRACTION)  # dropout inside the adapter
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model; trained weights stay float32
+    save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
+    workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
+    seed: int = limited(0, FROM_ZERO)  # seed of selection, splits, order and new weights
+    dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
+    trainer: dict[str, Any] = field(default_factory=dict)  # any key of transformers.TrainingArguments
+
+
+@dataclass
+class ScoreConfig:
+    model: str  # reward model, folder or hub id
+    input: str = named("in")  # JSONL file of prompts, images and responses
+    output: str = named("out")  # JSONL file to write
+    image_root: str = ""  # folder of relative image paths; empty = the input file's folder, then its parents
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward, at most
+    max_length: int = limited(0, FROM_ZERO)  # tokens of the longest conversation; 0 = the model's limit
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
+    device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
+    normalize: bool = False  # subtract the saved mean reward and divide by its spread
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
+    trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
+class MergeConfig:
+    model: str  # phase folder that holds an adapter
+    out: str  # folder of the full checkpoint to write
+    save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
+    trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+# Keys of TrainingArguments that rovrm sets itself, and the key to use instead.
+EACH_RATE, EACH_EPOCHS = (", ".join(f"{phase}.{key}" for phase in PHASES) for key in ("learning_rate", "epochs"))
+OWNED = {
+    "output_dir": "set out instead",
+    "per_device_train_batch_size": "set batch_size and batch_tokens instead",
+    "per_device_eval_batch_size": "set batch_size and batch_tokens instead",
+    "learning_rate": f"set {EACH_RATE} instead",
+    "num_train_epochs": f"set {EACH_EPOCHS} instead",
+    "seed": "set seed instead",
+    "remove_unused_columns": "the collator needs every column, leave it out",
+    "label_names": "the collator names the labels, leave it out",
+}
+
+
+def check_trainer_keys(trainer: dict[str, Any]) -> None:
+    """Raises UserError for a key under `trainer` that rovrm sets itself or that TrainingArguments does not know."""
+    for key in trainer:
+        if key in OWNED:
+            raise UserError(f"trainer.{key} is set by rovrm: {OWNED[key]}")
+    if not trainer:
+        return
+    from transformers import TrainingArguments
+
+    allowed = [f.name for f in fields(TrainingArguments) if f.init and f.name not in OWNED]
+    for key, value in trainer.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=3)
+            hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in near)}?" if near else ""
+            raise UserError(f"unknown key trainer.{key} (got {value!r}): no field of TrainingArguments{hint}")

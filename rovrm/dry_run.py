@@ -1,0 +1,89 @@
+"""What `python -m rovrm.train dry_run=true` prints: rendered rows, image tokens, lengths, steps and memory."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rovrm import modeling
+from rovrm.batches import plan_batches
+from rovrm.checkpoints import projector_names
+from rovrm.config import PHASES, TrainConfig
+from rovrm.phases import PhaseData, section_of
+from rovrm.rows import render, why_not_shared
+
+if TYPE_CHECKING:
+    from rovrm.rows import RewardCollator
+
+
+def print_dry_run(
+    config: TrainConfig, data: dict[int, PhaseData], collator: "RewardCollator", model_config: Any
+) -> None:
+    """Everything a run would start with, from the data that it would train on; nothing is trained or written."""
+    reason = why_not_shared(model_config)
+    print(
+        f"model {config.model}: rows are {'shared' if collator.shared else 'separate'}"
+        + (f" ({reason})" if reason else "")
+    )
+    _print_memory(config, model_config)
+    for phase, found in data.items():
+        print(f"\nphase {phase} ({PHASES[phase - 1]})")
+        print(f"  {len(found.train)} to train on, {len(found.held_out)} held out, {len(found.rejected)} rejected")
+        _print_lengths(found, collator)
+        _print_steps(config, phase, found, collator)
+        example = found.train[0]
+        print(f"  the first example, {example.id} ({example.location}):")
+        for rank, text in zip(example.ranks, render(collator.processor, example), strict=True):
+            print(f"    rank {rank}: {text!r}")
+
+
+def _print_lengths(found: PhaseData, collator: "RewardCollator") -> None:
+    lengths = [e.lengths for e in found.train if e.lengths]
+    rows = sorted(collator.cost(length)[1] for length in lengths)
+    responses = sorted(own for _, many in lengths for own in many)
+    for name, values in (("row", rows), ("response", responses)):
+        shown = ", ".join(f"{q}% {values[min(int(q / 100 * len(values)), len(values) - 1)]}" for q in (50, 90, 99))
+        print(f"  tokens of a {name}: {shown}, longest {values[-1]}")
+    pictured = [e for e in found.train if e.images]
+    if pictured:
+        counts = sorted(image_tokens(collator, e) for e in pictured[:32])
+        print(f"  image tokens of a row ({len(counts)} rows looked at): {counts[0]} to {counts[-1]}")
+
+
+def image_tokens(collator: "RewardCollator", example: Any) -> int:
+    """How many of a row's tokens stand for images."""
+    batch = collator([example])
+    return int((batch["input_ids"][0] == collator.image_token_id).sum())
+
+
+def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> None:
+    from accelerate import PartialState
+
+    costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
+    kinds = [bool(e.images) and not collator.shared for e in found.train]
+    batches = plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed)
+    world, accumulation = PartialState().num_processes, int(config.trainer.get("gradient_accumulation_steps", 1))
+    steps = math.ceil(len(batches) / (world * accumulation)) * section_of(config, phase).epochs
+    tokens = sum(rows * longest for rows, longest in costs)
+    print(f"  {len(batches)} batches an epoch, {tokens} tokens; {math.ceil(steps)} optimizer steps in all")
+
+
+def _print_memory(config: TrainConfig, model_config: Any) -> None:
+    """Weights, gradients and Adam's two moments; activations come on top and depend on batch_tokens."""
+    made = getattr(modeling, modeling.family_prefix(model_config.architectures[0]) + modeling.SUFFIX)
+    with torch.device("meta"):
+        model = made(model_config)
+    total = sum(p.numel() for p in model.parameters())
+    decoder = model.get_decoder()
+    projector = sum(p.numel() for name in projector_names(model) for p in model.get_submodule(name).parameters())
+    if config.tuning == "full":
+        trained = sum(p.numel() for p in decoder.parameters()) + projector
+    else:
+        linears = [m for m in decoder.modules() if isinstance(m, torch.nn.Linear)]
+        trained = sum(config.lora_r * (m.in_features + m.out_features) for m in linears) + projector
+    frozen_bytes = 4 if config.tuning == "full" or config.dtype == "float32" else 0.5 if config.tuning == "qlora" else 2
+    gibibytes = (total * frozen_bytes + trained * 12 + (0 if config.tuning == "full" else trained * 4)) / 2**30
+    print(
+        f"  {total / 1e6:.1f}M parameters, up to {trained / 1e6:.1f}M trained ({config.tuning}): about {gibibytes:.2f} GiB "
+        "for weights, gradients and Adam on a GPU in bfloat16, activations on top"
+    )

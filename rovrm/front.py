@@ -1,0 +1,400 @@
+"""The front of every command: a recipe and a command line become a typed dataclass, or one line says why not.
+
+    config = parse(TrainConfig, ["recipe=run.yaml", "text.n=1000", "--batch-tokens", "8192", "--dry-run"], "train")
+
+`key=value`, `--key value`, `--key=value` and a bare `--flag` are alike; the command line wins over the recipe, the
+last of a repeated key wins, and `--help` prints the comments beside the dataclass's fields. OmegaConf checks and
+converts the values; this file adds what it lacks: flags, `a,b` for a list, ranges, one-line errors, and `${` taken
+literally. Imports stay light so that `--help` answers at once.
+"""
+
+import csv
+import difflib
+import inspect
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rovrm.errors import UserError
+
+
+class Limit(NamedTuple):
+    """What a value must satisfy beyond its type. `words` go behind "a number" in messages, or stand alone for text."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+ABOVE_ZERO = Limit("above 0", lambda v: 0 < v < float("inf"))
+FROM_ZERO = Limit("of at least 0", lambda v: 0 <= v < float("inf"))
+FRACTION = Limit("from 0 to 1", lambda v: 0 <= v <= 1)
+
+
+def limited(default: Any, limit: Limit) -> Any:
+    """A field with a default and a limit."""
+    return field(default=default, metadata={"limit": limit})
+
+
+def named(key: str) -> Any:
+    """A required field whose key on the command line is not a legal Python name."""
+    return field(metadata={"key": key})
+
+
+# ---- what commands call: parse, run, save ---------------------------------------------------------------------------
+
+Config = TypeVar("Config")
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+NULLS = ("null", "none", "~")
+
+
+def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
+    """An instance of `config_class` from the command line and, below it, the file that `recipe=` names.
+
+    Raises UserError with one line for an unknown key, an ill-typed or missing value, or a bad recipe. `--help` and
+    `-h` print every key with its type, default and comment, and leave with status 0.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(usage(config_class, prog))
+        raise SystemExit(0)
+    known = {setting.key: setting for setting in settings(config_class)}
+    pairs = list(_pairs(argv, known))
+    config = OmegaConf.structured(config_class)
+    for path in [text for key, text in pairs if key == "recipe"][-1:]:
+        for key, value in _leaves(read_recipe(path), known):
+            _assign(config, known, key, value, value, f" (in {path})")
+    for key, text in pairs:
+        if key != "recipe":
+            _assign(config, known, key, text, _from_text(text, _find(known, key, text)[1]), "")
+    for setting in known.values():
+        if setting.path in OmegaConf.missing_keys(config):
+            raise UserError(f"{setting.key}: got nothing, takes {setting.takes} ({setting.comment})")
+    return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
+    """Runs a command's `main(argv)`: a UserError anywhere in it becomes one line on stderr and status 2."""
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        print(f"{prog}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+
+
+def save(config: Any, path: str | os.PathLike) -> None:
+    """Writes `config` as YAML that `recipe=` reads back; whoever reads meanwhile sees the old file or the whole new."""
+    path, plain = Path(path), asdict(config)
+    values = {f.metadata.get("key", f.name): plain[f.name] for f in fields(config)}
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+# ---- the settings of a dataclass ------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """One leaf key: as typed, as a path in the dataclass, its type and default, and what `--help` says of it."""
+
+    key: str
+    path: str
+    hint: Any
+    default: Any
+    comment: str
+    limit: Limit | None
+
+    @property
+    def takes(self) -> str:
+        return _words(self.hint, self.limit.words if self.limit else "", self.key)
+
+
+def settings(config_class: type, prefix: str = "", parent: Any = None) -> Iterator[Setting]:
+    """The leaf keys of a config dataclass, sections unfolded (`text.n`), in source order."""
+    hints, comments = get_type_hints(config_class), _comments(config_class)
+    for f in fields(config_class):
+        hint, default = hints[f.name], getattr(parent, f.name) if parent else _default(f)
+        if is_dataclass(hint):
+            yield from settings(hint, f"{prefix}{f.name}.", default)  # pyright: ignore[reportArgumentType]
+        else:
+            key = prefix + f.metadata.get("key", f.name)
+            comment, limit = comments.get(f.name, ""), f.metadata.get("limit")
+            yield Setting(key, prefix + f.name, hint, default, comment, limit)
+
+
+def usage(config_class: type, prog: str) -> str:
+    """The text of `--help`: every key with its default, its type and its comment."""
+    lines = [
+        f"usage: {prog} [recipe=FILE.yaml] [key=value | --key value | --flag] ...",
+        "The command line wins over the recipe. A list is a,b or [a,b]; a flag alone means true.\n",
+    ]
+    for s in settings(config_class):
+        left = f"{s.key} (required)" if s.default is MISSING else f"{s.key}={_plain(s.default)}"
+        lines.append(f"  {left:<44} {s.takes}: {s.comment}")
+    return "\n".join(lines)
+
+
+def _default(f: Any) -> Any:
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+@cache
+def _comments(config_class: type) -> dict[str, str]:
+    """Field name -> the comment beside it, read from the source; inherited fields included."""
+    found: dict[str, str] = {}
+    for base in reversed([c for c in config_class.__mro__ if is_dataclass(c)]):
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):  # no source at hand: help without comments
+            continue
+        for name, comment in re.findall(r"^    (\w+): .*?  # (.*(?:\n    # .*)*)", source, re.MULTILINE):
+            found[name] = comment.replace("\n    # ", " ")
+    return found
+
+
+def _words(hint: Any, limit: str, key: str) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return f"{_words(args[0], limit, key)} or null"
+    if origin is Literal:
+        return f"one of {', '.join(args)}"
+    if origin is dict:
+        return f"values by name, {key}.NAME=VALUE"
+    if origin is list:
+        return "a list a,b or [a,b]"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "" if limit else "text"}
+    return f"{words.get(hint, 'any value')} {limit}".strip()
+
+
+def _plain(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, str):
+        return value.replace("\n", "\\n")
+    if isinstance(value, float):
+        return repr(value)
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+# ---- words of the command line --------------------------------------------------------------------------------------
+
+
+def _pairs(argv: list[str], known: dict[str, Setting]) -> Iterator[tuple[str, str]]:
+    """(key, text) for every setting on the command line, in order."""
+    rest = deque(argv)
+    while rest:
+        word = rest.popleft()
+        is_flag = word.startswith("--")
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not key or key.startswith("-") or not (equals or is_flag):
+            remedy = f"recipe={word}" if word.endswith((".yaml", ".yml")) else "key=value or --key value"
+            raise UserError(f"{_show(word)} is not a setting: write {remedy} (--help lists the keys)")
+        yield key, text if equals else _flag_text(key, rest, known)
+
+
+def _flag_text(key: str, rest: deque[str], known: dict[str, Setting]) -> str:
+    """The value of `--key`: the next word, or `true` where a bare flag makes sense and none follows."""
+    follows = bool(rest) and not rest[0].startswith("--")
+    hint = str if key == "recipe" else _find(known, key, rest[0] if follows else "")[1]
+    if hint is bool and not (follows and rest[0].lower() in BOOLEANS):
+        return "true"
+    if hint is Any and (not follows or _is_setting(rest[0], known)):
+        return "true"
+    if not follows:
+        takes = "a file" if key == "recipe" else _find(known, key)[0].takes
+        raise UserError(f"--{key}: got no value, takes {takes}")
+    return rest.popleft()
+
+
+def _is_setting(word: str, known: dict[str, Setting]) -> bool:
+    key, equals, _ = word.partition("=")
+    heads = {"recipe", *(name.split(".")[0] for name in known)}
+    return bool(equals) and key.split(".")[0].replace("-", "_") in heads
+
+
+def _from_text(text: str, hint: Any) -> Any:
+    """Text for a field that may hold anything, read as YAML: `[...]`, `{...}`, or a scalar. Other fields keep it."""
+    if hint is not Any and get_origin(hint) is not dict:
+        return text
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            return text
+    loader = _Loader("")
+    return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
+
+
+# ---- keys and values ------------------------------------------------------------------------------------------------
+
+
+def _find(known: dict[str, Setting], key: str, got: Any = "") -> tuple[Setting, Any, str]:
+    """(setting, type of the value, path) of a key as typed; `trainer.KEY` and `columns.NAME` reach into a mapping."""
+    plain = key.replace("-", "_")
+    if plain in known:
+        return known[plain], known[plain].hint, known[plain].path
+    for name, setting in known.items():
+        if plain.startswith(f"{name}.") and get_origin(setting.hint) is dict and plain != f"{name}.":
+            value_hint = get_args(setting.hint)[1]
+            inner = (plain if value_hint is Any else key)[len(name) + 1 :]
+            return setting, value_hint, f"{setting.path}.{inner}"
+    inside = [name for name in known if name.startswith(f"{plain}.")]
+    if inside:
+        raise UserError(f"{key}: got {_show(got)}, takes its own keys: {', '.join(inside)}")
+    near = [s.key for s in known.values() if s.key.split(".")[-1] == plain.split(".")[-1] or s.path == plain]
+    near = near or difflib.get_close_matches(plain, known, n=3)
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else "--help lists the keys"
+    raise UserError(f"unknown key {key} (got {_show(got)}): {hint}")
+
+
+def _assign(config: Any, known: dict[str, Setting], key: str, got: Any, value: Any, where: str) -> None:
+    """Sets one key, or says in one line what it got and what it takes."""
+    try:
+        setting, hint, path = _find(known, key, got)
+    except UserError as error:
+        raise UserError(f"{error}{where}") from None
+    try:
+        OmegaConf.update(config, path, _read(value, hint), merge=False)
+        stored = OmegaConf.select(config, path)
+        if setting.limit is None or stored is None or setting.limit.holds(stored):
+            return
+    except (OmegaConfBaseException, csv.Error, KeyError, ValueError, TypeError, RecursionError):
+        pass
+    name, takes = (setting.key, setting.takes) if path == setting.path else (key, _words(hint, "", key))
+    quotes = " in quotes" if hint is str and isinstance(got, bool | float) else ""
+    raise UserError(f"{name}: got {_show(got)}, takes {takes}{quotes}{where}")
+
+
+def _read(value: Any, hint: Any) -> Any:
+    """A value as OmegaConf takes it for a field of type `hint` (numbers and choices are left to OmegaConf)."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        is_null = value is None or (isinstance(value, str) and value.lower() in NULLS)
+        return None if is_null else _read(value, next(arg for arg in args if arg is not NoneType))
+    if origin is list:
+        return [_read(item, args[0]) for item in _expect(_split(value) if isinstance(value, str) else value, list)]
+    if origin is dict:
+        return {str(name): _read(item, args[1]) for name, item in _expect(value, dict).items()}
+    if hint is bool and not isinstance(value, bool):
+        return BOOLEANS[str(value).lower()]
+    if hint is str and not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, int):  # `out: no` and `out: 1e5` would change in silence
+            raise ValueError(value)
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _read(item, Any) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_read(item, Any) for item in value]
+    return _literal(value) if isinstance(value, str) else value
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(value)
+    return value
+
+
+def _split(text: str) -> list[str]:
+    """`a,b` or `[a,b]`; an item that holds a comma goes in double quotes."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    items = next(csv.reader([text], skipinitialspace=True), [])
+    return [item.strip() for item in items if item.strip()]
+
+
+def _literal(text: str) -> str:
+    """Text that OmegaConf reads back unchanged: `${` does not interpolate."""
+    if text == "???":  # OmegaConf's mark for a missing value, which it cannot escape
+        raise ValueError(text)
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
+
+
+def _show(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+# ---- recipes --------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without the traps: 1e-5 is a number, 1:30 and 2026-01-31 are text, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.value != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever either YAML 1.1 or _Loader would read as something other than the same text."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+_KEPT = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag in _KEPT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError names the file, and the line where YAML ends."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            recipe = yaml.load(file, Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror or error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        remedy = " (inside [ ] put quotes around a value that holds ?)" if "'?'" in f"{error.problem}" else ""
+        raise UserError(f"recipe {path}{line}: {error.problem}{remedy}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if recipe is not None and not isinstance(recipe, dict):
+        raise UserError(f"recipe {path}, line 1: takes lines of key: value, got {_show(recipe)}")
+    return recipe or {}
+
+
+def _leaves(recipe: dict, known: dict[str, Setting], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of a recipe, sections unfolded; an empty section or mapping sets nothing."""
+    for name, value in recipe.items():
+        key = f"{prefix}{name}"
+        plain = key.replace("-", "_")
+        is_section = any(k.startswith(f"{plain}.") for k in known)
+        is_mapping = plain in known and get_origin(known[plain].hint) is dict
+        if is_section and isinstance(value, dict):
+            yield from _leaves(value, known, f"{key}.")
+        elif value is not None or not (is_section or is_mapping):
+            yield key, value

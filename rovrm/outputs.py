@@ -1,0 +1,198 @@
+"""What a run leaves behind: phase folders, per-pair scores, the merged checkpoint with its model card, summary.json."""
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rovrm.checkpoints import ADAPTER, merge_adapter, save_folder
+from rovrm.config import PHASES, TrainConfig
+from rovrm.data import write_jsonl
+from rovrm.phases import phase_folder
+
+if TYPE_CHECKING:
+    from rovrm.trainer import RewardTrainer
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically: under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", record: dict[str, Any], last: bool) -> None:
+    """Writes a phase's folder: adapter or full checkpoint, processor, scores.jsonl; phase.json last, as the sign that
+    the phase is done. The last phase of a run also gets the merged checkpoint."""
+    folder = phase_folder(config.out, phase)
+    full = config.tuning == "full"
+    trainer.accelerator.wait_for_everyone()
+    if full:
+        temporary = folder / "full.tmp"
+        _note_rewards(trainer.model.config, record)
+        trainer.save_model(str(temporary))  # every process takes part where weights are sharded
+    if not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    save_folder(folder, lambda path: trainer.processing_class.save_pretrained(path))
+    write_scores(folder / "scores.jsonl", trainer)
+    if full:
+        save_folder(folder, lambda path: _move_full(temporary, path, config, record, phase))
+    else:
+        save_folder(folder, lambda path: model.save_pretrained(path / ADAPTER))
+        if last:
+            base = model.peft_config["default"].base_model_name_or_path
+            merged = merge_adapter(base, str(folder / ADAPTER), config.trust_remote_code)
+            save_merged(merged, folder, config.save_dtype, record, _card(config, record, phase), trainer)
+    write_json(folder / "phase.json", record)
+
+
+def save_merged(
+    merged: Any,
+    folder: Path,
+    save_dtype: str,
+    record: dict[str, Any],
+    card: str,
+    trainer: "RewardTrainer | None" = None,
+) -> None:
+    """Writes a merged reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how much the
+    rewards of some held-out examples moved: small updates vanish in the rounding."""
+    _note_rewards(merged.config, record)
+    if save_dtype == "bfloat16":
+        before = _sample_rewards(merged, trainer)
+        head = merged.score.weight.data.clone()
+        merged.to(torch.bfloat16)
+        merged.score.to(torch.float32).weight.data.copy_(head)
+        after = _sample_rewards(merged, trainer)
+        if before:
+            moved = max(abs(a - b) for a, b in zip(before, after, strict=True))
+            print(f"stored in bfloat16: rewards of {len(before)} held-out responses move by up to {moved:.2e}")
+
+    def write(path: Path) -> None:
+        merged.save_pretrained(path)
+        (path / "README.md").write_text(card)
+
+    save_folder(folder, write)
+
+
+def _sample_rewards(model: Any, trainer: "RewardTrainer | None") -> list[float]:
+    """Rewards of up to 16 held-out examples by `model`, on the CPU."""
+    from rovrm.scorer import RewardScorer
+
+    if trainer is None or not trainer.eval_dataset:
+        return []
+    scorer = RewardScorer(model, trainer.processing_class, rows=trainer.args.rows)  # type: ignore[attr-defined]
+    sample = list(trainer.eval_dataset)[:16]  # type: ignore[arg-type]
+    return [reward for rewards in scorer.score_batch(sample) for reward in rewards]
+
+
+def _note_rewards(config: Any, record: dict[str, Any]) -> None:
+    """Mean and spread of the held-out rewards, for `normalize=True`."""
+    if "reward_mean" in record:
+        config.reward_mean, config.reward_std = record["reward_mean"], record["reward_std"]
+
+
+def _move_full(source: Path, path: Path, config: TrainConfig, record: dict[str, Any], phase: int) -> None:
+    for file in source.iterdir():
+        if file.name != "training_args.bin":
+            os.replace(file, path / file.name)
+    (path / "README.md").write_text(_card(config, record, phase))
+    for file in source.iterdir():
+        file.unlink()
+    source.rmdir()
+
+
+def write_scores(path: Path, trainer: "RewardTrainer") -> None:
+    """Per held-out example: its best and its worst response's reward, and 1, 0 or 0.5 for right, wrong and tie (a
+    list counts the share of its comparisons won)."""
+    rows = []
+    for example, rewards in zip(trainer.eval_dataset, trainer.eval_rewards, strict=True):  # type: ignore[arg-type]
+        best, worst = example.ranks.index(min(example.ranks)), example.ranks.index(max(example.ranks))
+        rows.append(
+            {
+                "id": example.id,
+                "scores_chosen": rewards[best],
+                "scores_rejected": rewards[worst],
+                "results": _share_won(rewards, example.ranks),
+                "subset": example.source,
+            }
+        )
+    write_jsonl(path, rows)
+
+
+def _share_won(rewards: list[float], ranks: list[int]) -> float:
+    won = [
+        (rewards[i] > rewards[j]) + 0.5 * (rewards[i] == rewards[j])
+        for i in range(len(ranks))
+        for j in range(len(ranks))
+        if ranks[i] < ranks[j]
+    ]
+    return sum(won) / len(won)
+
+
+def summarise(config: TrainConfig, phases: list[int]) -> None:
+    """Writes summary.json and prints the table of phases and what to do next."""
+    records = {}
+    for phase in (1, 2, 3):
+        path = phase_folder(config.out, phase) / "phase.json"
+        if path.is_file():
+            records[f"phase{phase}-{PHASES[phase - 1]}"] = json.loads(path.read_text())
+    write_json(Path(config.out) / "summary.json", records)
+    print(f"\n{'phase':<16}{'trained on':>11}{'held out':>10}{'rejected':>10}{'accuracy':>10}{'loss':>8}{'pairs/s':>9}")
+    for name, r in records.items():
+        print(
+            f"{name:<16}{r['n_train']:>11}{r['n_held_out']:>10}{r['n_skipped']:>10}{r['accuracy']:>10.3f}"
+            f"{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}"
+        )
+    final = phase_folder(config.out, phases[-1])
+    print(
+        f"\nreward model: {final}\nscore with it: python -m rovrm.score model={final} in=pairs.jsonl out=scores.jsonl"
+    )
+
+
+def _card(config: TrainConfig, record: dict[str, Any], phase: int) -> str:
+    """The model card: what it is, how it was made, and a quick start that runs without rovrm."""
+    data = {name: getattr(config, name).data for name in PHASES[:phase]}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    trained = "\n".join(f"- {name}: {', '.join(sources) or 'none'}" for name, sources in data.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+base_model: {config.model}
+tags: [reward-model, rovrm]
+---
+# Visual reward model
+
+One scalar reward for a response to a prompt about an image; higher is better. Made with rovrm from `{config.model}`
+({config.tuning}), last phase: {PHASES[phase - 1]}.
+
+Held-out accuracy {record["accuracy"]:.3f} on {record["n_held_out"]} examples, loss {record["loss"]:.3f}; rewards there:
+mean {record["reward_mean"]:.3f}, standard deviation {record["reward_std"]:.3f}.
+
+Preference data:
+{trained}
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+folder = "."  # this folder
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()  # runs modeling.py here
+processor = AutoProcessor.from_pretrained(folder)
+messages = [
+    {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is on the table?"}}]}},
+    {{"role": "assistant", "content": [{{"type": "text", "text": "A cup."}}]}},
+]
+text = processor.apply_chat_template(messages)
+inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=False)  # image: a PIL image
+with torch.no_grad():
+    print(model(**inputs).logits.item())
+```
+With rovrm: `RewardScorer.from_pretrained(folder).score("What is on the table?", ["A cup.", "A dog."], images="photo.jpg")`.
+
+Versions: {versions}.
+"""

@@ -1,0 +1,293 @@
+"""Trains a visual reward model in up to three phases: text, caption and visual preferences (RoVRM, arXiv 2408.12109).
+
+    python -m rovrm.train phase=1..3                                       # the embedded tiny default
+    python -m rovrm.train recipe=recipes/llava-1.5-7b.yaml                 # the paper's run
+    python -m rovrm.train phase=3 model=llava-hf/llava-1.5-7b-hf visual.data=pairs.jsonl out=runs/mine
+
+Writes into `out`: config.yaml, summary.json and a folder per phase with `adapter/` (or the full checkpoint), the
+processor, checkpoints/, rejected.jsonl, scores.jsonl, trainer_log.jsonl and phase.json; the last phase also holds the
+full merged checkpoint. A finished phase is not run again; an interrupted one resumes at its last complete checkpoint.
+
+Departures from the paper: (1) by default LoRA instead of full fine-tuning (`tuning=full` is the paper's); (2) the
+prompt and image are encoded once for all responses (same rewards, fewer tokens); (3) a ranked list is one
+Plackett-Luce loss also beyond pairs, as in the authors' code, without its overflow; (4) held-out data go by image or
+prompt, never by row.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rovrm.config import PHASES, TrainConfig, check_trainer_keys, parse, phase_numbers, run, save
+from rovrm.errors import UserError
+
+if TYPE_CHECKING:
+    from rovrm.phases import PhaseData
+    from rovrm.rows import RewardCollator
+
+
+def train(argv: list[str]) -> None:
+    config = parse(TrainConfig, argv, "rovrm.train")
+    phases = phase_numbers(config.phase)
+    check_trainer_keys(config.trainer)
+
+    from accelerate import PartialState
+
+    from rovrm.checkpoints import load_config, load_processor
+    from rovrm.outputs import summarise
+    from rovrm.phases import prepare_phase
+    from rovrm.rows import RewardCollator
+
+    main_process = _process(config).is_main_process
+    config = _with_demo(config, phases)
+    todo = [phase for phase in phases if not _finished(config, phase, main_process)]
+    processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
+    model_config = load_config(config.model, config.trust_remote_code)
+    collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
+    data = {phase: prepare_phase(config, phase, collator, main_process) for phase in todo}
+    if config.dry_run:
+        from rovrm.dry_run import print_dry_run
+
+        return print_dry_run(config, data, collator, model_config) if main_process else None
+    if main_process:
+        save(config, Path(config.out) / "config.yaml")
+    for phase in todo:
+        start = _start_of(config, phase, first=phase == phases[0])
+        _run_phase(config, phase, data[phase], start, last=phase == phases[-1], processor=processor)
+        PartialState().wait_for_everyone()
+    if main_process:
+        summarise(config, phases)
+
+
+def _process(config: TrainConfig) -> Any:
+    """The process group, set up as Trainer would: on the CPU with `trainer.use_cpu=true`."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=bool(config.trainer.get("use_cpu", False)))
+
+
+def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
+    """With no model given: the tiny default, and its generated pairs for the phases that have no data of their own."""
+    if config.model:
+        return config
+    from accelerate import PartialState
+
+    from rovrm.demo import write_demo
+
+    folder = Path(config.out) / "demo"
+    with PartialState().main_process_first():
+        if not (folder / "base" / "config.json").is_file():
+            write_demo(folder)
+    sections = {}
+    for name in (PHASES[phase - 1] for phase in phases):
+        section, data = getattr(config, name), [str(folder / f"{name}.jsonl")]
+        if section == getattr(TrainConfig(), name):  # a random base of 0.2M parameters takes another rate than 7B
+            sections[name] = replace(section, data=data, learning_rate=1e-3, epochs=2.0)
+        elif not section.data:
+            sections[name] = replace(section, data=data)
+    return replace(config, model=str(folder / "base"), **sections)
+
+
+# ---- one phase -------------------------------------------------------------------------------------------------------
+
+
+def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, last: bool, processor: Any) -> None:
+    """Trains one phase from `start`, evaluates it on the held-out examples, and writes its folder."""
+    from transformers import set_seed
+
+    from rovrm.outputs import write_json, write_phase
+    from rovrm.phases import phase_folder, section_of
+    from rovrm.trainer import LogFile, RewardTrainer
+
+    folder, began = phase_folder(config.out, phase), time.perf_counter()
+    main_process = _process(config).is_main_process
+    checkpoint = _complete_checkpoint(folder / "checkpoints", main_process)
+    if main_process:
+        print(f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
+              f"{len(data.rejected)} rejected; from {checkpoint or start}")  # fmt: skip
+        write_json(folder / "settings.json", _settings(config, phase))
+    set_seed(config.seed)
+    model = _model_for(config, phase, start)
+    arguments = _arguments(config, phase, folder)
+    trainer = RewardTrainer(
+        model, arguments, data.train, data.held_out, processor, callbacks=[LogFile(folder / "trainer_log.jsonl")]
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    training_seconds = time.perf_counter() - began
+    metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
+    record = {
+        "n_train": len(data.train),
+        "n_held_out": len(data.held_out),
+        "n_skipped": len(data.rejected),
+        "accuracy": metrics["accuracy"],
+        "loss": metrics["loss"],
+        "margin": metrics["margin"],
+        "reward_mean": metrics["mean_reward"],
+        "reward_std": metrics["std_reward"],
+        "seconds": training_seconds,
+        "pairs_per_second": len(data.train) * section_of(config, phase).epochs / training_seconds,
+        "shared_rows": trainer.collator.shared,
+    }
+    write_phase(config, phase, trainer, record, last)
+
+
+def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
+    """The model of a phase with what trains set up: the base with an adapter (fresh, or the one that the phases
+    continue), or all weights of the previous phase's checkpoint."""
+    import torch
+
+    from rovrm.checkpoints import load_adapter, load_reward_model, lora_config, set_trainable
+
+    full, from_adapter = config.tuning == "full", os.path.isfile(os.path.join(start, "adapter_config.json"))
+    if full and from_adapter:
+        raise UserError(f"tuning=full cannot start from the adapter {start!r}; merge it first: python -m rovrm.merge")
+    dtype = torch.float32 if full else numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False)))
+    base = config.model if from_adapter else start
+    model: Any = load_reward_model(base, dtype, config.tuning == "qlora", config.trust_remote_code)
+    if from_adapter:
+        model = load_adapter(model, start, trainable=True)
+    elif not full:
+        from peft import get_peft_model
+
+        if os.path.isdir(base):
+            model.name_or_path = os.path.abspath(base)  # the adapter remembers its base by it
+        model = get_peft_model(model, lora_config(model, config.lora_r, config.lora_alpha, config.lora_dropout))
+    set_trainable(model, visual=phase == 3, full=full)
+    return model
+
+
+def numeric_type(name: str, use_cpu: bool = False) -> Any:
+    """auto: bfloat16 where a GPU has it, else float32."""
+    import torch
+
+    if name == "auto":
+        fast = torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, name)
+
+
+def _arguments(config: TrainConfig, phase: int, folder: Path) -> Any:
+    import torch
+
+    from rovrm.phases import section_of
+    from rovrm.trainer import RewardConfig
+
+    section = section_of(config, phase)
+    bfloat16 = numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False))) == torch.bfloat16
+    given: dict[str, Any] = {
+        "logging_steps": 10,
+        "save_steps": 200,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "dataloader_num_workers": config.workers,
+        "bf16": bfloat16,
+        "warmup_steps": 0.03,  # a share of all steps
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **config.trainer,
+        "output_dir": str(folder / "checkpoints"),
+        "learning_rate": section.learning_rate,
+        "num_train_epochs": section.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.batch_size,
+        "seed": config.seed,
+        "rows": config.rows,
+        "batch_tokens": config.batch_tokens,
+        "max_length": config.max_length,
+        "center_rewards_coefficient": config.center_rewards_coefficient,
+    }
+    try:
+        return RewardConfig(**given)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"trainer settings are refused by transformers: {error}") from error
+
+
+# ---- where a run stands ----------------------------------------------------------------------------------------------
+
+
+def _settings(config: TrainConfig, phase: int) -> dict[str, Any]:
+    """What decides a phase's result: everything but the phases asked for, the other phases' sections and the workers."""
+    everything = asdict(config)
+    for key in (
+        "phase",
+        "out",
+        "workers",
+        "dry_run",
+        "save_dtype",
+        *(p for i, p in enumerate(PHASES, 1) if i != phase),
+    ):
+        everything.pop(key)
+    return everything
+
+
+def _finished(config: TrainConfig, phase: int, say: bool) -> bool:
+    """Whether a phase is done with these very settings. Raises UserError where it was begun with others."""
+    from rovrm.phases import phase_folder
+
+    folder = phase_folder(config.out, phase)
+    if not (folder / "settings.json").is_file():
+        return False
+    before, now = json.loads((folder / "settings.json").read_text()), json.loads(json.dumps(_settings(config, phase)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {before.get(key)!r}, now "
+            f"{now.get(key)!r}); give another out=, or remove that folder to train the phase anew"
+        )
+    done = (folder / "phase.json").is_file()
+    if done and say:
+        print(f"phase {phase} ({PHASES[phase - 1]}) is finished in {folder} and is not run again")
+    return done
+
+
+def _start_of(config: TrainConfig, phase: int, first: bool) -> str:
+    """What a phase starts from: `init_from` for the first one asked for, else the nearest earlier finished phase, else
+    the base model."""
+    from rovrm.checkpoints import ADAPTER
+    from rovrm.phases import phase_folder
+
+    earlier = [phase_folder(config.out, p) for p in range(phase - 1, 0, -1)]
+    finished = [str(folder) for folder in earlier if (folder / "phase.json").is_file()]
+    start = finished[0] if finished else config.model
+    if first and config.init_from:
+        start = config.init_from
+    adapter = os.path.join(start, ADAPTER)
+    return adapter if os.path.isfile(os.path.join(adapter, "adapter_config.json")) else start
+
+
+def _complete_checkpoint(folder: Path, main_process: bool) -> str | None:
+    """The newest checkpoint whose trainer_state.json, written last, is whole; newer ones were cut off and go."""
+    from accelerate import PartialState
+
+    def newest_first() -> list[Path]:
+        return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+
+    if main_process:
+        for path in newest_first():
+            if _is_json(path / "trainer_state.json"):
+                break
+            print(f"{path} was cut off while it was saved: removed")
+            shutil.rmtree(path)
+    PartialState().wait_for_everyone()
+    return next((str(path) for path in newest_first()), None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(train, sys.argv[1:] if argv is None else argv, "rovrm.train")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""`RewardTrainer`: transformers.Trainer with shared-prefix rows, token-budget batches and the ranking loss.
+
+    trainer = RewardTrainer(model, RewardConfig(output_dir="out"), train_dataset, eval_dataset, processor, peft_config)
+    trainer.train()
+
+Data sets are lists of `rovrm.examples.Example`, or anything in TRL's preference format. The main loop is Trainer's own;
+this subclass gives it batches (`get_train_dataloader`), the loss (`compute_loss`) and metrics (`log`, `evaluate`).
+Where it departs from Trainer: evaluation scores every list once and computes its metrics from the gathered rewards, so
+they depend neither on batching nor on the number of processes.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from rovrm.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
+from rovrm.checks import check_examples
+from rovrm.data import as_examples
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.losses import batch_sums, compare, preference_loss, ranking_metrics
+from rovrm.rows import RewardCollator
+
+
+@dataclass
+class RewardConfig(TrainingArguments):
+    """TrainingArguments, where `per_device_train_batch_size` counts prompts of one forward at most, and these:"""
+
+    rows: str = field(default="auto", metadata={"help": "auto, shared or separate: one row per prompt or per response"})
+    batch_tokens: int = field(default=16384, metadata={"help": "padded tokens of one forward per device, at most"})
+    max_length: int = field(
+        default=2048, metadata={"help": "tokens of the longest conversation; longer rows are refused"}
+    )
+    center_rewards_coefficient: float = field(default=0.0, metadata={"help": "pulls the mean reward towards 0"})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "prompts of one forward per device, at most"})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "prompts of one evaluation forward, at most"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "the collator needs every column"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss that is not finite stops the run"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise UserError("remove_unused_columns=True would drop the images; leave it False")
+
+
+class RewardTrainer(Trainer):
+    """Trains a reward model (`rovrm.modeling`) on ranked lists; see the module's docstring.
+
+    model: a reward model, or the name of a checkpoint. processing_class: its processor; loaded when model is a name.
+    peft_config: a PEFT config, for instance of `rovrm.checkpoints.lora_config`, put on the model here.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: RewardConfig,
+        train_dataset: Sequence[Example] | Any = None,
+        eval_dataset: Sequence[Example] | Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        if args.n_gpu > 1:
+            raise UserError(
+                "one process would drive several GPUs: use accelerate launch, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if isinstance(model, str):
+            from rovrm.checkpoints import load_processor, load_reward_model
+
+            processing_class = processing_class or load_processor(model)
+            model = load_reward_model(model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)  # type: ignore[assignment]
+        if processing_class is None:
+            raise UserError("RewardTrainer needs processing_class, the model's processor")
+        _give_pad_token(model.config, processing_class)
+        collator = RewardCollator(processing_class, model.config, args.rows, args.batch_tokens)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=_measured(train_dataset, collator, args),
+            eval_dataset=_measured(eval_dataset, collator, args),
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        self.collator = collator
+        self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch, the responses of all devices
+        self.eval_rewards: list[list[float]] = []  # of the last evaluation, one list per example
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(LiveBar())
+        self._reset_metrics()
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None:
+            raise UserError("RewardTrainer has no train_dataset to train on")
+        return self._loader(
+            self.train_dataset, self.args.per_device_train_batch_size, self.args.data_seed or self.args.seed
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(data, self.args.per_device_eval_batch_size, None)
+
+    def _loader(self, examples: Any, batch_size: int, seed: int | None) -> DataLoader:
+        lengths = [example.lengths for example in examples]
+        costs = [self.collator.cost(length) for length in lengths]
+        kinds = [bool(example.images) and not self.collator.shared for example in examples]
+        batches = plan_batches(costs, kinds, self.args.batch_tokens, batch_size, seed)  # type: ignore[attr-defined]
+        planned = PlannedBatches(examples, batches, self.args.world_size, seed)
+        loader = batch_loader(planned, self.collator, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+        return self.accelerator.prepare(loader)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return len(getattr(dataloader.dataset, "examples", dataloader.dataset))  # type: ignore[arg-type]
+
+    # ---- loss --------------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean loss per response: of the whole optimizer step where Trainer counts it, else of this batch."""
+        model_inputs, ours = split_batch(inputs)
+        outputs = model(**model_inputs)
+        pairs = compare(outputs.logits, ours["labels"], ours["list_ids"])
+        loss = preference_loss(pairs, ours["margins"], self.args.center_rewards_coefficient)
+        if num_items_in_batch is None:
+            loss = loss / max(len(pairs.rewards), 1)
+        else:  # DistributedDataParallel averages gradients over the processes: undo it
+            loss = loss / num_items_in_batch * self.accelerator.num_processes
+        if model.training:
+            self._count(pairs, model_inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- metrics -----------------------------------------------------------------------------------------------------
+
+    def _reset_metrics(self) -> None:
+        self._sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
+        self._extremes = torch.tensor([math.inf, -math.inf], dtype=torch.float64, device=self.args.device)
+        self._since = time.perf_counter()
+
+    def _count(self, pairs: Any, model_inputs: dict[str, Tensor]) -> None:
+        attended = model_inputs.get("segment_ids")
+        tokens = (attended >= 0).sum() if attended is not None else model_inputs["attention_mask"].sum()
+        if len(pairs.rewards):
+            self._sums += torch.cat([batch_sums(pairs), tokens.double()[None]])
+            low, high = pairs.rewards.detach().double().aminmax()
+            self._extremes = torch.stack([self._extremes[0].minimum(low), self._extremes[1].maximum(high)])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = logs | self._training_metrics()
+            if not math.isfinite(logs["loss"]):
+                raise UserError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate, "
+                    "or look for broken weights in the base model"
+                )
+        super().log(logs, start_time)
+
+    def _training_metrics(self) -> dict[str, float]:
+        """TRL's metric names, over all processes since the last log."""
+        lists, accuracy, margin, responses, reward, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
+        extremes = self.accelerator.gather(self._extremes).reshape(-1, 2)  # (processes, 2)
+        seconds = time.perf_counter() - self._since
+        self._reset_metrics()
+        if not lists:
+            return {}
+        return {
+            "accuracy": accuracy / lists,
+            "margin": margin / lists,
+            "mean_reward": reward / responses,
+            "min_reward": extremes[:, 0].min().item(),
+            "max_reward": extremes[:, 1].max().item(),
+            "num_tokens": tokens,
+            "pairs_per_second": lists / seconds,
+        }
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Scores every list once; metrics of `ranking_metrics`, from rewards gathered over all processes."""
+        examples = self.eval_dataset if eval_dataset is None else _measured(eval_dataset, self.collator, self.args)
+        started = time.perf_counter()
+        self.eval_rewards = self.predict_rewards(examples)
+        metrics = ranking_metrics(self.eval_rewards, [e.ranks for e in examples], [e.margin for e in examples])
+        metrics["pairs_per_second"] = len(examples) / (time.perf_counter() - started)
+        named = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+        self.log(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        self._since = time.perf_counter()
+        return named
+
+    @torch.no_grad()
+    def predict_rewards(self, examples: Sequence[Example]) -> list[list[float]]:
+        """The rewards of every response of every example, the same on every process."""
+        loader = self.get_eval_dataloader(examples)
+        # An unprepared model (evaluation without training) would sit on the CPU in float32 and outside of autocast.
+        model = self.model_wrapped if self.model_wrapped is not self.model else self._prepare_for_eval()
+        model.eval()
+        found: dict[int, dict[int, float]] = {}
+        for batch in loader:
+            model_inputs, ours = split_batch(self._prepare_inputs(batch))
+            collect_rewards(ours, model(**model_inputs).logits, found)
+        parts = gather_object([found]) if self.args.world_size > 1 else [found]
+        merged: dict[int, dict[int, float]] = {}
+        for part in parts:
+            merged.update(part)
+        return [[merged[i][j] for j in range(len(e.responses))] for i, e in enumerate(examples)]
+
+    def _prepare_for_eval(self) -> Any:
+        return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+
+
+def _give_pad_token(config: Any, processor: Any) -> None:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> list[Example] | None:
+    """The data set as examples with their lengths; those that come without are looked at here, and a bad one stops."""
+    if dataset is None:
+        return None
+    examples = as_examples(dataset)
+    if all(example.lengths is not None for example in examples):
+        return examples
+    checked = check_examples(examples, collator, args.max_length, args.dataloader_num_workers)
+    if checked.rejected:
+        first = checked.rejected[0]
+        raise UserError(
+            f"{len(checked.rejected)} of {len(examples)} rows cannot be trained on; the first, {first['location'] or first['id']}: "
+            f"{first['field']} = {first['value']!r}: {first['reason']}"
+        )
+    return checked.examples
+
+
+class LiveBar(ProgressCallback):
+    """Trainer's bar, with loss, accuracy and margin at its end instead of a printed dictionary."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = ("loss", "accuracy", "margin", "eval_accuracy")
+            self.training_bar.set_postfix({k: f"{logs[k]:.3f}" for k in shown if k in logs})
+
+
+class LogFile(TrainerCallback):
+    """Appends every log to a JSONL file; when a run resumes, what came after its checkpoint is dropped first."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and os.path.exists(self.path):
+            with open(self.path) as file:
+                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            with open(self.path, "w") as file:
+                file.writelines(kept if state.global_step else [])
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"step": state.global_step} | logs) + "\n")

@@ -1,0 +1,29 @@
+"""Shared by all tests: no network, no telemetry, and tiny checkpoints built once per session."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+sys.path.insert(0, str(Path(__file__).parent))  # so that `from families import ...` works from every test folder
+
+from families import allow_missing_video_processor, make_family
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory):
+    """`family_folder("qwen2_vl")`: the folder of that tiny checkpoint, written on first use. Do not write into it."""
+    # Qwen-VL, InternVL, LLaVA-OneVision and SmolVLM processors cannot be built without torchvision, whose wheel does
+    # not load beside a CPU torch, although only their *video* half needs it. For the rest of the session, and only
+    # where torchvision cannot be imported, that half is replaced. Here and not at import: it costs seconds.
+    allow_missing_video_processor()
+    folders = {}
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            folders[name] = make_family(name, tmp_path_factory.mktemp(name))
+        return folders[name]
+
+    return folder

@@ -1,0 +1,367 @@
+"""Settings: every form a key may take on the command line and in a recipe, and one line for every mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+from rovrm.config import (
+    MergeConfig,
+    ScoreConfig,
+    TrainConfig,
+    check_trainer_keys,
+    parse,
+    phase_numbers,
+    run,
+    save,
+)
+from rovrm.errors import UserError
+from rovrm.front import settings
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+def train(*argv: str) -> TrainConfig:
+    return parse(TrainConfig, list(argv), "train")
+
+
+def refused(*argv: str, config_class: type = TrainConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(config_class, list(argv), "command")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    def write(text: str) -> str:
+        (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+        return f"recipe={tmp_path / 'recipe.yaml'}"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("1", [1]), ("1..3", [1, 2, 3]), ("1,3", [1, 3]), ("3,1,1", [1, 3]), ("2..2", [2])]
+    + [("text", [1]), ("text,visual", [1, 3]), ("caption..visual", [2, 3]), (" 1 , 2", [1, 2])],
+)
+def test_phase_numbers(text: str, numbers: list[int]) -> None:
+    assert phase_numbers(text) == numbers
+    assert train(f"phase={text}").phase == text
+
+
+@pytest.mark.parametrize("text", ["", "0", "4", "1..4", "3..1", "1..", "..", "1-3", "1,", "images", "1...3", "1..2..3"])
+def test_phase_numbers_refuses(text: str) -> None:
+    with pytest.raises(UserError, match=r"phase: got .* takes 1, 2, 3"):
+        phase_numbers(text)
+    assert repr(text) in refused(f"phase={text}")
+
+
+def test_defaults() -> None:
+    config = train()
+    assert (config.phase, config.out, config.model) == ("1..3", "runs/demo", "")
+    rates = [config.text.learning_rate, config.caption.learning_rate, config.visual.learning_rate]
+    assert rates == [2e-5, 1e-6, 1e-6]
+    assert config.text.n is None and config.text.data == [] and config.trainer == {}
+    assert config.caption.caption_template == "Image description: {caption}\n\n"
+    assert train().text.data is not config.text.data
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["batch_tokens=99", "dry_run=true"],
+        ["--batch_tokens", "99", "--dry_run"],
+        ["--dry-run", "--batch-tokens=99"],
+        ["--dry-run", "batch-tokens=99"],
+        ["--dry-run", "yes", "--batch-tokens", "99"],
+        ["batch_tokens=7", "dry_run=false", "--batch-tokens", "99", "--dry-run=on"],
+    ],
+)
+def test_forms_are_alike(argv: list[str]) -> None:
+    config = train(*argv)
+    assert config.batch_tokens == 99 and config.dry_run is True
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("a", ["a"]),
+        ("a,b", ["a", "b"]),
+        ("[a,b]", ["a", "b"]),
+        ("[a, b]", ["a", "b"]),
+        ("", []),
+        ("[]", []),
+        ("hub/set?n=5&split=train", ["hub/set?n=5&split=train"]),
+        ("[hub/set?n=5&split=x,b.jsonl]", ["hub/set?n=5&split=x", "b.jsonl"]),
+        ("hub/set?split=train[:10%],b", ["hub/set?split=train[:10%]", "b"]),
+        ('"one, file.jsonl",b', ["one, file.jsonl", "b"]),
+        ("${HOME}/a.jsonl", ["${HOME}/a.jsonl"]),
+    ],
+)
+def test_lists(text: str, data: list[str]) -> None:
+    assert train(f"text.data={text}").text.data == data
+    assert train("--text.data", text).text.data == data
+
+
+def test_sections_and_mappings() -> None:
+    config = train(
+        *("text.n=20", "--visual.n", "none", "caption.captions=c.jsonl", "text.columns.prompt=the-question"),
+        *("--trainer.gradient-checkpointing", "trainer.weight_decay=1e-2", "trainer.report_to=[]"),
+        *("trainer.max_steps=-1", "trainer.run_name=a #1", "trainer.fsdp_config.min_num_params=5"),
+        *("--trainer.bf16", "phase=1"),
+    )
+    assert config.text.n == 20 and config.visual.n is None and config.caption.captions == "c.jsonl"
+    assert config.text.columns == {"prompt": "the-question"}
+    assert config.trainer == {
+        "gradient_checkpointing": True,
+        "weight_decay": 0.01,
+        "report_to": [],
+        "max_steps": -1,
+        "run_name": "a #1",
+        "fsdp_config": {"min_num_params": 5},
+        "bf16": True,
+    }
+    assert config.phase == "1"
+    assert train("trainer={max_steps: 3}").trainer == {"max_steps": 3}
+
+
+def test_negative_number_after_a_key() -> None:
+    assert train("--trainer.max-steps", "-1").trainer == {"max_steps": -1}
+    assert refused("--seed", "-1") == "seed: got '-1', takes a whole number of at least 0"
+
+
+@pytest.mark.parametrize(
+    "text", ["${no}", "${", "a\\${b}", "\\\\${c}/d", "${oc.env:HOME}", "no", "1e5", "{x}", "[y]", "\x85b"]
+)
+def test_text_is_literal(text: str, tmp_path: Path) -> None:
+    config = train(f"image_root={text}", f"text.columns.prompt={text}")
+    assert config.image_root == text and config.text.columns == {"prompt": text}
+    save(config, tmp_path / "config.yaml")
+    assert train(f"recipe={tmp_path / 'config.yaml'}") == config
+
+
+def test_recipe_below_command_line(recipe) -> None:
+    text = "{n: 5, learning_rate: 1e-5, data: ['x?n=5&split=y', b]}"
+    path = recipe(f"phase: 1\ntext: {text}\ntrainer:\n  bf16: true\n")
+    for argv in (["text.n=7", path], [path, "text.n=7"], ["--recipe", path.removeprefix("recipe="), "--text.n=7"]):
+        config = train(*argv, "trainer.weight_decay=.1")
+        assert (config.phase, config.text.n, config.text.learning_rate) == ("1", 7, 1e-5)
+        assert config.text.data == ["x?n=5&split=y", "b"]
+        assert config.trainer == {"bf16": True, "weight_decay": 0.1}
+
+
+def test_recipe_accepts(recipe) -> None:
+    config = train(recipe("text:\nvisual: {data: 'a,b', n: null}\ntrainer:\nbatch-size: 3\ndry_run: yes\n"))
+    assert train(recipe("text:\n  data:\n  - x?n=5&split=y\n  - b\n")).text.data == ["x?n=5&split=y", "b"]
+    assert config.visual.data == ["a", "b"] and config.visual.n is None and config.trainer == {}
+    assert config.batch_size == 3 and config.dry_run and config.text == TrainConfig().text
+    assert train(recipe("")) == TrainConfig()
+    assert train(recipe("out: 2026-01-31\nimage_root: 1:30\n")).out == "2026-01-31"
+    assert train(recipe("trainer: {lr_scheduler_kwargs: {a: 2e-5}}")).trainer == {"lr_scheduler_kwargs": {"a": 2e-5}}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["batch_token=99"], "unknown key batch_token (got '99'): did you mean batch_tokens or batch_size?"),
+        (["--n", "8"], "unknown key n (got '8'): did you mean text.n or caption.n or visual.n?"),
+        (["text.captions=x"], "unknown key text.captions (got 'x'): did you mean caption.captions?"),
+        (["--qqq"], "unknown key qqq (got ''): --help lists the keys"),
+        (["text.n=x"], "text.n: got 'x', takes a whole number above 0 or null"),
+        (["text.n=0"], "text.n: got '0', takes a whole number above 0 or null"),
+        (["batch-size=1.5"], "batch_size: got '1.5', takes a whole number above 0"),
+        (["batch_size="], "batch_size: got '', takes a whole number above 0"),
+        (["text.learning_rate=0"], "text.learning_rate: got '0', takes a number above 0"),
+        (["text.learning_rate=nan"], "text.learning_rate: got 'nan', takes a number above 0"),
+        (["text.epochs=inf"], "text.epochs: got 'inf', takes a number above 0"),
+        (["eval_fraction=5%"], "eval_fraction: got '5%', takes a number from 0 to 1"),
+        (["max_bad_fraction=1.01"], "max_bad_fraction: got '1.01', takes a number from 0 to 1"),
+        (["text.select=best"], "text.select: got 'best', takes one of random, first"),
+        (["text.data=a\nb"], "text.data: got 'a\\nb', takes a list a,b or [a,b]"),
+        (["dry_run=2"], "dry_run: got '2', takes true or false"),
+        (["text.columns=5"], "text.columns: got '5', takes values by name, text.columns.NAME=VALUE"),
+        (["trainer=x"], "trainer: got 'x', takes values by name, trainer.NAME=VALUE"),
+        (["model=???"], "model: got '???', takes text"),
+        (["--out"], "--out: got no value, takes text"),
+        (["--out", "--dry-run"], "--out: got no value, takes text"),
+        (["--recipe"], "--recipe: got no value, takes a file"),
+        (["run.yaml"], "'run.yaml' is not a setting: write recipe=run.yaml (--help lists the keys)"),
+        (["-n=5"], "'-n=5' is not a setting: write key=value or --key value (--help lists the keys)"),
+        (["--dry-run", "maybe"], "'maybe' is not a setting: write key=value or --key value (--help lists the keys)"),
+        (["recipe=/no/such.yaml"], "recipe /no/such.yaml cannot be read: No such file or directory"),
+    ],
+)
+def test_refused_on_the_command_line(argv: list[str], message: str) -> None:
+    assert refused(*argv) == message
+
+
+def test_section_is_not_a_key() -> None:
+    assert refused("text=a.jsonl").startswith("text: got 'a.jsonl', takes its own keys: text.data, text.eval_data, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", ", line 2: expected ',' or ']', but got '<stream end>'"),
+        ("text:\n  data: [x?n=5, b]", ", line 2: expected ',' or ']', but got '?' (inside [ ] put quotes around"),
+        ("phase: 1\nphase: 2\n", ", line 2: key phase is given twice"),
+        ("- phase\n", ", line 1: takes lines of key: value, got ['phase']"),
+        ("a: !!python/object:os.system x\n", ", line 1: could not determine a constructor"),
+        ("a: \0\n", " is not YAML: unacceptable character"),
+        ("txt: {n: 5}\n", "unknown key txt (got {'n': 5}): did you mean"),
+        ("text: {m: 5}\n", "unknown key text.m (got 5): did you mean"),
+        ("text: 5\n", "text: got 5, takes its own keys: text.data"),
+        ("seed: true\n", "seed: got true, takes a whole number of at least 0 (in "),
+        ("seed: 1.5\n", "seed: got 1.5, takes"),
+        ("seed:\n", "seed: got null, takes"),
+        ("out: no\n", "out: got false, takes text in quotes"),
+        ("out: 1e5\n", "out: got 100000.0, takes text in quotes"),
+        ("out: [a]\n", "out: got ['a'], takes text"),
+        ("text: {data: {a: b}}\n", "text.data: got {'a': 'b'}, takes a list a,b or [a,b]"),
+        ("text: {data: [a, null]}\n", "text.data: got ['a', None], takes a list a,b or [a,b]"),
+        ("phase: [1, 3]\n", "phase: got [1, 3], takes 1, 2, 3, a range 1..3, a list 1,3"),
+        ("trainer: &t {a: *t}\n", "trainer: got {'a': {...}}, takes values by name"),
+    ],
+)
+def test_refused_in_a_recipe(recipe, text: str, message: str) -> None:
+    line = refused(recipe(text))
+    assert message in line and "recipe.yaml" in line
+
+
+def test_recipe_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00a")
+    assert "r.yaml" in refused(f"recipe={tmp_path / 'r.yaml'}")
+    assert refused(f"recipe={tmp_path}") == f"recipe {tmp_path} cannot be read: Is a directory"
+
+
+def test_save_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/config.yaml cannot be written: "):
+        save(train(), tmp_path / "file" / "config.yaml")
+
+
+def test_score_and_merge_keys(tmp_path: Path) -> None:
+    config = parse(ScoreConfig, ["--model", "m", "in=a.jsonl", "--out", "b.jsonl", "--normalize"], "score")
+    assert (config.input, config.output, config.normalize, config.max_length) == ("a.jsonl", "b.jsonl", True, 0)
+    save(config, tmp_path / "config.yaml")
+    assert parse(ScoreConfig, [f"recipe={tmp_path / 'config.yaml'}"], "score") == config
+    message = refused("model=m", "out=b", config_class=ScoreConfig)
+    assert message == "in: got nothing, takes text (JSONL file of prompts, images and responses)"
+    assert "did you mean in?" in refused("input=a", config_class=ScoreConfig)
+    merged = parse(MergeConfig, ["model=m", "out=o", "save_dtype=bfloat16"], "merge")
+    assert merged == MergeConfig(model="m", out="o", save_dtype="bfloat16")
+
+
+def test_save_round_trip_and_no_leftovers(tmp_path: Path) -> None:
+    config = train("text.data=a?n=5&split=x,b", "trainer.x={a: [1e-5, null, '1e-5', 'no']}", "out=1e5")
+    config.caption.caption_template = "Bild: {caption} – é\n\n"
+    save(config, tmp_path / "new" / "config.yaml")
+    save(config, tmp_path / "new" / "config.yaml")
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["config.yaml"]
+    assert train(f"recipe={tmp_path / 'new' / 'config.yaml'}") == config
+    assert config.trainer == {"x": {"a": [1e-5, None, "1e-5", "no"]}}
+
+
+WORDS = st.text(max_size=12) | st.sampled_from(["--trainer.a", "trainer.a=[1", "text.data={", "--", "seed=1", "--seed"])
+
+
+@effort(max_examples=40, deadline=None)
+@given(st.lists(WORDS))
+def test_any_words_parse_or_end_in_one_line(argv: list[str]) -> None:
+    try:
+        train(*[word for word in argv if word not in ("-h", "--help")])
+    except UserError as error:
+        assert str(error)
+
+
+KEYS = [s.key for s in settings(TrainConfig)]
+
+
+@effort(max_examples=40, deadline=None)
+@given(st.sampled_from([*KEYS, "trainer.a", "text.columns.b"]), st.text(max_size=12))
+def test_any_value_round_trips_or_is_refused(tmp_path_factory, key: str, value: str) -> None:
+    try:
+        config = train(f"{key}={value}")
+    except UserError:
+        return
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    save(config, path)
+    again = train(f"recipe={path}")
+    assert again == config or "nan" in value.lower()
+
+
+NAMES = st.sampled_from([*KEYS, "text", "visual", "data", "n", "x"])
+LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
+NESTED = st.recursive(LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(NAMES, x, max_size=3))
+
+
+@effort(max_examples=40, deadline=None)
+@given(NESTED)
+def test_any_recipe_parses_or_ends_in_one_line(tmp_path_factory, content) -> None:
+    path = tmp_path_factory.getbasetemp() / "any-recipe.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        train(f"recipe={path}")
+    except UserError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, ScoreConfig, MergeConfig])
+def test_help_names_every_key_with_a_comment(config_class: type, capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(config_class, ["nonsense", "--help"], "python -m rovrm.x")
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m rovrm.x [recipe=FILE.yaml]")
+    for setting in settings(config_class):
+        starts = (f"  {setting.key}=", f"  {setting.key} ")
+        line = next(line for line in out.splitlines() if line.startswith(starts))
+        assert setting.comment and setting.comment in line and setting.takes in line
+
+
+def test_run_prints_one_line_and_returns_2(capsys) -> None:
+    def main(argv: list[str]) -> None:
+        config = train(*argv)
+        raise UserError(f"{config.out}\nis full")
+
+    assert run(main, ["out=x"], "python -m rovrm.train") == 2
+    assert capsys.readouterr().err == "python -m rovrm.train: error: x is full\n"
+    assert run(main, ["outt=x"], "p") == 2
+    assert capsys.readouterr().err == "p: error: unknown key outt (got 'x'): did you mean out?\n"
+    assert run(lambda argv: None, [], "p") == 0 and run(lambda argv: 3, [], "p") == 3
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_parses(path: Path) -> None:
+    config = train(f"recipe={path}")
+    assert phase_numbers(config.phase) and config.out == f"runs/{path.stem}"
+    check_trainer_keys(config.trainer)
+
+
+def test_recipes_exist() -> None:
+    assert {"llava-1.5-7b.yaml", "llava-1.5-7b-lora.yaml"} <= {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("warmup_step", "no field of TrainingArguments; did you mean trainer.warmup_steps"),
+        ("qqqq", "unknown key trainer.qqqq (got 1): no field of TrainingArguments"),
+        ("output_dir", "trainer.output_dir is set by rovrm: set out instead"),
+        ("per_device_train_batch_size", "set batch_size and batch_tokens instead"),
+        ("learning_rate", "set text.learning_rate, caption.learning_rate, visual.learning_rate instead"),
+        ("num_train_epochs", "set text.epochs, caption.epochs, visual.epochs instead"),
+        ("label_names", "trainer.label_names is set by rovrm"),
+    ],
+)
+def test_check_trainer_keys(key: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_trainer_keys({"logging_steps": 5, key: 1})
+    assert message in str(caught.value)
+    check_trainer_keys({"logging_steps": 5, "gradient_checkpointing": True, "deepspeed": None})
