@@ -7,7 +7,8 @@
 Prints pairs (or responses) per second of both sides and their ratio: the median, lowest and highest of `repeats`
 alternated repeats. Both sides have the same model, examples, bucketing, dtype, checkpointing and tokens per batch, and
 are first checked to give the same rewards. Images are preprocessed and batches built outside of the clock; the vision
-tower runs inside it. Lengths are those of RLAIF-V with LLaVA-1.5: 576 image tokens, 48 of prompt, about 110 of response.
+tower runs inside it. Lengths are those of RLAIF-V with LLaVA-1.5: 576 image tokens, 48 of prompt, about 110 of
+response.
 """
 
 import random
@@ -39,7 +40,7 @@ class SpeedConfig:
 
 
 def speed(argv: list[str]) -> None:
-    config = parse(SpeedConfig, argv, "eval.speed")
+    config = parse(SpeedConfig, argv, "python -m eval.speed")
     import torch
 
     torch.manual_seed(config.seed)
@@ -236,7 +237,8 @@ def report(unit: str, count: int, slow: list[float], fast: list[float], names: t
     for name, seconds in zip(names, (slow, fast), strict=True):
         print(f"  {name:<22}{count / statistics.median(seconds):>9.2f} {unit}/s")
     print(
-        f"  ratio {statistics.median(ratios):.2f} (lowest {min(ratios):.2f}, highest {max(ratios):.2f} of {len(ratios)} repeats)"
+        f"  ratio {statistics.median(ratios):.2f} "
+        f"(lowest {min(ratios):.2f}, highest {max(ratios):.2f} of {len(ratios)} repeats)"
     )
 
 

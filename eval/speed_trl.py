@@ -22,7 +22,8 @@ def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 1
 
     tokenizer = llava_processor([" ".join(WORDS)] * 20, image_size=48, patch_size=16).tokenizer
     tokenizer.chat_template = (
-        "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"
         "{{ eos_token }}"
     )
     shape = LlamaConfig(
@@ -35,8 +36,8 @@ def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 1
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
     )
+    shape.num_labels = 1
     shape._attn_implementation = "sdpa"
     torch.manual_seed(config.seed)
     base = modeling.LlamaForSequenceClassification._from_config(shape)
@@ -76,7 +77,8 @@ def _run_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any],
     """Seconds of TRL's train() and its mean loss. TRL takes the text model's own class, same weights."""
     from datasets import Dataset
     from transformers import LlamaForSequenceClassification
-    from trl import RewardConfig, RewardTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
 
     native = LlamaForSequenceClassification(model.config)
     native.load_state_dict(model.state_dict())
@@ -90,7 +92,7 @@ def _run_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any],
     ]
     with tempfile.TemporaryDirectory() as folder:
         arguments = RewardConfig(
-            **_common(config, folder, per_step), shuffle_dataset=False, dataloader_pin_memory=False
+            **_common(config, folder, per_step), dataloader_pin_memory=False
         )
         trainer = RewardTrainer(
             native, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer

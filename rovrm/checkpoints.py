@@ -112,7 +112,7 @@ def _check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
 
 def _four_bit() -> Any:
     from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     if not torch.cuda.is_available() or not is_bitsandbytes_available():
         raise UserError(

@@ -1,7 +1,7 @@
 """The embedded default of `python -m rovrm.train`: a tiny LLaVA with random weights and a few generated pairs.
 
 It shows that everything runs, in a minute and without a download; a random base learns nothing worth quoting.
-`write_demo(folder)` writes `base/` (an ordinary HF folder) and `text.jsonl`, `caption.jsonl`, `visual.jsonl`, `images/`.
+`write_demo(folder)` writes `base/` (an HF folder), `text.jsonl`, `caption.jsonl`, `visual.jsonl` and `images/`.
 """
 
 import json
@@ -14,7 +14,8 @@ SHAPES = ("circle", "square", "triangle")
 PLACES = ("left", "right")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% elif message['role'] == 'user' %}{{ 'USER: ' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for block in message['content'] %}"
     "{% if block['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ block['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
@@ -22,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_demo(folder: Path, pairs: int = 48, seed: int = 0) -> None:
+def write_demo(folder: Path, pairs: int = 200, seed: int = 0) -> None:
     """Writes the tiny base and `pairs` preference pairs for each phase, the same for the same seed."""
     folder.mkdir(parents=True, exist_ok=True)
     images = folder / "images"

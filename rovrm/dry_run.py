@@ -84,6 +84,6 @@ def _print_memory(config: TrainConfig, model_config: Any) -> None:
     frozen_bytes = 4 if config.tuning == "full" or config.dtype == "float32" else 0.5 if config.tuning == "qlora" else 2
     gibibytes = (total * frozen_bytes + trained * 12 + (0 if config.tuning == "full" else trained * 4)) / 2**30
     print(
-        f"  {total / 1e6:.1f}M parameters, up to {trained / 1e6:.1f}M trained ({config.tuning}): about {gibibytes:.2f} GiB "
-        "for weights, gradients and Adam on a GPU in bfloat16, activations on top"
+        f"  {total / 1e6:.1f}M parameters, up to {trained / 1e6:.1f}M trained ({config.tuning}): about {gibibytes:.2f} "
+        "GiB for weights, gradients and Adam on a GPU in bfloat16, activations on top"
     )

@@ -83,11 +83,11 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
-    """Runs a command's `main(argv)`: a UserError anywhere in it becomes one line on stderr and status 2."""
+    """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2."""
     try:
         return main(argv) or 0
     except UserError as error:
-        print(f"{prog}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
 
 

@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(".mp4 .avi .mov .webm .mkv .m4v .mpg .mpeg .flv .wmv".split())
 # Only raster formats: PIL would hand an EPS file to Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+PIL.Image.init()
+KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)  # a name that this Pillow lacks is a KeyError in open
 # What PIL's decoders raise on broken files; they have no common base below Exception.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
 
@@ -38,12 +40,12 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexErro
 class ImageRef:
     """One image, not read before `open()`: a file, a cell of a data set, or a PIL image in memory.
 
-    path: the file. image: the PIL image. dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives the
-        stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
+    path: the file. image: the PIL image. dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives
+        the stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
     label: the image's name in the data, on which captions are joined; without it the path, or the name embedded.
 
-    Equal and hashable by what it points to (a PIL image: by identity). Picklable: a memory-mapped data set is pickled as
-    the names of its files.
+    Equal and hashable by what it points to (a PIL image: by identity). Picklable: a memory-mapped data set is pickled
+    as the names of its files.
     """
 
     path: str | None = None
@@ -57,8 +59,8 @@ class ImageRef:
     def open(self) -> PIL.Image.Image:
         """The decoded image, (height, width) RGB, upright.
 
-        Raises UserError naming the image and what is wrong: missing, empty, truncated, not an image, or more pixels than
-        PIL's limit against decompression bombs (checked before decoding).
+        Raises UserError naming the image and what is wrong: missing, empty, truncated, not an image, or more pixels
+        than PIL's limit against decompression bombs (checked before decoding).
         """
         try:
             if self.image is not None:
@@ -78,7 +80,7 @@ class ImageRef:
 
     @property
     def name(self) -> str:
-        """The name captions are joined on: as written in the data, else the path; "" if unknown. Reads no image bytes."""
+        """The name captions are joined on: as written in the data, else the path, else "". Reads no image bytes."""
         if self.label is not None:
             return self.label
         if self.path is not None:
@@ -165,7 +167,9 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 _roots: dict[str, str] = {}  # data folder -> the folder under which its images were last found
 
 
-def find_image(name: str, image_root: str | os.PathLike | None = None, data_file: str | os.PathLike | None = None) -> str:
+def find_image(
+    name: str, image_root: str | os.PathLike | None = None, data_file: str | os.PathLike | None = None
+) -> str:
     """The path of an image named in a data file.
 
     An absolute path is taken as it is. A relative one is looked up under `image_root` if given, else in the folder of

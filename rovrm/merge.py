@@ -15,7 +15,7 @@ from rovrm.errors import UserError
 
 
 def merge(argv: list[str]) -> None:
-    config = parse(MergeConfig, argv, "rovrm.merge")
+    config = parse(MergeConfig, argv, "python -m rovrm.merge")
     from rovrm.checkpoints import ADAPTER, load_processor, merge_adapter
     from rovrm.outputs import save_merged
 

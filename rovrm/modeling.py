@@ -39,8 +39,8 @@ def shared_prefix_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     return (visible | torch.eye(tokens, dtype=torch.bool, device=segment_ids.device))[:, None]
 
 
-class RewardModelMixin:
-    """Backbone, scalar head and the forward of every reward model; `__getattr__` below adds the family's base class."""
+class RewardModel(PreTrainedModel):
+    """Backbone, scalar head and forward of every reward model; `__getattr__` below adds the family's own base class."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
     _keep_in_fp32_modules_strict = {"score"}
@@ -128,7 +128,7 @@ def language_model_class(prefix: str) -> type[PreTrainedModel]:
 
 
 def family_prefix(architecture: str) -> str:
-    """ "LlavaForConditionalGeneration" -> "Llava". Raises ValueError for what is neither a language nor a reward model."""
+    """The Llava of LlavaForConditionalGeneration. Raises ValueError for neither a language nor a reward model."""
     match = re.fullmatch(rf"(\w+?)(?:{'|'.join(LM_SUFFIXES)}|{SUFFIX})", architecture)
     if match is None:
         raise ValueError(
@@ -141,11 +141,11 @@ def family_prefix(architecture: str) -> str:
 def _make_class(name: str) -> type[PreTrainedModel]:
     lm_class = language_model_class(name.removesuffix(SUFFIX))
     base = next(b for b in lm_class.__bases__ if issubclass(b, PreTrainedModel))
-    made = type(name, (RewardModelMixin, base), {"__module__": __name__, "config_class": lm_class.config_class})
+    made = type(name, (RewardModel, base), {"__module__": __name__, "config_class": lm_class.config_class})
     # transformers renames checkpoint keys by class name and skips classes from outside the library: without this,
     # Qwen2-VL's language weights stay random and LLaVA's are saved under names that nothing else reads.
     mapping = get_checkpoint_conversion_mapping(lm_class.__name__) or get_checkpoint_conversion_mapping(
-        lm_class.config_class.model_type
+        lm_class.config_class.model_type  # type: ignore[union-attr]
     )
     if mapping:
         register_checkpoint_conversion_mapping(name, mapping, overwrite=True)

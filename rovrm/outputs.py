@@ -30,15 +30,16 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
     the phase is done. The last phase of a run also gets the merged checkpoint."""
     folder = phase_folder(config.out, phase)
     full = config.tuning == "full"
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    processor: Any = trainer.processing_class
     trainer.accelerator.wait_for_everyone()
     if full:
         temporary = folder / "full.tmp"
-        _note_rewards(trainer.model.config, record)
+        _note_rewards(model.config, record)
         trainer.save_model(str(temporary))  # every process takes part where weights are sharded
     if not trainer.is_world_process_zero():
         return
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    save_folder(folder, lambda path: trainer.processing_class.save_pretrained(path))
+    save_folder(folder, lambda path: processor.save_pretrained(path))
     write_scores(folder / "scores.jsonl", trainer)
     if full:
         save_folder(folder, lambda path: _move_full(temporary, path, config, record, phase))
@@ -83,10 +84,10 @@ def _sample_rewards(model: Any, trainer: "RewardTrainer | None") -> list[float]:
     """Rewards of up to 16 held-out examples by `model`, on the CPU."""
     from rovrm.scorer import RewardScorer
 
-    if trainer is None or not trainer.eval_dataset:
+    if trainer is None or not trainer.eval_examples:
         return []
-    scorer = RewardScorer(model, trainer.processing_class, rows=trainer.args.rows)  # type: ignore[attr-defined]
-    sample = list(trainer.eval_dataset)[:16]  # type: ignore[arg-type]
+    scorer = RewardScorer(model, trainer.processing_class, rows=trainer.config.rows)
+    sample = trainer.eval_examples[:16]
     return [reward for rewards in scorer.score_batch(sample) for reward in rewards]
 
 
@@ -110,7 +111,7 @@ def write_scores(path: Path, trainer: "RewardTrainer") -> None:
     """Per held-out example: its best and its worst response's reward, and 1, 0 or 0.5 for right, wrong and tie (a
     list counts the share of its comparisons won)."""
     rows = []
-    for example, rewards in zip(trainer.eval_dataset, trainer.eval_rewards, strict=True):  # type: ignore[arg-type]
+    for example, rewards in zip(trainer.eval_examples, trainer.eval_rewards, strict=True):
         best, worst = example.ranks.index(min(example.ranks)), example.ranks.index(max(example.ranks))
         rows.append(
             {
@@ -181,7 +182,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 folder = "."  # this folder
-model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()  # runs modeling.py here
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()  # runs modeling.py
 processor = AutoProcessor.from_pretrained(folder)
 messages = [
     {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is on the table?"}}]}},
@@ -192,7 +193,7 @@ inputs = processor(text=[text], images=[image], return_tensors="pt", add_special
 with torch.no_grad():
     print(model(**inputs).logits.item())
 ```
-With rovrm: `RewardScorer.from_pretrained(folder).score("What is on the table?", ["A cup.", "A dog."], images="photo.jpg")`.
+With rovrm: `RewardScorer.from_pretrained(folder).score(prompt, answers, images="photo.jpg")`.
 
 Versions: {versions}.
 """

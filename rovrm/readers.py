@@ -5,162 +5,38 @@ columns in every format and are read by `read_row`. The schemas are those of the
 reader's name is what `reader=` takes.
 """
 
-import ast
-import json
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import PIL.Image
-
 from rovrm.errors import UserError
 from rovrm.examples import Example
-from rovrm.images import ImageRef
+from rovrm.messages import (
+    IMAGE_COLUMNS,
+    ROLES,
+    BadRow,
+    captions_of,
+    images_of,
+    parsed,
+    pick_caption,
+    place_images,
+    response_text,
+    text_of,
+    to_messages,
+)
+
+__all__ = ["READERS", "BadRow", "check_columns", "find_reader", "ranks_of", "read_row", "rename"]
 
 Read = tuple[Any, list[Any], list[int]]  # prompt (string or messages), responses (strings or messages), ranks
 
-IMAGE_COLUMNS = ("images", "image", "img_path", "image_path")
 VIDEO_COLUMNS = ("video", "videos", "video_path")
 OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "system")
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PLACEHOLDER = re.compile(r"<image(?:[ _]?(\d+))?>")
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VLFeedback's three ratings
 
 
-class BadRow(Exception):
-    """A row that cannot be read: which field, its value, and why with the remedy. The row is counted, the load goes on."""
-
-    def __init__(self, field: str, value: Any, reason: str):
-        super().__init__(f"{field} = {str(value)[:200]!r}: {reason}")
-        self.field, self.value, self.reason = field, value, reason
-
-
-# ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def normalise(text: str) -> str:
-    """Case folded, punctuation removed, white space collapsed: how answers, captions and prompts are compared."""
-    kept = (c for c in text.casefold() if not unicodedata.category(c).startswith("P"))
-    return " ".join("".join(kept).split())
-
-
-def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a message's content without its images. Parts that an image held apart get a line break."""
-    if isinstance(content, str):
-        return content
-    text = ""
-    for part in (block["text"] for block in content if block["type"] == "text" and block["text"]):
-        text += ("\n" if text and not text[-1].isspace() and not part[0].isspace() else "") + part
-    return text
-
-
-def parse_content(content: Any, field: str) -> str | list[dict[str, Any]]:
-    """A message's content with `<image>` and `<image N>` as image blocks in place; a string where there is no image."""
-    parts = [content] if isinstance(content, (str, Mapping)) or content is None else list(content)
-    blocks = [block for part in parts for block in _parse_part(part, field)]
-    return blocks if any(block["type"] == "image" for block in blocks) else text_of(blocks)
-
-
-def _parse_part(part: Any, field: str) -> list[dict[str, Any]]:
-    if isinstance(part, str):
-        return _split_placeholders(part, field)
-    if not isinstance(part, Mapping):
-        raise BadRow(field, part, "content is a string or a list of blocks; mend the row")
-    kind = part.get("type") or ("text" if part.get("text") is not None else None)
-    if kind == "text" and isinstance(part.get("text"), str):
-        return _split_placeholders(part["text"], field)
-    if kind in ("image", "image_url"):
-        value = next((part[key] for key in ("image", "image_url", "url", "path") if part.get(key) is not None), None)
-        value = value.get("url", value) if isinstance(value, Mapping) else value
-        return [{"type": "image"} if value is None else {"type": "image", "image": value}]
-    raise BadRow(field, part, f"content block of type {kind!r}; only text and image can be scored, drop the row")
-
-
-def _split_placeholders(text: str, field: str) -> list[dict[str, Any]]:
-    if "<video>" in text:
-        raise BadRow(field, text, "<video>: video cannot be scored, only images; drop the row")
-    blocks: list[dict[str, Any]] = []
-    for i, part in enumerate(PLACEHOLDER.split(text)):
-        if i % 2:  # the group of a match: the number, or None
-            blocks.append({"type": "image"} if part is None else {"type": "image", "number": int(part)})
-            continue
-        # The line break between a placeholder and its text belongs to the chat template.
-        part = part.strip("\n") if "<image" in text and PLACEHOLDER.search(text) else part
-        if part:
-            blocks.append({"type": "text", "text": part})
-    return blocks
-
-
-# ---- messages --------------------------------------------------------------------------------------------------------
-
-
-def to_messages(prompt: Any, field: str = "prompt") -> list[dict[str, Any]]:
-    """A string, or messages in either naming (role/content, from/value), as role/content messages."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": parse_content(prompt, field)}]
-    if not isinstance(prompt, Sequence) or not prompt:
-        raise BadRow(field, prompt, "a prompt is a text or a list of messages; mend the row")
-    return [_message(message, field) for message in prompt]
-
-
-def _message(message: Any, field: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise BadRow(field, message, "a message is {role, content} or {from, value}; mend the row")
-    role = message.get("role", message.get("from"))
-    if role not in ROLES:
-        raise BadRow(field, role, f"unknown role; takes {', '.join(ROLES)}")
-    return {"role": ROLES[role], "content": parse_content(message.get("content", message.get("value")), field)}
-
-
-def _response_text(response: Any) -> str:
-    """The text of an answer given as a string, one message, or a list with one message."""
-    if isinstance(response, str):
-        return response
-    if isinstance(response, Sequence) and len(response) == 1:
-        response = response[0]
-    if not isinstance(response, Mapping):
-        raise BadRow("responses", response, "an answer is a text or one message; drop the row")
-    content = response.get("content", response.get("value"))
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence) or any(block.get("type", "text") != "text" for block in content):
-        raise BadRow("responses", response, "an answer holds text only; drop the row")
-    return text_of([{"type": "text", "text": block.get("text") or ""} for block in content])
-
-
-def _place_images(
-    messages: list[dict[str, Any]], images: list[ImageRef]
-) -> tuple[list[dict[str, Any]], list[ImageRef]]:
-    """One block per image, and the images in the order of their blocks; those without one go before the first user's text."""
-    order: list[int] = []
-    placed: list[dict[str, Any]] = []
-    before = plain = 0  # images placed before the first user message, and placeholders without a number so far
-    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
-    if first is None:
-        raise BadRow("prompt", messages, "it has no message by the user; mend the row")
-    for i, message in enumerate(messages):
-        before = len(order) if i == first else before
-        blocks = message["content"] if isinstance(message["content"], list) else []
-        for number in [block.get("number") for block in blocks if block["type"] == "image"]:
-            plain += number is None
-            order.append((plain if number is None else number) - 1)
-        clean = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
-        placed.append(message | {"content": clean or message["content"]})
-    if order and not 0 <= min(order) <= max(order) < len(images):
-        have = f"asks for image {max(order) + 1}, but the row has {len(images)}"
-        raise BadRow("prompt", text_of(messages[first]["content"]), f"{have}; give the images or drop the placeholder")
-    extra = [i for i in range(len(images)) if i not in order]
-    if extra:
-        content = placed[first]["content"]
-        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        placed[first]["content"] = [{"type": "image"} for _ in extra] + blocks
-    return placed, [images[i] for i in (*order[:before], *extra, *order[before:])]
-
-
-# ---- the readers -----------------------------------------------------------------------------------------------------
+# ---- the formats -----------------------------------------------------------------------------------------------------
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
@@ -241,26 +117,14 @@ def _prompt_text(row: Mapping[str, Any]) -> Any:
 
 def read_rlhf_v(row: Mapping[str, Any]) -> Read:
     """openbmb/RLHF-V-Dataset: question, chosen and rejected are a JSON text in `text`."""
-    text = _parsed(_field(row, "text"), "text")
+    text = parsed(_field(row, "text"), "text")
     if not isinstance(text, Mapping):
         raise BadRow("text", text, 'takes a JSON text {"question", "chosen", "rejected"}; mend the row')
     return read_plain(text)
 
 
-def _parsed(value: Any, field: str) -> Any:
-    """JSON, or the Python literal that str() makes of it, when a list or dict is stored as a string."""
-    if not isinstance(value, str):
-        return value
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    raise BadRow(field, value, "a text that should hold a JSON value does not; mend the row")
-
-
 def _conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    turns = _parsed(_field(row, "conversations"), "conversations")
+    turns = parsed(_field(row, "conversations"), "conversations")
     if not isinstance(turns, Sequence) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
         raise BadRow("conversations", turns, "takes a list of {from, value}; mend the row")
     return list(turns)
@@ -313,6 +177,8 @@ def read_sharegpt_ranking(row: Mapping[str, Any]) -> Read:
 def read_hh_rlhf(row: Mapping[str, Any]) -> Read:
     """Anthropic/hh-rlhf: two transcripts; the prompt is what they share up to the last "Assistant:"."""
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise BadRow("chosen", chosen, "takes transcripts, two texts; set reader=trl for lists of messages")
     shared = os.path.commonprefix([chosen, rejected])
     cut = shared.rfind("\n\nAssistant:") + len("\n\nAssistant:")
     if cut < len("\n\nAssistant:") or not shared.startswith("\n\nHuman:"):
@@ -332,7 +198,7 @@ def read_hh_rlhf(row: Mapping[str, Any]) -> Read:
 
 
 def read_trl(row: Mapping[str, Any]) -> Read:
-    """TRL's preference formats: strings or messages, the prompt in its own column or as the start both answers share."""
+    """TRL's preference formats: strings or messages, the prompt in its own column or as the answers' shared start."""
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
     prompt = row.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -342,7 +208,7 @@ def read_trl(row: Mapping[str, Any]) -> Read:
         shared = shared.removesuffix(" ")  # as in TRL's extract_prompt: the blank belongs to the answers
         return shared, [chosen[len(shared) :], rejected[len(shared) :]], [0, 1]
     if isinstance(chosen, str) or isinstance(rejected, str):
-        raise BadRow("rejected", rejected, "chosen and rejected are both strings or both lists of messages; mend the row")
+        raise BadRow("rejected", rejected, "chosen and rejected are both texts or both lists of messages; mend the row")
     if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
         return prompt, [chosen, rejected], [0, 1]
     same = 0
@@ -357,9 +223,10 @@ def _with_turns(prompt: Any, turns: list[Any]) -> Any:
     """The explicit prompt and the shared turns, where the turns may repeat the prompt (ultrafeedback_binarized)."""
     if not turns or prompt is None:
         return turns or prompt
-    messages, shared = to_messages(prompt), to_messages(turns)
-    at = next((i for i in range(len(shared)) if shared[i : i + len(messages)] == messages), None)
-    return turns if at is not None else [*([prompt] if isinstance(prompt, Mapping) else messages), *turns]
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages, shared = to_messages(given), to_messages(turns)
+    repeated = any(shared[i : i + len(messages)] == messages for i in range(len(shared)))
+    return turns if repeated else [*given, *turns]
 
 
 def read_ranked(row: Mapping[str, Any]) -> Read:
@@ -367,7 +234,7 @@ def read_ranked(row: Mapping[str, Any]) -> Read:
     responses = _field(row, "responses")
     if isinstance(responses, str) or not isinstance(responses, Sequence):
         raise BadRow("responses", responses, "takes a list of two or more texts; mend the row")
-    ranks = row.get("ranks") if row.get("ranks") is not None else range(len(responses))
+    ranks = range(len(responses)) if row.get("ranks") is None else list(row["ranks"])
     numbers = [None if isinstance(rank, bool) else _rating(rank) for rank in ranks]
     known = [-number for number in numbers if number is not None]
     if len(known) != len(responses) or len(numbers) != len(responses):
@@ -390,13 +257,12 @@ PROMPT = "prompt|question|instruction"
 
 
 def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
-    unnamed = not columns & {"prompt", "question", "instruction"}
-    return unnamed and str(row.get("chosen", "\n\nHuman:")).startswith("\n\nHuman:")
+    return not columns & {*PROMPT.split("|")} and str(row.get("chosen", "\n\nHuman:")).startswith("\n\nHuman:")
 
 
 def _is_trl(columns: set[str], row: Mapping[str, Any]) -> bool:
     listed = any(isinstance(row.get(name), (list, tuple)) for name in ("prompt", "chosen", "rejected"))
-    return listed or not columns & {"prompt", "question", "instruction"}
+    return listed or not columns & {*PROMPT.split("|")}
 
 
 # From the most to the least particular: the first that fits is taken.
@@ -420,3 +286,115 @@ READERS: dict[str, Reader] = {
     "trl": Reader(("chosen", "rejected"), read_trl, _is_trl),
     "plain": Reader((PROMPT, "chosen", "rejected"), read_plain),
 }
+
+
+def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) -> str:
+    """The name of the reader for these columns; `row`, one of the rows, tells apart formats with the same columns.
+
+    Raises UserError listing the columns, what the nearest readers need, and the remedy.
+    """
+    found = set(columns)
+    for name, reader in READERS.items():
+        if not _missing(reader, found) and reader.fits(found, row or {}):
+            return name
+    # The general formats stand last, and are the better advice among equals.
+    nearest = sorted(
+        reversed(READERS), key=lambda name: len(_missing(READERS[name], found)) / len(READERS[name].columns)
+    )[:3]
+    needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], found)) or 'nothing'}" for name in nearest)
+    raise UserError(
+        f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. "
+        "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: reader=NAME"
+    )
+
+
+def _missing(reader: Reader, found: set[str]) -> list[str]:
+    return [needed for needed in reader.columns if not found & set(needed.split("|"))]
+
+
+def check_columns(mapping: Mapping[str, str], found: Sequence[str]) -> None:
+    """Raises UserError for a canonical name that no reader knows, and for a column that the data do not have."""
+    known = {*OPTIONAL, *(name for r in READERS.values() for needed in r.columns for name in needed.split("|"))}
+    for canonical, theirs in mapping.items():
+        if canonical not in known:
+            raise UserError(f"columns.{canonical}: no reader knows this name; takes {', '.join(sorted(known))}")
+        if theirs not in found:
+            raise UserError(f"columns.{canonical}={theirs}: the data have no such column; they have {', '.join(found)}")
+
+
+def rename(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+    """The row with `mapping` {canonical: theirs} applied; a column of a canonical name that is mapped gives way."""
+    taken = {*mapping.values(), *mapping}
+    kept = {key: value for key, value in row.items() if key not in taken}
+    return kept | {canonical: row[theirs] for canonical, theirs in mapping.items() if theirs in row}
+
+
+# ---- a row -----------------------------------------------------------------------------------------------------------
+
+
+def read_row(
+    reader: str,
+    row: Mapping[str, Any],
+    find: Callable[[str], str],
+    *,
+    location: str = "",
+    fallback_id: str = "",
+    source: str = "",
+) -> Example:
+    """One raw row as an Example, its responses best first.
+
+    reader: a name in READERS. find: turns an image name into a path, or raises UserError. fallback_id, source: for rows
+    without these columns. Raises BadRow for a row that cannot be read.
+    """
+    for column in VIDEO_COLUMNS:
+        if row.get(column):
+            raise BadRow(column, row[column], "video cannot be scored; drop the row or give frames as images")
+    prompt, responses, ranks = _read(reader, row)
+    messages = to_messages(prompt)
+    if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    messages, images = place_images(messages, images_of(row, messages, find))
+    _check_prompt(messages)
+    texts = [response_text(response) for response in responses]
+    order = sorted(range(len(texts)), key=lambda i: ranks[i])
+    best = [text for text, rank in zip(texts, ranks, strict=True) if rank == min(ranks)]
+    return Example(
+        id=_id(row) or fallback_id,
+        source=row["source"] if isinstance(row.get("source"), str) and row["source"] else source,
+        prompt=messages,
+        responses=[texts[i] for i in order],
+        ranks=[ranks[i] for i in order],
+        images=images,
+        margin=_margin(row),
+        caption=pick_caption(captions_of(row), best),
+        location=location,
+    )
+
+
+def _read(reader: str, row: Mapping[str, Any]) -> Read:
+    try:
+        return READERS[reader].read(row)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"not the shape of {reader} ({type(error).__name__}: {error}); mend the row or set reader=NAME"
+        raise BadRow("row", dict(row), reason) from error
+
+
+def _check_prompt(messages: list[dict[str, Any]]) -> None:
+    if messages[-1]["role"] == "assistant":
+        raise BadRow("prompt", text_of(messages[-1]["content"]), "it ends with the assistant's turn; drop that turn")
+    if not any(text_of(m["content"]).strip() or not isinstance(m["content"], str) for m in messages):
+        raise BadRow("prompt", "", "the prompt is empty; fill it in or drop the row")
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    # RLAIF-V and RLHF-V (the sets with ds_name) call the id idx; elsewhere idx counts within a subset.
+    names = ("id", "prompt_id", "idx") if "ds_name" in row else ("id", "prompt_id")
+    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")
+
+
+def _margin(row: Mapping[str, Any]) -> float | None:
+    value = row.get("margin")
+    number = None if isinstance(value, (bool, str)) else _rating(value)
+    if value is not None and number is None:
+        raise BadRow("margin", value, "takes a finite number; mend it or leave it out")
+    return number

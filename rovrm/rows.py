@@ -209,9 +209,8 @@ class RewardCollator:
         self.shared = use_shared_rows(config, rows)
         self.row_tokens = row_tokens
         self.padding_side = padding_side
-        self.image_token_id = getattr(config, "image_token_id", None)
-        if self.image_token_id is None:
-            self.image_token_id = getattr(config, "image_token_index", None)
+        own = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+        self.image_token_id: int = next((token for token in own if token is not None), -1)  # -1: a text model
         self._extra_tokens: dict[tuple[tuple[int, int], ...], int] = {}
         self._rope_index = _rope_index(config) if self.shared else None
         if self.tokenizer.pad_token_id is None:  # padding is masked by attention, so eos may double as pad

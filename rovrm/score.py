@@ -24,7 +24,7 @@ CHUNK = 256  # lines scored and written at a time
 
 
 def score(argv: list[str]) -> None:
-    config = parse(ScoreConfig, argv, "rovrm.score")
+    config = parse(ScoreConfig, argv, "python -m rovrm.score")
     source, out = Path(config.input), Path(config.output)
     if not source.is_file():
         raise UserError(f"in={config.input!r} is no file; give a JSONL file with prompt, responses and images")

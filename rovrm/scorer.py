@@ -137,8 +137,8 @@ class RewardScorer:
         longest = example.lengths[0] + max(example.lengths[1])  # type: ignore[index]
         if self.max_length and longest > self.max_length:
             raise UserError(
-                f"example {example.id}: a conversation of {longest} tokens is longer than max_length={self.max_length}; "
-                "shorten prompt or response"
+                f"example {example.id}: a conversation of {longest} tokens is longer than max_length="
+                f"{self.max_length}; shorten prompt or response"
             )
         return example
 

@@ -28,6 +28,7 @@ SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 # What `datasets` and the hub put beside the data; none of it holds rows.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])")
+PARTS = ("bytes", "path")  # how data sets store an image
 BATCH = 1000  # rows fetched at once; large enough that Arrow's overhead per call vanishes
 
 
@@ -162,7 +163,7 @@ def _load_folder(source: Source, path: Path) -> Rows:
         import datasets
 
         loaded = datasets.load_from_disk(str(path))
-        splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+        splits = {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
         chosen = splits[_choose_split(source, splits)]
         return dataset_rows(chosen, source.name, stem=path.name, data_file=str(path))
     # A clone of a hub data set keeps its files in data/, hence the second, deeper look.
@@ -213,6 +214,7 @@ def _load_files(source: Source, splits: dict[str, list[Path]]) -> Rows:
 
 def _load_parquet(source: Source, files: list[Path]) -> Any:
     import datasets
+    import datasets.exceptions
 
     try:
         return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
@@ -224,6 +226,7 @@ def _load_parquet(source: Source, files: list[Path]) -> Any:
 def _load_hub(source: Source) -> Any:
     """One split of a hub data set, memory mapped. Offline, a data set already in the cache is still found."""
     import datasets
+    import datasets.exceptions
 
     name, config, revision = source.name, source.config, source.revision
     try:
@@ -251,7 +254,7 @@ def _hub_splits(source: Source) -> list[str]:
 
 
 def read_json(file: Path) -> list[Row]:
-    """The rows of a .json or .jsonl file, whichever of the two forms it has inside: a list, `{"data": [...]}`, or lines.
+    """The rows of a .json or .jsonl file, whatever form it has inside: a list, `{"data": [...]}` or lines.
 
     A broken line becomes a row with a `problem`. Raises UserError for an empty file and for one that is not JSON.
     """
@@ -359,16 +362,18 @@ def _holds_bytes(feature: Any) -> bool:
 def _counts(pictures: Any, column: str) -> list[int]:
     """Images per row: -1 for a single image, 0 for none, else the length of the list."""
     import pyarrow
-    import pyarrow.compute as compute
+    from pyarrow import compute
 
     counts: list[int] = []
     for batch in pictures.select_columns([column]).iter(BATCH):
         cells = batch.column(column)
         if pyarrow.types.is_struct(cells.type):
-            present = [compute.is_valid(compute.struct_field(cells, [part])) for part in ("bytes", "path")]
-            counts += [-1 if there else 0 for there in compute.or_(*present).to_pylist()]
+            # call_function, because pyarrow.compute makes its functions at run time, unseen by type checkers
+            parts = [compute.call_function("struct_field", [cells], compute.StructFieldOptions([p])) for p in PARTS]
+            valid = zip(*(part.is_valid().to_pylist() for part in parts), strict=True)
+            counts += [-1 if any(stored) else 0 for stored in valid]
         else:
-            counts += [length or 0 for length in compute.list_value_length(cells).to_pylist()]
+            counts += [length or 0 for length in compute.call_function("list_value_length", [cells]).to_pylist()]
     return counts
 
 

@@ -28,11 +28,10 @@ from rovrm.errors import UserError
 
 if TYPE_CHECKING:
     from rovrm.phases import PhaseData
-    from rovrm.rows import RewardCollator
 
 
 def train(argv: list[str]) -> None:
-    config = parse(TrainConfig, argv, "rovrm.train")
+    config = parse(TrainConfig, argv, "python -m rovrm.train")
     phases = phase_numbers(config.phase)
     check_trainer_keys(config.trainer)
 
@@ -90,7 +89,8 @@ def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
             sections[name] = replace(section, data=data, learning_rate=1e-3, epochs=2.0)
         elif not section.data:
             sections[name] = replace(section, data=data)
-    return replace(config, model=str(folder / "base"), **sections)
+    held_out = 0.2 if config.eval_fraction == TrainConfig().eval_fraction else config.eval_fraction  # the data are few
+    return replace(config, model=str(folder / "base"), eval_fraction=held_out, **sections)
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, l
     from rovrm.phases import phase_folder, section_of
     from rovrm.trainer import LogFile, RewardTrainer
 
-    folder, began = phase_folder(config.out, phase), time.perf_counter()
+    folder = phase_folder(config.out, phase)
     main_process = _process(config).is_main_process
     checkpoint = _complete_checkpoint(folder / "checkpoints", main_process)
     if main_process:
@@ -117,9 +117,12 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, l
     trainer = RewardTrainer(
         model, arguments, data.train, data.held_out, processor, callbacks=[LogFile(folder / "trainer_log.jsonl")]
     )
+    began = time.perf_counter()
+    done_before = _steps_done(checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     training_seconds = time.perf_counter() - began
     metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
+    pairs = len(data.train) * section_of(config, phase).epochs * (1 - done_before / max(trainer.state.max_steps, 1))
     record = {
         "n_train": len(data.train),
         "n_held_out": len(data.held_out),
@@ -130,7 +133,7 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, l
         "reward_mean": metrics["mean_reward"],
         "reward_std": metrics["std_reward"],
         "seconds": training_seconds,
-        "pairs_per_second": len(data.train) * section_of(config, phase).epochs / training_seconds,
+        "pairs_per_second": pairs / training_seconds,
         "shared_rows": trainer.collator.shared,
     }
     write_phase(config, phase, trainer, record, last)
@@ -210,7 +213,7 @@ def _arguments(config: TrainConfig, phase: int, folder: Path) -> Any:
 
 
 def _settings(config: TrainConfig, phase: int) -> dict[str, Any]:
-    """What decides a phase's result: everything but the phases asked for, the other phases' sections and the workers."""
+    """What decides a phase's result: not the other phases' sections, nor the number of workers."""
     everything = asdict(config)
     for key in (
         "phase",
@@ -275,6 +278,10 @@ def _complete_checkpoint(folder: Path, main_process: bool) -> str | None:
             shutil.rmtree(path)
     PartialState().wait_for_everyone()
     return next((str(path) for path in newest_first()), None)
+
+
+def _steps_done(checkpoint: str | None) -> int:
+    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
 
 
 def _is_json(path: Path) -> bool:

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ProgressCallback
 
 from rovrm.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
+from rovrm.checkpoints import load_processor, load_reward_model
 from rovrm.checks import check_examples
 from rovrm.data import as_examples
 from rovrm.errors import UserError
@@ -76,28 +77,28 @@ class RewardTrainer(Trainer):
                 "one process would drive several GPUs: use accelerate launch, or set CUDA_VISIBLE_DEVICES=0"
             )
         if isinstance(model, str):
-            from rovrm.checkpoints import load_processor, load_reward_model
-
             processing_class = processing_class or load_processor(model)
             model = load_reward_model(model)
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)  # type: ignore[assignment]
+            model = cast(PreTrainedModel, get_peft_model(model, peft_config))
         if processing_class is None:
             raise UserError("RewardTrainer needs processing_class, the model's processor")
         _give_pad_token(model.config, processing_class)
         collator = RewardCollator(processing_class, model.config, args.rows, args.batch_tokens)
+        self.config, self.collator = args, collator
+        self.train_examples = _measured(train_dataset, collator, args)
+        self.eval_examples = _measured(eval_dataset, collator, args)
         super().__init__(
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=_measured(train_dataset, collator, args),
-            eval_dataset=_measured(eval_dataset, collator, args),
+            train_dataset=self.train_examples or None,  # type: ignore[arg-type]
+            eval_dataset=self.eval_examples or None,  # type: ignore[arg-type]
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        self.collator = collator
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch, the responses of all devices
         self.eval_rewards: list[list[float]] = []  # of the last evaluation, one list per example
         if not args.disable_tqdm:
@@ -108,21 +109,19 @@ class RewardTrainer(Trainer):
     # ---- batches -----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        if self.train_dataset is None:
+        if not self.train_examples:
             raise UserError("RewardTrainer has no train_dataset to train on")
-        return self._loader(
-            self.train_dataset, self.args.per_device_train_batch_size, self.args.data_seed or self.args.seed
-        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return self._loader(self.train_examples, self.args.per_device_train_batch_size, seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        data = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(data, self.args.per_device_eval_batch_size, None)
+        examples = self.eval_examples if eval_dataset is None else _measured(eval_dataset, self.collator, self.config)
+        return self._loader(examples, self.args.per_device_eval_batch_size, None)
 
-    def _loader(self, examples: Any, batch_size: int, seed: int | None) -> DataLoader:
-        lengths = [example.lengths for example in examples]
-        costs = [self.collator.cost(length) for length in lengths]
+    def _loader(self, examples: Sequence[Example], batch_size: int, seed: int | None) -> DataLoader:
+        costs = [self.collator.cost(example.lengths or (0, [0])) for example in examples]
         kinds = [bool(example.images) and not self.collator.shared for example in examples]
-        batches = plan_batches(costs, kinds, self.args.batch_tokens, batch_size, seed)  # type: ignore[attr-defined]
+        batches = plan_batches(costs, kinds, self.config.batch_tokens, batch_size, seed)
         planned = PlannedBatches(examples, batches, self.args.world_size, seed)
         loader = batch_loader(planned, self.collator, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
         return self.accelerator.prepare(loader)
@@ -137,7 +136,7 @@ class RewardTrainer(Trainer):
         model_inputs, ours = split_batch(inputs)
         outputs = model(**model_inputs)
         pairs = compare(outputs.logits, ours["labels"], ours["list_ids"])
-        loss = preference_loss(pairs, ours["margins"], self.args.center_rewards_coefficient)
+        loss = preference_loss(pairs, ours["margins"], self.config.center_rewards_coefficient)
         if num_items_in_batch is None:
             loss = loss / max(len(pairs.rewards), 1)
         else:  # DistributedDataParallel averages gradients over the processes: undo it
@@ -173,8 +172,8 @@ class RewardTrainer(Trainer):
 
     def _training_metrics(self) -> dict[str, float]:
         """TRL's metric names, over all processes since the last log."""
-        lists, accuracy, margin, responses, reward, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
-        extremes = self.accelerator.gather(self._extremes).reshape(-1, 2)  # (processes, 2)
+        lists, accuracy, margin, responses, reward, tokens = self._over_processes(self._sums).sum(dim=0).tolist()
+        extremes = self._over_processes(self._extremes)  # (processes, 2)
         seconds = time.perf_counter() - self._since
         self._reset_metrics()
         if not lists:
@@ -189,9 +188,15 @@ class RewardTrainer(Trainer):
             "pairs_per_second": lists / seconds,
         }
 
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """(n,) of every process -> (processes, n)"""
+        return self.accelerator.gather(values[None])  # type: ignore[return-value]
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Scores every list once; metrics of `ranking_metrics`, from rewards gathered over all processes."""
-        examples = self.eval_dataset if eval_dataset is None else _measured(eval_dataset, self.collator, self.args)
+        examples = self.eval_examples if eval_dataset is None else _measured(eval_dataset, self.collator, self.config)
+        if not examples:
+            raise UserError("RewardTrainer has no eval_dataset to evaluate on")
         started = time.perf_counter()
         self.eval_rewards = self.predict_rewards(examples)
         metrics = ranking_metrics(self.eval_rewards, [e.ranks for e in examples], [e.margin for e in examples])
@@ -199,28 +204,24 @@ class RewardTrainer(Trainer):
         named = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
-        self._since = time.perf_counter()
+        self._since += time.perf_counter() - started  # pairs_per_second of training leaves evaluation out
         return named
 
-    @torch.no_grad()
     def predict_rewards(self, examples: Sequence[Example]) -> list[list[float]]:
-        """The rewards of every response of every example, the same on every process."""
-        loader = self.get_eval_dataloader(examples)
-        # An unprepared model (evaluation without training) would sit on the CPU in float32 and outside of autocast.
-        model = self.model_wrapped if self.model_wrapped is not self.model else self._prepare_for_eval()
-        model.eval()
-        found: dict[int, dict[int, float]] = {}
-        for batch in loader:
-            model_inputs, ours = split_batch(self._prepare_inputs(batch))
-            collect_rewards(ours, model(**model_inputs).logits, found)
-        parts = gather_object([found]) if self.args.world_size > 1 else [found]
+        """The rewards of every response of every measured example, the same on every process."""
+        self._found: dict[int, dict[int, float]] = {}
+        self.evaluation_loop(self._loader(examples, self.args.per_device_eval_batch_size, None), "Evaluation", True)
         merged: dict[int, dict[int, float]] = {}
-        for part in parts:
+        for part in gather_object([self._found]) if self.args.world_size > 1 else [self._found]:
             merged.update(part)
         return [[merged[i][j] for j in range(len(e.responses))] for i, e in enumerate(examples)]
 
-    def _prepare_for_eval(self) -> Any:
-        return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """One evaluation forward; its rewards are kept for `predict_rewards`, nothing is returned to be averaged."""
+        model_inputs, ours = split_batch(self._prepare_inputs(inputs))  # type: ignore[arg-type]
+        with torch.no_grad():
+            collect_rewards(ours, model(**model_inputs).logits, self._found)
+        return None, None, None
 
 
 def _give_pad_token(config: Any, processor: Any) -> None:
@@ -228,10 +229,10 @@ def _give_pad_token(config: Any, processor: Any) -> None:
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> list[Example] | None:
+def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> list[Example]:
     """The data set as examples with their lengths; those that come without are looked at here, and a bad one stops."""
     if dataset is None:
-        return None
+        return []
     examples = as_examples(dataset)
     if all(example.lengths is not None for example in examples):
         return examples
@@ -239,7 +240,8 @@ def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> lis
     if checked.rejected:
         first = checked.rejected[0]
         raise UserError(
-            f"{len(checked.rejected)} of {len(examples)} rows cannot be trained on; the first, {first['location'] or first['id']}: "
+            f"{len(checked.rejected)} of {len(examples)} rows cannot be trained on; the first, "
+            f"{first['location'] or first['id']}: "
             f"{first['field']} = {first['value']!r}: {first['reason']}"
         )
     return checked.examples

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, TEXT_FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from families import FAMILIES, TEXT_FAMILIES
 from rovrm import modeling
 from rovrm.checkpoints import (
     load_adapter,
@@ -32,7 +32,7 @@ def keys_of(folder) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_weights_are_the_language_models(family_folder, tmp_path, name):
-    """Loaded tensors equal the LM's, not only their names; saved keys are the LM's plus score.weight; both read back."""
+    """Loaded tensors equal the LM's, not only in name; saved keys are the LM's plus score.weight; both read back."""
     folder = family_folder(name)
     auto = AutoModelForCausalLM if name in TEXT_FAMILIES else AutoModelForImageTextToText
     lm = auto.from_pretrained(folder)

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from families import TEXT_FAMILIES, VISION_FAMILIES
 from PIL import Image
 
-from families import TEXT_FAMILIES, VISION_FAMILIES
 from rovrm import modeling, rows
 from rovrm.batches import LOSS_KEYS
 from rovrm.checkpoints import load_processor, load_reward_model
@@ -17,8 +17,8 @@ from rovrm.losses import compare, preference_loss
 
 TOLERANCE = 1e-5
 SHARED = [
-    "llava", "llava_mistral", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm",
-    "internvl", "llama", "qwen2", "qwen3",
+    "llava", "llava_mistral", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3",
+    "smolvlm", "internvl", "llama", "qwen2", "qwen3",
 ]  # fmt: skip
 SEPARATE = ["gemma3", "paligemma", "mllama", "llava_mistral_sliding"]
 ANSWERS = ["A red cup.", "A red cup stands on it.", "", "A", "Two dogs, 3 cats!", "A red cup.", "no", "It is\n\nblue."]

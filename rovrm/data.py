@@ -1,0 +1,402 @@
+"""From sources to examples: reading, drawing n of them, captions, and the split by group.
+
+    loaded = load_examples("a.jsonl?weight=0.3,owner/name?weight=0.7", n=10000)
+    captioned = use_captions(loaded.examples, "captions.jsonl")      # then caption_example(example, template) on each
+    held_out = hold_out(group_keys(examples, image_hashes), fraction=0.02, seed=0)
+
+No row is dropped in silence: what cannot be used is in `Loaded.rejected` with its place, field, value and reason.
+"""
+
+import functools
+import json
+import logging
+import os
+import posixpath
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.images import find_image
+from rovrm.messages import BadRow, normalise, text_of
+from rovrm.readers import READERS, check_columns, find_reader, read_row, rename
+from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources, read_json
+from rovrm.splits import group_keys, hold_out
+
+__all__ = [
+    "CAPTION_TEMPLATE",
+    "Captions",
+    "Loaded",
+    "as_examples",
+    "caption_example",
+    "group_keys",
+    "hold_out",
+    "load_captions",
+    "load_examples",
+    "use_captions",
+    "write_jsonl",
+]
+
+logger = logging.getLogger(__name__)
+
+CAPTION_TEMPLATE = "Image description: {caption}\n\n"
+CAPTION_IMAGES = ("image", "file", "image_path", "file_name", "image_id")
+CAPTION_TEXTS = ("caption", "captions", "human_captions", "text")
+Select = Literal["random", "first"]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """examples; rejected: one {"location", "id", "field", "value", "reason"} per row that cannot be used; counts: per
+    source {"read", "kept", "rejected"}. Rows that were not drawn are not read: read = good + rejected, kept <= good."""
+
+    examples: list[Example] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_examples(
+    sources: str | Iterable[str],
+    *,
+    columns: dict[str, str] | None = None,
+    reader: str | None = None,
+    image_root: str | None = None,
+    captions: str | None = None,
+    n: int | None = None,
+    select: Select = "random",
+    seed: int = 0,
+) -> Loaded:
+    """The examples of all sources, in the order of the sources and their rows; no image is opened.
+
+    columns: {canonical: theirs} for every source that has the column. captions: a file whose captions every row must
+    find one in. n: how many in all; select: which, drawn with the seed or the first. A source's own `n` limits that
+    source; `weight`s (on all sources or none) fix the shares, and the total is then the largest, up to n, that repeats
+    no row. Raises UserError for a source or setting that is wrong, and when not one row can be used.
+    """
+    parsed = parse_sources(sources)
+    shares = _shares(parsed)
+    table = load_captions(captions) if captions else None
+    opened = [load_rows(source) for source in parsed]
+    _check_shared_columns(columns or {}, opened)
+    parts: list[Loaded] = []
+    for source, rows, share in zip(parsed, opened, shares, strict=True):
+        own = {canonical: theirs for canonical, theirs in (columns or {}).items() if theirs in rows.columns}
+        check_columns(source.columns, rows.columns)
+        rows_reader = _Reader(rows, own | source.columns, source.reader or reader, image_root, table)
+        total = n if len(parsed) == 1 else None if n is None or share is None else int(n * share) + 1
+        limit = min((limit for limit in (source.n, total) if limit is not None), default=None)
+        parts.append(_read(source, rows_reader, limit, select, _generator(seed, source)))
+    _draw_shares(parts, shares, n, select, seed)
+    return _joined(parts, n, select, seed)
+
+
+def as_examples(dataset: Any) -> list[Example]:
+    """A list of Examples as it is; a `datasets.Dataset` or a list of dicts in any known format, read.
+
+    Raises UserError for a data set without a length, and for the first row that cannot be read.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise UserError(f"{type(dataset).__name__} has no length; give a datasets.Dataset or a list, not a stream")
+    if not hasattr(dataset, "features"):
+        listed = list(dataset)
+        if all(isinstance(row, Example) for row in listed):
+            return listed
+        rows = list_rows(listed, "dataset")
+    else:
+        rows = dataset_rows(dataset, "dataset", stem="dataset")
+    loaded = _read(Source("dataset", "dataset"), _Reader(rows, {}, None, None, None), None, "first", random.Random(0))
+    if loaded.rejected:
+        raise UserError(_first_rejected(loaded.rejected))
+    return _joined([loaded], None, "first", 0).examples
+
+
+class _Reader:
+    """Turns the rows of one source into examples; the format is found once."""
+
+    def __init__(
+        self, rows: Rows, mapping: dict[str, str], name: str | None, image_root: str | None, captions: "Captions | None"
+    ):
+        self.rows, self.mapping, self.image_root, self.captions = rows, mapping, image_root, captions
+        if name is not None and name not in READERS:
+            raise UserError(f"reader={name}: no such reader; takes {', '.join(READERS)}")
+        self.name = name or self._find()
+
+    def _find(self) -> str:
+        first = next((row.values for row in self.rows.take(range(len(self.rows))) if row.values is not None), {})
+        columns = [column for column in self.rows.columns if column not in self.mapping.values()]
+        try:
+            return find_reader([*columns, *self.mapping], rename(first, self.mapping))
+        except UserError as error:
+            raise UserError(f"{self.rows.name}: {error}") from error
+
+    def __call__(self, row: Row) -> Example:
+        if row.values is None:
+            raise BadRow("row", row.raw, row.problem)
+        find = functools.partial(find_image, image_root=self.image_root, data_file=row.data_file)
+        example = read_row(
+            self.name,
+            rename(row.values, self.mapping),
+            find,
+            location=row.location,
+            fallback_id=f"{row.stem}-{row.number}",
+            source=row.stem,
+        )
+        return _with_caption(example, self.captions) if self.captions else example
+
+
+def _read(source: Source, reader: _Reader, limit: int | None, select: Select, rng: random.Random) -> Loaded:
+    """Reads one source until `limit` rows are good, or to its end."""
+    order = list(range(len(reader.rows)))
+    if limit is not None and select == "random":
+        rng.shuffle(order)
+    good: dict[int, Example] = {}
+    rejected: list[dict[str, str]] = []
+    for index, row in zip(order, reader.rows.take(order), strict=True):
+        try:
+            good[index] = reader(row)
+        except BadRow as error:
+            given = (row.values or {}).get("id")
+            id_ = f"{row.stem}-{row.number}" if given in (None, "") else str(given)
+            rejected.append(_rejected(row.location, id_, error))
+        if len(good) == limit:
+            break
+    if source.n is not None and len(good) < source.n and (limit is None or limit >= source.n):
+        logger.warning("source %r: n=%d asked for, %d usable rows found: all taken", source.text, source.n, len(good))
+    counts = {"read": len(good) + len(rejected), "kept": len(good), "rejected": len(rejected)}
+    return Loaded([good[index] for index in sorted(good)], rejected, {source.text: counts})
+
+
+def _rejected(location: str, id_: str, error: BadRow) -> dict[str, str]:
+    value = error.value if isinstance(error.value, str) else json.dumps(error.value, ensure_ascii=False, default=str)
+    return {"location": location, "id": id_, "field": error.field, "value": value[:200], "reason": error.reason}
+
+
+def _first_rejected(rejected: Sequence[dict[str, str]]) -> str:
+    first = rejected[0]
+    where = f"{first['location']}: {first['field']} = {first['value']!r}"
+    return f"{len(rejected)} rows cannot be used; the first, {where}: {first['reason']}"
+
+
+def _check_shared_columns(columns: dict[str, str], opened: Sequence[Rows]) -> None:
+    """A mapping for all sources is a mistake only if none of them has the column."""
+    check_columns(columns, list(dict.fromkeys(column for rows in opened for column in rows.columns)))
+
+
+def _generator(seed: int, source: Source) -> random.Random:
+    # By the name alone: the same rows are drawn wherever the data lie, and whatever stands beside them. A text seeds
+    # through SHA-512, so hash randomisation plays no part.
+    return random.Random(f"{seed}:{Path(source.name).name}")
+
+
+def _shares(parsed: Sequence[Source]) -> list[float | None]:
+    """The weights, summing to 1; None for each source when there are none."""
+    without = [source.text for source in parsed if source.weight is None]
+    if len(without) == len(parsed):
+        return [None] * len(parsed)
+    if without:
+        raise UserError(f"source {without[0]!r} has no weight, others have; give every source a weight=W, or none")
+    weights = [source.weight or 0.0 for source in parsed]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _draw_shares(parts: Sequence[Loaded], shares: Sequence[float | None], n: int | None, select: Select, seed: int):
+    """Cuts the parts to their shares, in place: the largest total, up to n, that repeats no row."""
+    known = [share for share in shares if share is not None]
+    if not known:
+        return
+    have = [len(part.examples) for part in parts]
+    largest = min(count / share for count, share in zip(have, known, strict=True))
+    total = int(min(largest, n if n is not None else largest) + 1e-9)
+    if n is not None and total < n:
+        logger.warning("n=%d asked for, but the weights allow %d examples without repeating a row", n, total)
+    sizes = [int(total * share + 1e-9) for share in known]
+    # The largest remainders get what rounding down has left over.
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i] - total * known[i])[: total - sum(sizes)]:
+        sizes[i] = min(sizes[i] + 1, have[i])
+    for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        part.examples = _draw(part.examples, size, select, random.Random(f"{seed}:share:{i}"))
+        next(iter(part.counts.values()))["kept"] = len(part.examples)
+
+
+def _draw(examples: list[Example], size: int, select: Select, rng: random.Random) -> list[Example]:
+    """`size` of the examples, in their order."""
+    if size >= len(examples):
+        return examples
+    chosen = range(size) if select == "first" else sorted(rng.sample(range(len(examples)), size))
+    return [examples[i] for i in chosen]
+
+
+def _joined(parts: Sequence[Loaded], n: int | None, select: Select, seed: int) -> Loaded:
+    owners = [(example, next(iter(part.counts))) for part in parts for example in part.examples]
+    examples = [example for example, _ in owners]
+    if n is not None and len(examples) > n:
+        keep = {id(example) for example in _draw(examples, n, select, random.Random(f"{seed}:total"))}
+        owners = [(example, owner) for example, owner in owners if id(example) in keep]
+    elif n is not None and len(examples) < n:
+        logger.warning("n=%d asked for, %d usable rows found: all taken", n, len(examples))
+    loaded = Loaded([example for example, _ in owners], [bad for part in parts for bad in part.rejected])
+    for part in parts:
+        for text, counts in part.counts.items():
+            loaded.counts[text] = counts | {"kept": sum(owner == text for _, owner in owners)}
+    if not loaded.examples and loaded.rejected:
+        raise UserError(f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}")
+    _make_ids_unique(loaded.examples)
+    return loaded
+
+
+def _make_ids_unique(examples: Iterable[Example]) -> None:
+    seen: set[str] = set()
+    for example in examples:
+        name, count = example.id, 1
+        while example.id in seen:
+            count += 1
+            example.id = f"{name}-{count}"
+        seen.add(example.id)
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Captions:
+    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys."""
+
+    path: str
+    entries: dict[str, list[str]] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    stems: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, image: str, captions: Iterable[str]) -> None:
+        key = posixpath.normpath(image)
+        if key not in self.entries:
+            self.names.setdefault(posixpath.basename(key), []).append(key)
+            self.stems.setdefault(_stem(key), []).append(key)
+        self.entries.setdefault(key, []).extend(captions)
+
+    def of(self, image: str) -> list[str]:
+        """By the path, else the file name, else the id or stem. Raises UserError when two files share the name."""
+        key = posixpath.normpath(image)
+        if key in self.entries:
+            return self.entries[key]
+        found = self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []
+        # Of several, the one that is the same path under another root.
+        same = [other for other in found if f"/{key}".endswith(f"/{other}") or f"/{other}".endswith(f"/{key}")]
+        found = same if len(found) > 1 and len(same) == 1 else found
+        if len(found) > 1:
+            raise UserError(
+                f"{self.path}: image {image} may be {found[0]} or {found[1]}, the file name fits both; "
+                "write the images of the captions as the paths of the data"
+            )
+        return self.entries[found[0]] if found else []
+
+
+def _stem(path: str) -> str:
+    stem = posixpath.splitext(posixpath.basename(path))[0]
+    return str(int(stem)) if stem.isdecimal() else stem
+
+
+def load_captions(path: str | os.PathLike) -> Captions:
+    """Captions from a JSON or JSONL file: an image column (image, file, image_path, file_name or image_id) and a
+    caption column (caption, captions, human_captions or text) with a text or a list. Several rows of one image add up;
+    rows without a caption are passed over. Raises UserError for a missing file, missing columns, and an ill-formed row.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"captions={path}: no such file; mend the path")
+    captions = Captions(str(path))
+    rows = read_json(Path(path))
+    for row in rows:
+        if row.values is None:
+            raise UserError(f"{row.location}: {row.problem}")
+        image = next((row.values[name] for name in CAPTION_IMAGES if row.values.get(name) is not None), None)
+        text = next((row.values[name] for name in CAPTION_TEXTS if row.values.get(name) is not None), None)
+        texts = [text] if isinstance(text, str) else text or []
+        if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+            raise UserError(f"{row.location}: caption = {str(text)[:80]!r} takes a text or a list of texts; mend it")
+        if image is not None and any(item.strip() for item in texts):
+            captions.add(str(image), [item for item in texts if item.strip()])
+    if not captions.entries:
+        found = ", ".join(dict.fromkeys(key for row in rows for key in row.values or ()))
+        takes = f"one of {', '.join(CAPTION_IMAGES)} and one of {', '.join(CAPTION_TEXTS)}"
+        raise UserError(f"captions={path}: no row has an image and a caption; columns are {found}; takes {takes}")
+    return captions
+
+
+def use_captions(examples: Sequence[Example], captions: str | os.PathLike | Captions | None = None) -> Loaded:
+    """Each example with its caption: its own, or one of the file's. Examples that get none are rejected.
+
+    A caption that is the chosen answer (any best-ranked one, compared by `normalise`) would give the answer away and is
+    never used; the next one in the list is. Raises UserError for a file that cannot be read or is ambiguous.
+    """
+    table = captions if isinstance(captions, Captions) or captions is None else load_captions(captions)
+    loaded = Loaded()
+    for example in examples:
+        try:
+            loaded.examples.append(_with_caption(example, table))
+        except BadRow as error:
+            loaded.rejected.append(_rejected(example.location, example.id, error))
+    kept, name = len(loaded.examples), table.path if table else "captions of the rows"
+    loaded.counts[name] = {"read": len(examples), "kept": kept, "rejected": len(loaded.rejected)}
+    return loaded
+
+
+def _with_caption(example: Example, table: Captions | None) -> Example:
+    best = min(example.ranks)
+    leaks = {normalise(text) for text, rank in zip(example.responses, example.ranks, strict=True) if rank == best}
+    own = [example.caption] if example.caption and example.caption.strip() else []
+    if own and normalise(own[0]) not in leaks:
+        return example
+    if len(example.images) <= 1 or own:
+        image = example.images[0].name if len(example.images) == 1 else ""
+        found = own + (table.of(image) if table and image else [])
+        return replace(example, caption=_pick(found, leaks, image, table))
+    picked = [_pick(table.of(i.name) if table and i.name else [], leaks, i.name, table) for i in example.images]
+    return replace(example, caption="\n".join(f"Image {i}: {caption}" for i, caption in enumerate(picked, 1)))
+
+
+def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions | None) -> str:
+    for caption in captions:
+        if normalise(caption) not in leaks:
+            return caption
+    if captions:
+        reason = "every caption equals the chosen answer and would give it away; add another caption or drop the row"
+        raise BadRow("caption", captions[0], reason)
+    where = f"in {table.path}" if table else "in the row; give caption.captions=FILE"
+    raise BadRow(
+        "caption", image, f"no caption for image {image or '(without a name)'} {where}; add one or drop the row"
+    )
+
+
+def caption_example(example: Example, template: str = CAPTION_TEMPLATE) -> Example:
+    """The example of the caption phase: images and image blocks gone, the caption before the first user's text.
+
+    Raises UserError for an example without a caption and for a template without `{caption}`.
+    """
+    if "{caption}" not in template:
+        raise UserError(f"caption template {template!r} has no {{caption}}; write where the caption goes")
+    if not example.caption:
+        raise UserError(f"example {example.id} ({example.location}) has no caption; call use_captions first")
+    prompt = [message | {"content": text_of(message["content"])} for message in example.prompt]
+    first = next(message for message in prompt if message["role"] == "user")
+    first["content"] = template.replace("{caption}", example.caption) + first["content"]
+    return replace(example, prompt=prompt, images=[], lengths=None)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows as JSON lines, whole or not at all: a temporary name beside the file, then os.replace."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
