@@ -72,7 +72,7 @@ def load_reward_model(
     except (ValueError, AttributeError) as error:
         raise UserError(f"model {name!r}: {error}") from error
     _set_head(config)
-    options: dict[str, Any] = {"quantization_config": _four_bit()} if quantize else {}
+    options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of keys: they are checked below, and a fresh score is no news
     try:
@@ -110,7 +110,8 @@ def _check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
     raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check the checkpoint")
 
 
-def _four_bit() -> Any:
+def four_bit() -> Any:
+    """The 4-bit settings of QLoRA. Raises UserError where bitsandbytes or a CUDA device is missing."""
     from transformers import BitsAndBytesConfig
     from transformers.utils.import_utils import is_bitsandbytes_available
 

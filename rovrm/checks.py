@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import content_hash
+from rovrm.messages import text_of
 from rovrm.rows import RewardCollator
 
 
@@ -36,52 +37,85 @@ class _Looks(Dataset):
         self, examples: Sequence[Example], pictured: Sequence[Example], collator: RewardCollator, max_length: int
     ):
         self.examples, self.pictured, self.collator, self.max_length = examples, pictured, collator, max_length
+        self.image_words = _image_words(collator)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Finding:
-        example, pictured = self.examples[index], self.pictured[index]
+        example = self.examples[index]
         finding = check_responses(example)
+        finding = finding if finding.reason else _find_image_word(example, self.image_words)
+        return finding if finding.reason else self._measure(example, self.pictured[index])
+
+    def _measure(self, example: Example, pictured: Example) -> Finding:
+        """Opens the images and counts the tokens, as training will."""
+        opened = []
+        for number, ref in enumerate(example.images, 1):
+            try:
+                opened.append(ref.open())
+            except UserError as error:
+                return Finding(where=f"image {number}", value=ref.name or str(ref), reason=str(error))
+        hashes = [content_hash(image) for image in opened] or [_hash_or_name(ref) for ref in pictured.images]
         try:
-            opened = [ref.open() for ref in example.images]
-            if finding.reason:
-                return finding
-            finding.hashes = [content_hash(image) for image in opened] or [
-                _hash_or_name(ref) for ref in pictured.images
-            ]
-            finding.lengths = self.collator.lengths(example, opened)
+            lengths = self.collator.lengths(example, opened)
         except UserError as error:
-            return replace(finding, where="images or prompt", value=_first_image(example), reason=str(error))
+            return Finding(where="prompt", value=_prompt_text(example), reason=str(error))
         except Exception as error:  # an image processor may refuse an odd image with any exception: the row says which
-            return replace(finding, where="row", value=_first_image(example), reason=f"{type(error).__name__}: {error}")
-        longest = finding.lengths[0] + max(finding.lengths[1])
+            names = ", ".join(ref.name or str(ref) for ref in example.images)
+            reason = f"the processor refuses it ({type(error).__name__}: {error}); replace the image or drop the row"
+            return Finding(where="images" if names else "prompt", value=names or _prompt_text(example), reason=reason)
+        longest = lengths[0] + max(lengths[1])
         if longest > self.max_length:
-            finding.where, finding.value = "responses", f"{longest} tokens"
-            finding.reason = f"the row is over-long: max_length={self.max_length}; raise max_length or drop the row"
-        return finding
+            reason = f"the row is over-long, max_length={self.max_length}; raise max_length or drop the row"
+            return Finding(where="responses", value=f"{longest} tokens", reason=reason)
+        return Finding(hashes, lengths)
 
 
 def check_responses(example: Example) -> Finding:
     """The checks that need neither image nor tokenizer: responses, ranks and margin."""
     responses, ranks = example.responses, example.ranks
     if len(responses) < 2 or len(ranks) != len(responses):
-        return Finding(
-            where="responses", value=f"{len(responses)} responses, {len(ranks)} ranks", reason="needs two or more"
-        )
+        value = f"{len(responses)} responses, {len(ranks)} ranks"
+        return Finding(where="responses", value=value, reason="takes two or more, each with its rank; drop the row")
     for j, response in enumerate(responses):
         if not response.strip():
-            return Finding(where=f"response {j + 1}", value=repr(response), reason="the response is empty")
+            reason = "the response is empty; fill it in or drop the row"
+            return Finding(where=f"response {j + 1}", value=repr(response), reason=reason)
     for j, response in enumerate(responses):
         for other in range(j):
-            if response == responses[other] and ranks[j] != ranks[other]:
-                return Finding(
-                    where=f"responses {other + 1} and {j + 1}", value=response[:200], reason="they are identical"
-                )
+            # Many chat templates strip the content, so white space makes no difference between two rows of tokens.
+            if response.strip() == responses[other].strip() and ranks[j] != ranks[other]:
+                reason = "they are identical but one is ranked above the other; drop the row"
+                return Finding(where=f"responses {other + 1} and {j + 1}", value=response, reason=reason)
     if len(set(ranks)) == 1:
-        return Finding(where="ranks", value=str(ranks), reason="all responses are tied: nothing to compare")
+        reason = "all responses are tied, there is nothing to compare; drop the row"
+        return Finding(where="ranks", value=str(ranks), reason=reason)
     if example.margin is not None and not math.isfinite(example.margin):
-        return Finding(where="margin", value=str(example.margin), reason="the margin is not finite")
+        reason = "the margin is not finite; mend it or leave it out"
+        return Finding(where="margin", value=str(example.margin), reason=reason)
+    return Finding()
+
+
+def _image_words(collator: RewardCollator) -> list[str]:
+    """The texts that the model, or the processor before it, takes for an image wherever they stand; none for a text
+    model. The two differ where the processor writes a sequence for one word (Gemma 3)."""
+    if collator.image_token_id < 0:
+        return []
+    own = collator.tokenizer.convert_ids_to_tokens(collator.image_token_id)
+    return sorted({str(word) for word in (own, getattr(collator.processor, "image_token", None)) if word})
+
+
+def _find_image_word(example: Example, words: list[str]) -> Finding:
+    """Finds an image token that stands in a text. It would fail, or take another's image, only in training."""
+    texts = [("prompt", text_of(message["content"])) for message in example.prompt]
+    texts += [(f"response {j}", response) for j, response in enumerate(example.responses, 1)]
+    for where, text in texts:
+        for word in words:
+            if word in text:
+                start = max(text.index(word) - 80, 0)
+                reason = f"the text {word!r} stands for an image in this model; remove it from the text"
+                return Finding(where=where, value=text[start:], reason=reason)
     return Finding()
 
 
@@ -119,7 +153,7 @@ def check_examples(
     checked = Checked([], [], [])
     for i, finding in sorted(found, key=lambda pair: pair[0]):
         if finding.reason:
-            checked.rejected.append(_record(examples[i], finding))
+            checked.rejected.append(record(examples[i], finding.where, finding.value, finding.reason))
         else:
             checked.examples.append(replace(examples[i], lengths=finding.lengths))
             checked.hashes.append(finding.hashes)
@@ -128,7 +162,7 @@ def check_examples(
 
 def stop_if_too_bad(rejected: Sequence[dict[str, Any]], total: int, max_bad_fraction: float, listed: str) -> None:
     """Raises UserError when more than `max_bad_fraction` of `total` rows were rejected; `listed` is where all are."""
-    if len(rejected) <= max_bad_fraction * total:
+    if len(rejected) <= max_bad_fraction * total + 1e-9:  # 0.29 * 100 is less than 29
         return
     first = "\n".join(
         f"  {r['location']}: {r['field']} = {str(r['value'])[:120]!r}: {r['reason']}" for r in list(rejected)[:5]
@@ -139,14 +173,9 @@ def stop_if_too_bad(rejected: Sequence[dict[str, Any]], total: int, max_bad_frac
     )
 
 
-def _record(example: Example, finding: Finding) -> dict[str, Any]:
-    return {
-        "location": example.location,
-        "id": example.id,
-        "field": finding.where,
-        "value": finding.value[:200],
-        "reason": finding.reason,
-    }
+def record(example: Example, field: str, value: str, reason: str) -> dict[str, Any]:
+    """A line of `rejected.jsonl`."""
+    return {"location": example.location, "id": example.id, "field": field, "value": value[:200], "reason": reason}
 
 
 def _hash_or_name(ref: Any) -> str:
@@ -156,5 +185,5 @@ def _hash_or_name(ref: Any) -> str:
         return f"name:{ref.name}"
 
 
-def _first_image(example: Example) -> str:
-    return str(example.images[0]) if example.images else ""
+def _prompt_text(example: Example) -> str:
+    return "\n".join(text_of(message["content"]) for message in example.prompt)

@@ -97,10 +97,8 @@ def load_examples(
 
 
 def as_examples(dataset: Any) -> list[Example]:
-    """A list of Examples as it is; a `datasets.Dataset` or a list of dicts in any known format, read.
-
-    Raises UserError for a data set without a length, and for the first row that cannot be read.
-    """
+    """A list of Examples as it is; a `datasets.Dataset` or a list of dicts in any known format, read. Raises UserError
+    for a data set without a length, and for the first row that cannot be read."""
     if not hasattr(dataset, "__len__"):
         raise UserError(f"{type(dataset).__name__} has no length; give a datasets.Dataset or a list, not a stream")
     if not hasattr(dataset, "features"):
@@ -117,7 +115,7 @@ def as_examples(dataset: Any) -> list[Example]:
 
 
 class _Reader:
-    """Turns the rows of one source into examples; the format is found once."""
+    """Turns the rows of one source into examples; the format of each file is found once."""
 
     def __init__(
         self, rows: Rows, mapping: dict[str, str], name: str | None, image_root: str | None, captions: "Captions | None"
@@ -125,22 +123,22 @@ class _Reader:
         self.rows, self.mapping, self.image_root, self.captions = rows, mapping, image_root, captions
         if name is not None and name not in READERS:
             raise UserError(f"reader={name}: no such reader; takes {', '.join(READERS)}")
-        self.name = name or self._find()
+        self.names = {file: name or self._find(file) for file in rows.kinds}
 
-    def _find(self) -> str:
-        first = next((row.values for row in self.rows.take(range(len(self.rows))) if row.values is not None), {})
-        columns = [column for column in self.rows.columns if column not in self.mapping.values()]
+    def _find(self, file: str | None) -> str:
+        columns, first = self.rows.kinds[file]
+        renamed = {canonical for canonical, theirs in self.mapping.items() if theirs in columns}
         try:
-            return find_reader([*columns, *self.mapping], rename(first, self.mapping))
+            return find_reader((set(columns) - {*self.mapping.values()}) | renamed, rename(first, self.mapping))
         except UserError as error:
-            raise UserError(f"{self.rows.name}: {error}") from error
+            raise UserError(f"{file or self.rows.name}: {error}") from error
 
     def __call__(self, row: Row) -> Example:
         if row.values is None:
             raise BadRow("row", row.raw, row.problem)
         find = functools.partial(find_image, image_root=self.image_root, data_file=row.data_file)
         example = read_row(
-            self.name,
+            self.names[row.data_file],
             rename(row.values, self.mapping),
             find,
             location=row.location,

@@ -52,7 +52,13 @@ def save_tiny_llava(folder: Path, corpus: list[str], seed: int = 0) -> None:
 
     processor = llava_processor(corpus, image_size=48, patch_size=16)
     vision = CLIPVisionConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=48, patch_size=16
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=48,
+        patch_size=16,
+        initializer_range=0.1,
     )
     text = LlamaConfig(
         hidden_size=64,
@@ -61,6 +67,7 @@ def save_tiny_llava(folder: Path, corpus: list[str], seed: int = 0) -> None:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=16384,
+        initializer_range=0.1,  # so that random weights let words and images through to the head
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

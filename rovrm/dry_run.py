@@ -9,6 +9,7 @@ from rovrm import modeling
 from rovrm.batches import plan_batches
 from rovrm.checkpoints import projector_names
 from rovrm.config import PHASES, TrainConfig
+from rovrm.errors import UserError
 from rovrm.phases import PhaseData, section_of
 from rovrm.rows import render, why_not_shared
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 def print_dry_run(
     config: TrainConfig, data: dict[int, PhaseData], collator: "RewardCollator", model_config: Any
 ) -> None:
-    """Everything a run would start with, from the data that it would train on; nothing is trained or written."""
+    """Everything a run would start with, from the data that it would train on. Nothing is trained; of a run's files
+    only the lists of rejected rows (and the demo's data) are written, by what read the data. Raises UserError for an
+    architecture that cannot be a reward model."""
     reason = why_not_shared(model_config)
     print(
         f"model {config.model}: rows are {'shared' if collator.shared else 'separate'}"
@@ -63,14 +66,20 @@ def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "R
     kinds = [bool(e.images) and not collator.shared for e in found.train]
     batches = plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed)
     world, accumulation = PartialState().num_processes, int(config.trainer.get("gradient_accumulation_steps", 1))
-    steps = math.ceil(len(batches) / (world * accumulation)) * section_of(config, phase).epochs
+    steps = math.ceil(math.ceil(len(batches) / (world * accumulation)) * section_of(config, phase).epochs)
+    limit = int(config.trainer.get("max_steps", -1))
+    steps = limit if limit > 0 else steps
     tokens = sum(rows * longest for rows, longest in costs)
-    print(f"  {len(batches)} batches an epoch, {tokens} tokens; {math.ceil(steps)} optimizer steps in all")
+    print(f"  {len(batches)} batches an epoch, {tokens} tokens; {steps} optimizer steps in all")
 
 
 def _print_memory(config: TrainConfig, model_config: Any) -> None:
     """Weights, gradients and Adam's two moments; activations come on top and depend on batch_tokens."""
-    made = getattr(modeling, modeling.family_prefix(model_config.architectures[0]) + modeling.SUFFIX)
+    architecture = (model_config.architectures or ["none"])[0]
+    try:
+        made = getattr(modeling, modeling.family_prefix(architecture) + modeling.SUFFIX)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model {config.model!r}: {error}") from error
     with torch.device("meta"):
         model = made(model_config)
     total = sum(p.numel() for p in model.parameters())
@@ -83,7 +92,8 @@ def _print_memory(config: TrainConfig, model_config: Any) -> None:
         trained = sum(config.lora_r * (m.in_features + m.out_features) for m in linears) + projector
     frozen_bytes = 4 if config.tuning == "full" or config.dtype == "float32" else 0.5 if config.tuning == "qlora" else 2
     gibibytes = (total * frozen_bytes + trained * 12 + (0 if config.tuning == "full" else trained * 4)) / 2**30
+    kind = {4: "float32", 2: "bfloat16", 0.5: "4 bits"}[frozen_bytes]
     print(
         f"  {total / 1e6:.1f}M parameters, up to {trained / 1e6:.1f}M trained ({config.tuning}): about {gibibytes:.2f} "
-        "GiB for weights, gradients and Adam on a GPU in bfloat16, activations on top"
+        f"GiB on a GPU for weights ({kind}; what trains is float32), gradients and Adam, activations on top"
     )

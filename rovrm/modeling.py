@@ -85,19 +85,22 @@ class RewardModel(PreTrainedModel):
         return SequenceClassifierOutput(logits=rewards)
 
     def _attention_mask(self, segment_ids: torch.Tensor) -> torch.Tensor:
-        """The shared-prefix mask in the form that the loaded attention reads rightly."""
+        """The shared-prefix mask as numbers added to the attention scores, (rows, 1, tokens, tokens).
+
+        A boolean mask is right with sdpa only: eager attention would add its ones and zeros to the scores. sdpa turns
+        booleans into such numbers anyway, once per layer.
+        """
         implementation = self.config.get_text_config()._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                "shared-prefix rows need attn_implementation sdpa or eager, the model was loaded with "
+                f"{implementation!r}; load it with sdpa or set rows=separate"
+            )
+        device = segment_ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
         visible = shared_prefix_mask(segment_ids)
-        if implementation == "sdpa":
-            return visible
-        if implementation == "eager":  # adds its mask to the scores: a boolean one would be silently wrong
-            mask = torch.zeros(visible.shape, dtype=torch.float32, device=visible.device)
-            lowest = torch.finfo(self.dtype).min
-            return mask.masked_fill(~visible, lowest).to(self.dtype)
-        raise ValueError(
-            f"shared-prefix rows need attn_implementation sdpa or eager, the model was loaded with {implementation!r}; "
-            "load it with sdpa or set rows=separate"
-        )
+        mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
     def _zero_of_unused(self) -> torch.Tensor:
         """0 * (parameters that only images reach), so that a batch without images gives them a gradient too:

@@ -1,15 +1,17 @@
 """The data of one phase: read, captioned, checked, and split by group into training and held-out examples."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rovrm.checks import Checked, check_examples, stop_if_too_bad
+from rovrm.checks import Checked, check_examples, record, stop_if_too_bad
 from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig
 from rovrm.data import caption_example, group_keys, hold_out, load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
+from rovrm.messages import text_of
 from rovrm.rows import RewardCollator
 
 
@@ -29,36 +31,81 @@ def section_of(config: TrainConfig, phase: int) -> PhaseConfig:
     return (config.text, config.caption, config.visual)[phase - 1]
 
 
+def check_out(out: str) -> None:
+    """Raises UserError when the run folder `out` cannot be made or written to, before hours of work want to."""
+    folder = Path(out)
+    nearest = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path("/"))
+    if not nearest.is_dir():
+        raise UserError(f"out={out}: {nearest} is a file; give another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"out={out}: {nearest} cannot be written to; give another folder")
+
+
 def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, write: bool) -> PhaseData:
-    """Loads and checks a phase's data before any model is loaded. Bad rows are listed in the phase folder's
-    `rejected.jsonl` (by the process that may `write`), and too many of them stop the run."""
+    """Loads and checks a phase's data before any model is loaded. Rows that are not used are listed in the phase
+    folder's `rejected.jsonl` (by the process that may `write`), and too many bad ones among them stop the run."""
     section, name = section_of(config, phase), PHASES[phase - 1]
     if not section.data:
         raise UserError(f"phase {phase} needs data: set {name}.data to a file, a folder or a hub id")
-    checked, keys = _load(config, phase, section.data, section.n, collator, write, "rejected.jsonl")
+    if not section.eval_data and not 0 < config.eval_fraction < 1:
+        raise UserError(
+            f"eval_fraction={config.eval_fraction:g} leaves phase {phase} nothing to train on or nothing held out; "
+            f"give a number between 0 and 1, or {name}.eval_data"
+        )
+    check_out(config.out)
+    checked = _load(config, phase, section.data, section.n, collator, write, "rejected.jsonl")
     if section.eval_data:
-        held_out, held_keys = _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl")
-        held = set(held_keys)
-        train = [e for e, key in zip(checked.examples, keys, strict=True) if key not in held]
-        data = PhaseData(train, held_out.examples, checked.rejected + held_out.rejected)
-        _say_dropped(len(checked.examples) - len(train), name, write)
+        held_out = _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl")
+        train, shared = _apart(checked, held_out, name)
+        if write and shared:
+            _write(_listed(config, phase, "rejected.jsonl"), checked.rejected + shared)
+            print(f"{name}: {len(shared)} training rows share an image or prompt with {name}.eval_data: left out")
+        data = PhaseData(train, held_out.examples, checked.rejected + shared + held_out.rejected)
     else:
-        out = hold_out(keys, config.eval_fraction, config.seed)
+        out = hold_out(group_keys(checked.examples, checked.hashes), config.eval_fraction, config.seed)
         pairs = list(zip(checked.examples, out, strict=True))
         data = PhaseData([e for e, h in pairs if not h], [e for e, h in pairs if h], checked.rejected)
-    for part, what in ((data.train, "to train on"), (data.held_out, "held out")):
-        if not part:
-            raise UserError(
-                f"{name}.data leaves no example {what} ({len(checked.examples)} good ones, "
-                f"eval_fraction={config.eval_fraction:g}); give more data, another eval_fraction, or {name}.eval_data"
-            )
+    _stop_if_empty(data, len(checked.examples), section, name, config.eval_fraction)
     return data
+
+
+def _stop_if_empty(data: PhaseData, good: int, section: PhaseConfig, name: str, eval_fraction: float) -> None:
+    if data.train and data.held_out:
+        return
+    what = "held out" if data.train else "to train on"
+    if section.eval_data:
+        raise UserError(
+            f"{name}.data and {name}.eval_data leave no example {what} ({good} good ones for training, "
+            f"{good - len(data.train)} of them share an image or prompt with {name}.eval_data); give other data to "
+            f"one of them, or leave {name}.eval_data out: eval_fraction then holds out a part of {name}.data"
+        )
+    raise UserError(
+        f"{name}.data leaves no example {what} ({good} good ones, eval_fraction={eval_fraction:g}); "
+        f"give more data, another eval_fraction, or {name}.eval_data"
+    )
+
+
+def _apart(checked: Checked, held_out: Checked, name: str) -> tuple[list[Example], list[dict[str, Any]]]:
+    """The training examples that share no group with the held-out ones, and a record of each of the others."""
+    examples, hashes = checked.examples + held_out.examples, checked.hashes + held_out.hashes
+    # Of both at once: a row with two images may join what would be two groups within either.
+    keys = group_keys(examples, hashes)
+    held = set(keys[len(checked.examples) :])
+    train, shared = [], []
+    for example, key in zip(checked.examples, keys, strict=False):
+        if key not in held:
+            train.append(example)
+            continue
+        what = "image" if key.startswith("image:") else "prompt"
+        reason = f"{name}.eval_data has the same {what}, directly or through other rows: left out of training"
+        shared.append(record(example, what, text_of(example.prompt[-1]["content"]), reason))
+    return train, shared
 
 
 def _load(
     config: TrainConfig, phase: int, sources: list[str], n: int | None, collator: RewardCollator, write: bool, file: str
-) -> tuple[Checked, list[str]]:
-    """Reads and checks sources: the good examples with their split groups, and all rejected rows."""
+) -> Checked:
+    """Reads and checks sources: the good examples with their images' hashes, and all rejected rows."""
     section = section_of(config, phase)
     loaded = load_examples(
         sources,
@@ -79,34 +126,47 @@ def _load(
         rejected += captioned.rejected
         pictured = captioned.examples
         examples = [caption_example(example, section.caption_template) for example in pictured]
+    if phase == 3:
+        _check_images(examples, collator, config.model, ", ".join(sources))
     checked = check_examples(examples, collator, config.max_length, config.workers, pictured)
     rejected += checked.rejected
-    listed = phase_folder(config.out, phase) / file
+    listed = _listed(config, phase, file)
     if write:
-        listed.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(listed, rejected)
+        _write(listed, rejected)
     stop_if_too_bad(rejected, total, config.max_bad_fraction, str(listed))
-    keys = group_keys(checked.examples, checked.hashes)
-    return Checked(checked.examples, checked.hashes, rejected), keys
+    return Checked(checked.examples, checked.hashes, rejected)
+
+
+def _listed(config: TrainConfig, phase: int, file: str) -> Path:
+    return phase_folder(config.out, phase) / file
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, rows)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path} cannot be written ({why}); give another folder with out=") from error
+
+
+def _check_images(examples: Sequence[Example], collator: RewardCollator, model: str, sources: str) -> None:
+    """The visual phase needs images, and a model that takes them: without either it would train on text in silence."""
+    pictured = next((e for e in examples if e.images), None)
+    if pictured is None:
+        raise UserError(
+            f"visual.data={sources}: no row has an image; name the column with visual.columns.image=THEIRS, "
+            "or give rows without images to text.data"
+        )
+    if collator.image_token_id < 0:
+        raise UserError(
+            f"model {model!r} takes no images, but {sources} has rows with images (the first: {pictured.location}); "
+            "give a vision-language model, or train with phase=1 and text.data"
+        )
 
 
 def _without_images(examples: Sequence[Example]) -> tuple[list[Example], list[Example], list[dict[str, Any]]]:
     """The text phase takes rows without images; the others are refused one by one."""
     kept = [e for e in examples if not e.images]
-    rejected = [
-        {
-            "location": e.location,
-            "id": e.id,
-            "field": "images",
-            "value": str(e.images[0]),
-            "reason": "the text phase takes rows without images; use visual.data or caption.data",
-        }
-        for e in examples
-        if e.images
-    ]
-    return kept, kept, rejected
-
-
-def _say_dropped(count: int, name: str, write: bool) -> None:
-    if count and write:
-        print(f"{name}: {count} training rows share an image or prompt with {name}.eval_data and are left out")
+    reason = "the text phase takes rows without images; give this row to visual.data or caption.data"
+    return kept, kept, [record(e, "images", str(e.images[0]), reason) for e in examples if e.images]

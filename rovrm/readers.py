@@ -254,6 +254,7 @@ class Reader(NamedTuple):
 
 
 PROMPT = "prompt|question|instruction"
+PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
 
 
 def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
@@ -261,8 +262,9 @@ def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
 
 
 def _is_trl(columns: set[str], row: Mapping[str, Any]) -> bool:
+    # Two texts alone start with their prompt; beside an unknown column they would lose it.
     listed = any(isinstance(row.get(name), (list, tuple)) for name in ("prompt", "chosen", "rejected"))
-    return listed or not columns & {*PROMPT.split("|")}
+    return listed or columns <= {"chosen", "rejected", *OPTIONAL}
 
 
 # From the most to the least particular: the first that fits is taken.
@@ -273,9 +275,7 @@ READERS: dict[str, Reader] = {
     ),
     "rlaif-v": Reader(("ds_name", "image", "question", "chosen", "rejected"), read_plain),
     "rlhf-v": Reader(("ds_name", "image", "text"), read_rlhf_v),
-    "llava-human-preference": Reader(
-        ("conversations", "output_1", "output_2", "preference"), read_llava_human_preference
-    ),
+    "llava-human-preference": Reader(("conversations", "output_1", "output_2"), read_llava_human_preference),
     "vlfeedback": Reader(("prompt", "completions"), read_vlfeedback),
     "vision-feedback-mix": Reader(("conversations", "origin_pre_dataset"), read_vision_feedback_mix),
     "sharegpt-ranking": Reader(("conversations", "chosen", "rejected"), read_sharegpt_ranking),
@@ -350,7 +350,7 @@ def read_row(
         if row.get(column):
             raise BadRow(column, row[column], "video cannot be scored; drop the row or give frames as images")
     prompt, responses, ranks = _read(reader, row)
-    messages = to_messages(prompt)
+    messages = to_messages(prompt, next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt"))
     if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row["system"]})
     messages, images = place_images(messages, images_of(row, messages, find))

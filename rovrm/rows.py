@@ -141,6 +141,8 @@ def render(processor: Any, example: Example) -> list[str]:
     """The k full conversations as text, through the chat template. Raises UserError when the template refuses."""
     prompt = _place_images(example.prompt, len(example.images))
     if not hasattr(processor, "tokenizer"):  # a plain tokenizer: its template takes strings
+        if example.images:
+            raise UserError(f"this is a text model, and the row has {len(example.images)} images; give a vision model")
         prompt = [message | {"content": _as_text(message["content"])} for message in prompt]
     texts = []
     for response in example.responses:

@@ -2,11 +2,15 @@
 
     python -m rovrm.score model=runs/demo/phase3-visual in=pairs.jsonl out=scores.jsonl
 
-An input line holds `prompt` (or `question`, `instruction`), optionally `image` or `images` (paths), and `responses`, or
-`chosen` and `rejected`, or `response`. Every line gets one output line, in order: {"id", "rewards"}, or {"id", "error"}
-where it cannot be scored. Lines are written as they come; the same command again goes on where it was stopped.
+An input line holds `prompt` (or `question`, `instruction`; a string or chat messages), optionally `image` or `images`
+(paths) and `system`, and `responses`, or `chosen` and `rejected`, or `response`. Every line that is not blank gets one
+output line, in order: {"id", "rewards"}, or {"id", "error"} where it cannot be scored. A line without an `id` is called
+by the file's name and its line number. Results are written as they come into OUT.partial, and the same
+command again goes on where it was stopped; a finished OUT is scored anew and replaced.
 """
 
+import functools
+import hashlib
 import json
 import os
 import sys
@@ -20,25 +24,16 @@ from rovrm.errors import UserError
 if TYPE_CHECKING:
     from rovrm.scorer import RewardScorer
 
-CHUNK = 256  # lines scored and written at a time
+CHUNK = 512  # lines scored and written at a time
+Lines = list[tuple[int, bytes]]  # line number and content
 
 
 def score(argv: list[str]) -> None:
     config = parse(ScoreConfig, argv, "python -m rovrm.score")
     source, out = Path(config.input), Path(config.output)
-    if not source.is_file():
-        raise UserError(f"in={config.input!r} is no file; give a JSONL file with prompt, responses and images")
-    with open(source, encoding="utf-8") as file:
-        lines = [line for line in file if line.strip()]
-    if not lines:
-        raise UserError(f"in={config.input!r} is empty")
-    partial = out.with_name(out.name + ".partial")
-    header = {
-        "model": config.model,
-        "in": str(source.resolve()),
-        "bytes": source.stat().st_size,
-        "normalize": config.normalize,
-    }
+    lines, digest = _read_lines(source)
+    partial = _writable(source, out)
+    header = _header(config, digest)
     done = _done(partial, header)
 
     from rovrm.scorer import RewardScorer
@@ -51,24 +46,66 @@ def score(argv: list[str]) -> None:
         workers=config.workers,
         trust_remote_code=config.trust_remote_code,
     )
-    if config.max_length:
-        scorer.max_length = config.max_length
+    scorer.max_length = config.max_length or scorer.max_length
     if config.normalize:
         scorer.require_stats()
     if done:
         print(f"{done} of {len(lines)} lines are in {partial} already; going on behind them")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "a", encoding="utf-8") as file:
+    with open(partial, "a" if done else "w", encoding="utf-8") as file:
         if not done:
-            file.truncate(0)
             file.write(json.dumps(header) + "\n")
         for record in _score_lines(scorer, lines, done, source, config):
             file.write(json.dumps(record) + "\n")
             file.flush()
-    failed = _finish(partial, out)
-    print(
-        f"scored {len(lines) - failed} lines into {out}" + (f"; {failed} lines have an error instead" if failed else "")
-    )
+    errors = _finish(partial, out)
+    told = f"; {len(errors)} lines have an error instead, the first: {errors[0]}" if errors else ""
+    if len(errors) == len(lines):
+        raise UserError(f"not one of the {len(lines)} lines could be scored (see {out}){told.removeprefix('; ')}")
+    print(f"scored {len(lines) - len(errors)} lines into {out}{told}")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_lines(source: Path) -> tuple[Lines, str]:
+    """The lines that are not blank, as bytes (a badly encoded one is that line's error alone), and the file's sha1."""
+    if not source.is_file():
+        raise UserError(f"in={str(source)!r} is no file; give a JSONL file with prompt, responses and images")
+    content = source.read_bytes()
+    split = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = [(number, line) for number, line in enumerate(split, start=1) if line.strip()]
+    if not lines:
+        raise UserError(f"in={str(source)!r} is empty; give a JSONL file with prompt, responses and images")
+    return lines, hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def _writable(source: Path, out: Path) -> Path:
+    """The name of the unfinished file, its folder made. Raises UserError before a model is loaded in vain."""
+    if out.is_dir() or out.resolve() == source.resolve():
+        raise UserError(f"out={str(out)!r} is {'a folder' if out.is_dir() else 'the input file'}; name a file to write")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"out={str(out)!r} cannot be written: no permission to write into its folder; name another")
+    return partial
+
+
+def _header(config: ScoreConfig, digest: str) -> dict[str, Any]:
+    """What decides the results, as the unfinished file's first line."""
+    folder = Path(config.model)
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")])
+    return {
+        "model": os.path.abspath(config.model) if weights else config.model,
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        "in": digest,
+        "image_root": config.image_root,
+        "max_length": config.max_length,
+        "dtype": config.dtype,
+        "normalize": config.normalize,
+    }
 
 
 def _done(partial: Path, header: dict[str, Any]) -> int:
@@ -80,74 +117,75 @@ def _done(partial: Path, header: dict[str, Any]) -> int:
     lines = whole.splitlines()
     if not lines:
         return 0
-    if json.loads(lines[0]) != header:
-        raise UserError(f"{partial} is from another model or input; remove it, or give another out=")
-    if whole != raw:
-        os.truncate(partial, len(whole))
+    try:
+        before = json.loads(lines[0])
+    except ValueError:
+        before = None
+    changed = [key for key in header if key not in before or before[key] != header[key]] if before else ["all of it"]
+    if changed:
+        raise UserError(
+            f"{partial} was begun with other settings ({', '.join(changed)}); remove it, or give another out="
+        )
+    os.truncate(partial, len(whole))
     return len(lines) - 1
 
 
-def _score_lines(
-    scorer: "RewardScorer", lines: list[str], done: int, source: Path, config: ScoreConfig
-) -> Iterator[dict[str, Any]]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=len(lines), initial=done, desc="scoring") as bar:
-        for start in range(done, len(lines), CHUNK):
-            records = _score_chunk(scorer, lines[start : start + CHUNK], start, source, config)
-            yield from records
-            bar.update(len(records))
-
-
-def _score_chunk(
-    scorer: "RewardScorer", lines: list[str], start: int, source: Path, config: ScoreConfig
-) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    good: list[tuple[int, Any]] = []
-    for i, line in enumerate(lines):
-        record: dict[str, Any] = {"id": f"{source.stem}-{start + i + 1}"}
-        records.append(record)
-        try:
-            row = _row(line, source, config.image_root)
-            record["id"] = row["id"] = str(row.get("id", record["id"]))
-            good.append((i, scorer.measured(row)))
-        except UserError as error:
-            record["error"] = f"{source}, line {start + i + 1}: {error}"
-    for (i, _), rewards in zip(
-        good, scorer.score_batch([e for _, e in good], config.batch_tokens, config.normalize), strict=True
-    ):
-        records[i]["rewards"] = rewards
-    return records
-
-
-def _row(line: str, source: Path, image_root: str) -> dict[str, Any]:
-    """An input line as prompt, responses, images, with images found as in training data."""
-    from rovrm.images import find_image
-
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"the line is no JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"the line is a {type(row).__name__}, not an object")
-    prompt = next((row[key] for key in ("prompt", "question", "instruction") if key in row), None)
-    responses = row.get("responses")
-    if responses is None:
-        responses = [row[key] for key in ("chosen", "rejected", "response") if key in row]
-    images = row.get("images", row.get("image"))
-    images = [] if images is None else images if isinstance(images, list) else [images]
-    found = [str(find_image(image, image_root or None, source)) for image in images]
-    return {"prompt": prompt, "responses": responses, "images": found} | ({"id": row["id"]} if "id" in row else {})
-
-
-def _finish(partial: Path, out: Path) -> int:
-    """Gives the finished file its name; how many lines hold an error."""
+def _finish(partial: Path, out: Path) -> list[str]:
+    """Gives the finished file its name, without its header; the errors in it."""
     lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text("".join(lines), encoding="utf-8")
     os.replace(temporary, out)
     partial.unlink()
-    return sum("error" in json.loads(line) for line in lines)
+    return [record["error"] for record in map(json.loads, lines) if "error" in record]
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _score_lines(
+    scorer: "RewardScorer", lines: Lines, done: int, source: Path, config: ScoreConfig
+) -> Iterator[dict[str, Any]]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=len(lines), initial=done, desc="scoring") as bar:
+        for start in range(done, len(lines), CHUNK):
+            records = _score_chunk(scorer, lines[start : start + CHUNK], source, config)
+            yield from records
+            bar.update(len(records))
+
+
+def _score_chunk(scorer: "RewardScorer", lines: Lines, source: Path, config: ScoreConfig) -> list[dict[str, Any]]:
+    """A record per line: what cannot be read or measured gets its error, the rest is scored together."""
+    from rovrm.images import find_image
+
+    find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
+    rows = [_row(line, f"{source.stem}-{number}") for number, line in lines]
+    good = [row for row in rows if "error" not in row]
+    measured = iter(scorer.measure(good, find))
+    examples = [UserError(row["error"]) if "error" in row else next(measured) for row in rows]
+    scored = [example for example in examples if not isinstance(example, UserError)]
+    rewards = iter(scorer.score_batch(scored, config.batch_tokens, config.normalize))
+    return [
+        {"id": row["id"]}
+        | ({"error": f"{source}, line {number}: {e}"} if isinstance(e, UserError) else {"rewards": next(rewards)})
+        for (number, _), row, e in zip(lines, rows, examples, strict=True)
+    ]
+
+
+def _row(line: bytes, name: str) -> dict[str, Any]:
+    """An input line with its id, or {"id", "error"}."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        return {"id": name, "error": f"the line is no JSON ({error})"}
+    if not isinstance(row, dict):
+        return {
+            "id": name,
+            "error": f"the line is a JSON {type(row).__name__}, not an object with prompt and responses",
+        }
+    row.pop("error", None)
+    return row | {"id": name if row.get("id") in (None, "") else str(row["id"])}
 
 
 def main(argv: list[str] | None = None) -> int:

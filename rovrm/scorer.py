@@ -4,48 +4,59 @@
     scorer = RewardScorer.from_pretrained("runs/demo/phase3-visual")
     scorer.score("What is on the table?", ["A cup.", "A dog."], images="photo.jpg")   # -> [1.83, -0.41]
 
-Responses to one prompt share their row: prompt and image are encoded once.
+Responses to one prompt share their row: prompt and image are encoded once. Prompts, messages and `<image>` placeholders
+are read by the code that reads the training data, so that a row means the same in both.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from rovrm.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
 from rovrm.errors import UserError
 from rovrm.examples import Example
-from rovrm.images import ImageRef
-from rovrm.rows import RewardCollator
+from rovrm.images import ImageRef, find_image
+from rovrm.messages import IMAGE_COLUMNS, BadRow
+from rovrm.readers import VIDEO_COLUMNS, read_row
+from rovrm.rows import RewardCollator, split_responses
+
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "system")
+MANY = 32  # examples from which it pays to start worker processes that measure them
 
 
 class RewardScorer:
-    """Scores responses to prompts about images; higher is better.
+    """Scores responses to prompts about images; higher is better. Calls from several threads wait for each other.
 
-    model: a reward model (rovrm.modeling). processor: its processor (or tokenizer). normalize=True in the calls below
-    gives (reward - mean) / spread, with the two taken on held-out data at the end of training.
+    model: a reward model (rovrm.modeling). processor: its processor (or tokenizer). rows: auto | shared | separate.
+    workers: processes that read images and build batches; 0 = none. `max_length`: tokens of the longest conversation
+    taken, at first the model's own limit. normalize=True in the calls below gives (reward - mean) / spread, with the
+    two taken on held-out data at the end of training.
     """
 
-    def __init__(self, model: Any, processor: Any, rows: str = "auto", row_tokens: int = 16384, workers: int = 0):
+    def __init__(self, model: Any, processor: Any, rows: str = "auto", workers: int = 0):
         self.model, self.processor, self.workers = model.eval(), processor, workers
-        self.collator = RewardCollator(processor, model.config, rows, row_tokens)
+        self.collator = RewardCollator(processor, model.config, rows)
         self.mean = getattr(model.config, "reward_mean", None)
         self.std = getattr(model.config, "reward_std", None)
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._lock = threading.RLock()  # fast tokenizers refuse two threads at once ("Already borrowed")
 
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | os.PathLike,
         *,
-        adapter: str | None = None,
+        adapter: str | os.PathLike | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         rows: str = "auto",
@@ -53,38 +64,37 @@ class RewardScorer:
         trust_remote_code: bool = False,
     ) -> "RewardScorer":
         """Loads a reward checkpoint: a folder that rovrm.train wrote (the full model, or only an adapter, whose base is
-        then loaded), or a hub id. adapter: an adapter folder to put on the model `name`. dtype auto: bfloat16 on a GPU
-        that has it, else float32; the head is float32 always. Raises UserError for what is no reward model.
+        then loaded), or a hub id. adapter: a phase folder or adapter folder to put on the model `name`. dtype auto:
+        bfloat16 on a GPU that has it, else float32; the head is float32 always. Raises UserError for what is no reward
+        model, and for an adapter without a head on a base that has none.
         """
-        from rovrm.checkpoints import ADAPTER, load_adapter, load_config, load_processor, load_reward_model
+        from rovrm.checkpoints import load_adapter, load_config, load_processor, load_reward_model
         from rovrm.modeling import SUFFIX
-        from rovrm.train import numeric_type
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        kind = numeric_type(dtype, use_cpu=device.type == "cpu") if isinstance(dtype, str) else dtype
-        base, stats = name, {}
-        own = os.path.join(name, ADAPTER)
-        if adapter is None and not os.path.isfile(os.path.join(name, "config.json")) and os.path.isdir(own):
-            adapter, base = own, _base_of(own)
-            stats = _phase_record(Path(name))
+        base, folder = os.fspath(name), None
+        place = _device(device)
+        if adapter is not None or (os.path.isdir(base) and not os.path.isfile(os.path.join(base, "config.json"))):
+            folder = adapter_folder(base if adapter is None else adapter)
+            base = base_of(folder) if adapter is None else base
         config = load_config(base, trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
-        if adapter is None and not architecture.endswith(SUFFIX):
+        heads = architecture.endswith(SUFFIX) or (folder is not None and _brings_head(folder))
+        if not heads:
             raise UserError(
-                f"{name!r} is no reward model (its architecture is {architecture}); train one with rovrm.train"
+                f"{os.fspath(adapter or name)!r} is no reward model (architecture {architecture}, and no adapter with "
+                "a trained `score`); train one with rovrm.train"
             )
-        model = load_reward_model(base, kind, trust_remote_code=trust_remote_code)
-        if adapter is not None:
-            model = load_adapter(model, adapter, trainable=False)
-        for key, value in stats.items():
-            setattr(model.config, key, value)
-        processor = load_processor(name, "", trust_remote_code, config)
-        return cls(model.to(device), processor, rows=rows, workers=workers)  # type: ignore[arg-type]
+        model: Any = load_reward_model(base, _dtype(dtype, place), trust_remote_code=trust_remote_code)
+        if folder is not None:
+            model = load_adapter(model, str(folder), trainable=False)
+            record = phase_record(folder.parent)  # the base's own mean and spread, if any, are not the adapter's
+            model.config.reward_mean, model.config.reward_std = record.get("reward_mean"), record.get("reward_std")
+        processor = load_processor(processor_of(folder, base), "", trust_remote_code, config)
+        return cls(model.to(place), processor, rows=rows, workers=workers)
 
-    def score(
-        self, prompt: str | list[dict[str, Any]], responses: Sequence[str], images: Any = None, normalize: bool = False
-    ) -> list[float]:
-        """One reward per response. images: None, a path, a PIL image, or a list of them."""
+    def score(self, prompt: Any, responses: Sequence[Any], images: Any = None, normalize: bool = False) -> list[float]:
+        """One reward per response. prompt: a string or chat messages. images: None, a path, a PIL image, or a list of
+        them; without it, those inside the messages' content blocks. Raises UserError as `score_batch`."""
         return self.score_batch([{"prompt": prompt, "responses": responses, "images": images}], normalize=normalize)[0]
 
     def score_batch(
@@ -94,53 +104,66 @@ class RewardScorer:
         normalize: bool = False,
         progress: bool = False,
     ) -> list[list[float]]:
-        """One list of rewards per example, in order. An example is a mapping with `prompt` (a string or chat messages),
-        `responses` (strings) and optionally `images`; batches hold at most `batch_tokens` padded tokens."""
+        """One list of rewards per example, in order: k rewards for k responses.
+
+        examples: mappings with `prompt` (a string or chat messages), `responses` (or `chosen` and `rejected`, or
+        `response`), optionally `images` and `system`; or Examples. A forward takes at most `batch_tokens` padded
+        tokens; an example with more is scored in several. Raises UserError for the first example that cannot be scored.
+        """
         if normalize:
             self.require_stats()
-        if not examples:
-            return []
-        ready = [self.measured(example, i) for i, example in enumerate(examples)]
-        found: dict[int, dict[int, float]] = {}
-        for batch in tqdm(self._loader(ready, batch_tokens), desc="scoring", disable=not progress):
-            self._score(batch, found)
+        with self._lock:
+            ready = self.measure(examples)
+            for example in ready:
+                if isinstance(example, UserError):
+                    raise example
+            rewards = self._rewards(ready, batch_tokens, progress)  # type: ignore[arg-type]
         mean, std = (self.mean, self.std) if normalize else (0.0, 1.0)
-        return [[(found[i][j] - mean) / std for j in range(len(e.responses))] for i, e in enumerate(ready)]  # type: ignore[operator]
+        return [[(reward - mean) / std for reward in many] for many in rewards]  # type: ignore[operator]
 
     def reward(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Sequence[Any] | None = None, **columns: Any
     ) -> list[float]:
         """A reward function for TRL's GRPO and RLOO trainers: one reward per (prompt, completion).
 
-        completions: strings or TRL's `[{"role": "assistant", "content": ...}]`. images: per sample an image, a list or
-        None; without the column, images inside the prompts' content blocks are used. Samples of the same prompt and
-        images that follow each other share their row. Video is refused.
+        prompts: strings or chat messages. completions: strings or TRL's `[{"role": "assistant", "content": ...}]`; of
+        several turns the last is scored, the others join the prompt. images (or a column `image`): per sample an image,
+        a list or None; where it is None, the images inside the prompt's content blocks are used. Samples of the same
+        prompt and images (by path or pixels) that follow each other share their row. Other columns are ignored, but
+        video is refused.
         """
-        if any(value is not None for value in columns.get("videos") or []):
-            raise UserError("videos cannot be scored: this toolkit takes images; drop the videos column")
-        groups: list[dict[str, Any]] = []
+        images = columns.get("image") if images is None else images
+        groups: list[Example] = []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            pictures = images[i] if images is not None else _images_inside(prompt)
-            text = completion if isinstance(completion, str) else _completion_text(completion)
-            last = groups[-1] if groups else None
-            if last is None or last["prompt"] != prompt or not _same_images(last["images"], pictures):
-                groups.append({"prompt": prompt, "images": pictures, "responses": []})
-            groups[-1]["responses"].append(text)
+            if not isinstance(completion, str) and len(completion) > 1:
+                prompt = _as_messages(prompt) + list(completion[:-1])
+                completion = completion[-1:]
+            row = {"prompt": prompt, "responses": [completion], "images": None if images is None else images[i]}
+            for column in VIDEO_COLUMNS:
+                row[column] = columns[column][i] if columns.get(column) is not None else None
+            example = as_example(row, i)
+            if groups and groups[-1].prompt == example.prompt and _same_images(groups[-1].images, example.images):
+                groups[-1].responses += example.responses
+                groups[-1].ranks += example.ranks
+            else:
+                groups.append(example)
         return [reward for rewards in self.score_batch(groups) for reward in rewards]
 
-    def measured(self, row: Example | Mapping[str, Any], number: int = 0) -> Example:
-        """The row as an Example with its lengths. Raises UserError for a row that cannot be scored."""
-        example = as_example(row, number)
-        if example.lengths is None:
-            lengths = self.collator.lengths(example, [ref.open() for ref in example.images])
-            example = replace(example, lengths=lengths)
-        longest = example.lengths[0] + max(example.lengths[1])  # type: ignore[index]
-        if self.max_length and longest > self.max_length:
-            raise UserError(
-                f"example {example.id}: a conversation of {longest} tokens is longer than max_length="
-                f"{self.max_length}; shorten prompt or response"
-            )
-        return example
+    def measure(
+        self, rows: Sequence[Example | Mapping[str, Any]], find: Callable[[str], str] = find_image
+    ) -> list[Example | UserError]:
+        """Every row as an Example with its lengths, or the UserError that says why it cannot be scored. Images are
+        decoded for it, in the worker processes. find: an image's name in a row -> its path."""
+        found: list[Example | UserError] = [_or_error(row, i, find) for i, row in enumerate(rows)]
+        todo = [i for i, e in enumerate(found) if isinstance(e, Example) and e.lengths is None]
+        looks = _Lengths([found[i] for i in todo], self.collator)  # type: ignore[misc]
+        with self._lock:
+            workers = self.workers if len(todo) >= MANY else 0
+            loader = DataLoader(looks, batch_size=8, num_workers=workers, collate_fn=list)
+            for i, lengths in zip(todo, (one for batch in loader for one in batch), strict=True):
+                fine = isinstance(lengths, tuple)
+                found[i] = replace(found[i], lengths=lengths) if fine else UserError(lengths)  # type: ignore[type-var]
+        return [self._short_enough(e) if isinstance(e, Example) else e for e in found]
 
     def require_stats(self) -> None:
         """Raises UserError where the checkpoint does not know its rewards' mean and spread."""
@@ -151,11 +174,45 @@ class RewardScorer:
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    def _short_enough(self, example: Example) -> Example | UserError:
+        longest = example.lengths[0] + max(example.lengths[1])  # type: ignore[index]
+        if not self.max_length or longest <= self.max_length:
+            return example
+        return UserError(
+            f"example {example.id}: a conversation of {longest} tokens is longer than max_length={self.max_length}; "
+            "shorten prompt or response"
+        )
+
+    def _rewards(self, examples: list[Example], batch_tokens: int, progress: bool) -> list[list[float]]:
+        self.collator.row_tokens = batch_tokens
+        parts = [(i, part) for i, e in enumerate(examples) for part in self._parts(e, batch_tokens)]
+        items = [_some(examples[i], part) for i, part in parts]
+        found: dict[int, dict[int, float]] = {}
+        for batch in tqdm(self._loader(items, batch_tokens), desc="scoring", disable=not progress):
+            self._score(batch, found)
+        rewards = [[math.nan] * len(e.responses) for e in examples]
+        for item, (i, part) in enumerate(parts):
+            for k, j in enumerate(part):
+                rewards[i][j] = found[item][k]
+        for example, many in zip(examples, rewards, strict=True):
+            if not all(map(math.isfinite, many)):
+                raise UserError(f"example {example.id}: rewards {many}; the model overflows, score with dtype=float32")
+        return rewards
+
+    def _parts(self, example: Example, batch_tokens: int) -> list[list[int]]:
+        """The example's responses in groups whose rows fit into one forward."""
+        prefix, lengths = example.lengths or (0, [])
+        if self.collator.shared:
+            return split_responses(prefix, lengths, batch_tokens)
+        count = max(batch_tokens // (prefix + max(lengths)), 1)
+        numbers = list(range(len(lengths)))
+        return [numbers[start : start + count] for start in range(0, len(numbers), count)]
+
     def _loader(self, examples: list[Example], batch_tokens: int) -> DataLoader:
         costs = [self.collator.cost(e.lengths) for e in examples if e.lengths]
         kinds = [bool(e.images) and not self.collator.shared for e in examples]
         planned = PlannedBatches(examples, plan_batches(costs, kinds, batch_tokens, len(examples), None))
-        return batch_loader(planned, self.collator, self.workers, pin_memory=False)
+        return batch_loader(planned, self.collator, self.workers if len(planned) > 1 else 0, pin_memory=False)
 
     @torch.inference_mode()
     def _score(self, batch: dict[str, Any], into: dict[int, dict[int, float]]) -> None:
@@ -165,67 +222,160 @@ class RewardScorer:
         collect_rewards(ours, rewards.cpu(), into)
 
 
-def as_example(row: Example | Mapping[str, Any], number: int = 0) -> Example:
-    """A mapping with prompt, responses and images as an Example. Raises UserError naming what is missing or refused."""
+class _Lengths(Dataset):
+    """`self[i]`: an example's lengths, or why it cannot be scored."""
+
+    def __init__(self, examples: Sequence[Example], collator: RewardCollator):
+        self.examples, self.collator = examples, collator
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[int, list[int]] | str:
+        example = self.examples[index]
+        try:
+            return self.collator.lengths(example, [ref.open() for ref in example.images])
+        except UserError as error:
+            return f"example {example.id}: {error}"
+        except Exception as error:  # an image processor may refuse an odd image with any exception: the row says which
+            return f"example {example.id}: {type(error).__name__}: {error}"
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def as_example(row: Example | Mapping[str, Any], number: int = 0, find: Callable[[str], str] = find_image) -> Example:
+    """A row with prompt, responses and images as an Example, responses in their order.
+
+    number: names a row without `id`. find: an image's name -> its path. Raises UserError naming what is missing or
+    refused.
+    """
     if isinstance(row, Example):
         return row
-    name = str(row.get("id", number))
-    prompt, responses, images = row.get("prompt"), row.get("responses"), row.get("images")
-    if prompt is None or isinstance(responses, str) or not responses:
-        raise UserError(f"example {name}: needs a prompt and a list of one or more responses, got {sorted(row)}")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _without_pixels(prompt)
-    pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-    return Example(name, "", messages, list(responses), [0] * len(responses), [image_ref(p) for p in pictures])
+    if not isinstance(row, Mapping):
+        raise UserError(f"example {number}: needs a mapping with prompt and responses, got {type(row).__name__}")
+    responses = row.get("responses")
+    if responses is None:
+        responses = [row[key] for key in ("chosen", "rejected", "response") if row.get(key) is not None]
+    name = str(number if row.get("id") is None else row["id"])
+    if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
+        raise UserError(f"example {name}: needs a list of one or more responses, got {str(row.get('responses'))[:80]}")
+    kept = {key: row[key] for key in PROMPT_COLUMNS if row.get(key) is not None}
+    videos = {key: True for key in VIDEO_COLUMNS if not _empty(row.get(key))}
+    images = next((row[key] for key in IMAGE_COLUMNS if not _empty(row.get(key))), None)
+    try:
+        pictures = {"images": _pictures(images)}
+        return read_row("ranked", {**kept, **videos, **pictures, "responses": responses, "id": name}, find)
+    except (BadRow, UserError) as error:
+        raise UserError(f"example {name}: {error}") from error
 
 
-def image_ref(image: Any) -> ImageRef:
-    """A path or a PIL image as a lazy handle."""
-    if isinstance(image, ImageRef):
-        return image
-    if isinstance(image, Image.Image):
-        return ImageRef(image=image)
-    if isinstance(image, (str, os.PathLike)):
-        from rovrm.images import find_image
-
-        return ImageRef(path=str(find_image(str(image), None, None)))
-    raise UserError(f"images takes a path, a PIL image or a list of them, got {type(image).__name__}")
+def _or_error(row: Any, number: int, find: Callable[[str], str]) -> Example | UserError:
+    try:
+        return as_example(row, number, find)
+    except UserError as error:
+        return error
 
 
-def _without_pixels(messages: Any) -> list[dict[str, Any]]:
-    """Chat messages whose image blocks are mere placeholders."""
-    cleaned = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [{"type": "image"} if block["type"] == "image" else block for block in content]
-        cleaned.append({"role": message["role"], "content": content})
-    return cleaned
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
-def _images_inside(prompt: Any) -> list[Any]:
-    if isinstance(prompt, str):
-        return []
-    blocks = [b for m in prompt if not isinstance(m["content"], str) for b in m["content"] if b["type"] == "image"]
-    return [block["image"] for block in blocks if block.get("image") is not None]
+def _pictures(images: Any) -> list[Any]:
+    """None, one image or several as a list of paths and PIL images. Raises UserError for anything else."""
+    listed = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    for image in listed:
+        if not isinstance(image, (str, os.PathLike, Image.Image, ImageRef)):
+            shape = f" of shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
+            raise UserError(
+                f"images takes a path, a PIL image or a list of them, got {type(image).__name__}{shape}; "
+                "make a PIL image of it: Image.fromarray(array), or Image.open(io.BytesIO(data))"
+            )
+    return [os.fspath(image) if isinstance(image, os.PathLike) else image for image in listed]
 
 
-def _completion_text(messages: Any) -> str:
-    content = messages[-1]["content"]
-    return content if isinstance(content, str) else "".join(b["text"] for b in content if b["type"] == "text")
+def _as_messages(prompt: Any) -> list[Any]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def _same_images(one: Any, other: Any) -> bool:
-    """Whether two samples' images are the very same objects or equal paths (pixels are not compared)."""
-    a, b = (x if isinstance(x, (list, tuple)) else [x] for x in (one, other))
-    return len(a) == len(b) and all(p is q or (isinstance(p, str) and p == q) for p, q in zip(a, b, strict=True))
+def _some(example: Example, numbers: list[int]) -> Example:
+    """The example with these of its responses alone."""
+    prefix, lengths = example.lengths or (0, [])
+    responses, own = [example.responses[j] for j in numbers], [lengths[j] for j in numbers]
+    return replace(example, responses=responses, ranks=[0] * len(numbers), lengths=(prefix, own))
 
 
-def _base_of(adapter: str) -> str:
-    with open(os.path.join(adapter, "adapter_config.json")) as file:
-        return json.load(file)["base_model_name_or_path"]
+def _same_images(one: list[ImageRef], other: list[ImageRef]) -> bool:
+    """Whether two samples' images are the same files or the same pixels: data sets decode an image anew for every
+    sample that repeats it."""
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a == b or (a.image is not None and a.image == b.image) for a, b in pairs)
 
 
-def _phase_record(folder: Path) -> dict[str, float]:
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def adapter_folder(name: str | os.PathLike) -> Path:
+    """The folder of a phase's adapter: `name` itself or its `adapter/`. Raises UserError where there is none."""
+    from rovrm.checkpoints import ADAPTER
+
+    for folder in (Path(name), Path(name) / ADAPTER):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise UserError(
+        f"{os.fspath(name)!r} holds neither config.json nor {ADAPTER}/adapter_config.json; give a phase folder of "
+        "rovrm.train"
+    )
+
+
+def base_of(adapter: Path) -> str:
+    """The base model that an adapter was trained on, a folder or a hub id. Raises UserError when it is not there."""
+    settings = adapter / "adapter_config.json"
+    base = _read_json(settings).get("base_model_name_or_path")
+    if not base or ((os.path.isabs(base) or base.startswith(".")) and not os.path.isdir(base)):
+        raise UserError(
+            f"the base model {base!r} of the adapter {str(adapter)!r} is not there; put it back, or write its place "
+            f"into base_model_name_or_path of {settings}"
+        )
+    return base
+
+
+def _brings_head(adapter: Path) -> bool:
+    return "score" in (_read_json(adapter / "adapter_config.json").get("modules_to_save") or [])
+
+
+def phase_record(folder: Path) -> dict[str, Any]:
     path = folder / "phase.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    return {key: record[key] for key in ("reward_mean", "reward_std") if key in record}
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); copy it again") from error
+
+
+def processor_of(adapter: Path | None, base: str) -> str:
+    """Where the processor lies: beside the adapter, with the chat template of the training, else with the base."""
+    nearby = [] if adapter is None else [adapter, adapter.parent]
+    return next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
+    return place
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    from rovrm.train import numeric_type
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype={dtype!r}: takes auto, float32, bfloat16 or float16")
+    return numeric_type(dtype, use_cpu=device.type == "cpu")

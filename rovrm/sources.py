@@ -66,15 +66,20 @@ class Row:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows by index. take(indices) yields them in that order; columns: every name seen, for the choice of a reader."""
+    """Rows by index. take(indices) yields them in that order. kinds: for the choice of a reader, by data file, every
+    column seen and a first row, since the files of a folder may differ in format."""
 
     name: str
-    columns: list[str]
+    kinds: dict[str | None, tuple[list[str], dict[str, Any]]]
     size: int
     take: Callable[[Iterable[int]], Iterator[Row]]
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for columns, _ in self.kinds.values() for column in columns))
 
 
 # ---- parsing ---------------------------------------------------------------------------------------------------------
@@ -307,8 +312,13 @@ def _row(file: Path, number: int, value: Any, raw: str, problem: str = "") -> Ro
 
 
 def _json_rows(name: str, rows: list[Row]) -> Rows:
-    columns = {key: None for row in rows for key in row.values or ()}
-    return Rows(name, list(columns), len(rows), lambda indices: (rows[i] for i in indices))
+    firsts: dict[str | None, dict[str, Any]] = {}
+    columns: dict[str | None, dict[str, None]] = {}
+    for row in (row for row in rows if row.values is not None):
+        firsts.setdefault(row.data_file, row.values or {})
+        columns.setdefault(row.data_file, {}).update(dict.fromkeys(row.values or ()))
+    kinds = {file: (list(columns[file]), first) for file, first in firsts.items()}
+    return Rows(name, kinds, len(rows), lambda indices: (rows[i] for i in indices))
 
 
 def list_rows(rows: Iterable[Any], name: str) -> Rows:
@@ -344,7 +354,8 @@ def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = Non
             for index, values in zip(batch, rows, strict=True):
                 yield Row(values | cells(index), f"{name}, row {index + 1}", stem, index + 1, data_file)
 
-    return Rows(name, dataset.column_names, len(dataset), take)
+    kinds: dict[str | None, Any] = {data_file: (dataset.column_names, next(take([0])).values)}
+    return Rows(name, kinds, len(dataset), take)
 
 
 def _holds_bytes(feature: Any) -> bool:

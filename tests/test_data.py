@@ -1,0 +1,400 @@
+"""Loading, drawing, captions and the split; then every preference file of the real data, where it is present."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from rovrm.data import as_examples, caption_example, load_examples, use_captions, write_jsonl
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.images import ImageRef
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "data"
+
+
+def write(path: Path, rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pairs(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"Q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} | more for i in range(count)]
+
+
+@pytest.fixture
+def hundred(tmp_path: Path) -> str:
+    return write(tmp_path / "hundred.jsonl", pairs(100))
+
+
+def ids(*args: Any, **settings: Any) -> list[str]:
+    return [example.id for example in load_examples(*args, **settings).examples]
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_cannot_be_read_are_counted_and_said(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        [*pairs(2), pairs(1)[0] | {"chosen": None, "id": "x"}, pairs(1)[0] | {"margin": "y" * 300}],
+    )
+    Path(path).write_text(Path(path).read_text() + "{broken\n")
+    loaded = load_examples(path)
+    assert loaded.counts == {path: {"read": 5, "kept": 2, "rejected": 3}}
+    assert [example.id for example in loaded.examples] == ["a-1", "a-2"]
+    first, second, third = loaded.rejected
+    assert (first["location"], first["id"], first["field"], first["value"]) == (f"{path}, row 3", "x", "chosen", "null")
+    assert first["reason"] == "no value in chosen; fill it in or drop the row"
+    assert (second["id"], second["value"]) == ("a-4", "y" * 200)
+    assert (third["field"], third["value"]) == ("row", "{broken")
+    assert "broken JSON" in third["reason"] and "mend or delete the line" in third["reason"]
+
+
+def test_not_one_good_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", pairs(2, image="gone.jpg"))
+    with pytest.raises(UserError, match=r"not one row can be used. 2 rows .*row 1: image = 'gone\.jpg': .*image_root"):
+        load_examples(path)
+
+
+def test_unknown_format_and_reader_name_the_file(tmp_path: Path, hundred: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"query": "Q", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(UserError, match=rf"{path}: no reader fits the columns chosen, query, rejected"):
+        load_examples([path, hundred])
+    with pytest.raises(UserError, match="reader=plian: no such reader; takes ultrafeedback"):
+        load_examples(hundred, reader="plian")
+
+
+def test_files_of_a_folder_may_differ_in_format(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", pairs(1))
+    write(tmp_path / "b.jsonl", [{"question": "Q", "output_1": "x", "output_2": "y", "label": 2}])
+    assert [e.responses[0] for e in load_examples(str(tmp_path)).examples] == ["good 0", "y"]
+
+
+def test_columns_from_the_section_and_from_the_source(tmp_path: Path, hundred: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"q": "Q", "good": "a", "rejected": "b"}])
+    settings = f"{path}?columns.chosen=good"
+    loaded = load_examples([settings, hundred], columns={"prompt": "q"})  # the second source has its own prompt
+    assert (loaded.examples[0].prompt[0]["content"], loaded.examples[0].responses) == ("Q", ["a", "b"])
+    assert loaded.counts[hundred]["kept"] == 100
+    with pytest.raises(UserError, match=r"columns\.prompt=quest: the data have no such column; they have q"):
+        load_examples(settings, columns={"prompt": "quest"})
+
+
+def test_columns_may_be_swapped(hundred: str) -> None:
+    loaded = load_examples(hundred, columns={"chosen": "rejected", "rejected": "chosen"})
+    assert loaded.examples[0].responses == ["bad 0", "good 0"]
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(3)])
+    assert ids(path) == ["same", "same-2", "same-3"]
+
+
+def test_no_image_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"not an image")
+    monkeypatch.setattr(PIL.Image, "open", lambda *_, **__: pytest.fail("opened at load"))
+    path = write(tmp_path / "a.jsonl", pairs(1, image="a.jpg"))
+    assert load_examples(path).examples[0].images == [ImageRef(path=str(tmp_path / "a.jpg"))]
+
+
+def test_image_root(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    path = write(tmp_path / "a.jsonl", pairs(1, image="a.jpg"))
+    loaded = load_examples(path, image_root=str(tmp_path / "images"))
+    assert loaded.examples[0].images[0].path == str(tmp_path / "images" / "a.jpg")
+
+
+def test_n_is_drawn_with_the_seed(hundred: str) -> None:
+    drawn = ids(hundred, n=10)
+    assert len(drawn) == 10 and drawn == ids(hundred, n=10) == ids(f"{hundred}?n=10")
+    assert drawn == sorted(drawn, key=lambda name: int(name.split("-")[1]))
+    assert drawn != ids(hundred, n=10, seed=1)
+    assert ids(hundred, n=3, select="first") == ["hundred-1", "hundred-2", "hundred-3"]
+    assert set(ids(hundred, n=5)) <= set(drawn)  # a smaller n is part of a larger
+
+
+def test_drawing_does_not_depend_on_the_process(hundred: str) -> None:
+    code = f"from rovrm.data import load_examples; print([e.id for e in load_examples({hundred!r}, n=10).examples])"
+    environment = os.environ | {"PYTHONHASHSEED": "123"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(ids(hundred, n=10))
+
+
+def test_bad_rows_are_made_up_for(tmp_path: Path) -> None:
+    bad = [row | {"chosen": None} for row in pairs(50)]
+    path = write(tmp_path / "a.jsonl", [*pairs(50), *bad])
+    loaded = load_examples(path, n=50)
+    assert len(loaded.examples) == 50
+    assert loaded.counts[path]["read"] == 50 + len(loaded.rejected)
+
+
+def test_more_than_there_is(hundred: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(ids(f"{hundred}?n=500")) == 100
+    assert "n=500 asked for, 100 usable rows found: all taken" in caplog.text
+
+
+def test_several_sources_with_counts(tmp_path: Path, hundred: str) -> None:
+    other = write(tmp_path / "other.jsonl", pairs(50))
+    loaded = load_examples([f"{hundred}?n=20", f"{other}?n=5"])
+    assert [counts["kept"] for counts in loaded.counts.values()] == [20, 5]
+    drawn = load_examples([hundred, other], n=30)
+    kept = [counts["kept"] for counts in drawn.counts.values()]
+    assert sum(kept) == len(drawn.examples) == 30 and min(kept) > 0
+    assert [example.source for example in drawn.examples] == ["hundred"] * kept[0] + ["other"] * kept[1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "n", "kept"),
+    [
+        ((3, 1), 40, [30, 10]),
+        ((1, 1), None, [50, 50]),
+        ((0.9, 0.1), None, [100, 11]),
+        ((1, 1), 1000, [50, 50]),
+        ((1, 2), 10, [3, 7]),
+    ],
+)
+def test_several_sources_with_weights(
+    tmp_path: Path, hundred: str, weights: Any, n: int | None, kept: list[int]
+) -> None:
+    other = write(tmp_path / "other.jsonl", pairs(50))
+    texts = [f"{hundred}?weight={weights[0]}", f"{other}?weight={weights[1]}"]
+    loaded = load_examples(texts, n=n)
+    assert [counts["kept"] for counts in loaded.counts.values()] == kept
+    assert len({example.id for example in loaded.examples}) == sum(kept)
+    with pytest.raises(UserError, match="has no weight, others have; give every source"):
+        load_examples([texts[0], other])
+
+
+def test_as_examples(hundred: str) -> None:
+    examples = load_examples(hundred).examples
+    assert as_examples(examples) == examples
+    assert as_examples(pairs(2))[1].responses == ["good 1", "bad 1"]
+    with pytest.raises(UserError, match="1 rows cannot be used; the first, dataset, row 2: chosen = 'null'"):
+        as_examples([pairs(1)[0], pairs(1)[0] | {"chosen": None}])
+    with pytest.raises(UserError, match="generator has no length"):
+        as_examples(row for row in pairs(1))
+
+
+def test_as_examples_of_a_dataset_with_images() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [pairs(1)[0] | {"image": {"bytes": b"no image", "path": None}}]
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    example = as_examples(table)[0]
+    assert example.images[0].column == "image" and example.id == "dataset-1"
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+
+
+def example(chosen: str = "A cat.", image: str = "images/000724.jpg", **more: Any) -> Example:
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    images = [ImageRef(path=f"/x/{name}", label=name) for name in image.split()]
+    fields: dict[str, Any] = {"id": "e", "source": "s", "prompt": prompt, "responses": [chosen, "bad"], "ranks": [0, 1]}
+    fields |= {"images": images} | more
+    return Example(**fields)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "images/000724.jpg", "caption": "one cat"},
+        {"file": "./images/000724.jpg", "captions": ["one cat", "two"]},
+        {"image_path": "elsewhere/000724.jpg", "human_captions": ["one cat"]},
+        {"file_name": "000724.png", "text": "one cat"},
+        {"image_id": 724, "text": "one cat"},
+        {"image_id": "000724", "caption": ["A CAT", "", "one cat"]},
+    ],
+)
+def test_captions_are_joined(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write(tmp_path / "captions.jsonl", [{"image": "other.jpg", "caption": "none"}, row])
+    assert [e.caption for e in use_captions([example()], path).examples] == ["one cat"]
+
+
+def test_captions_of_two_files_of_one_name(tmp_path: Path) -> None:
+    rows = [{"image": f"{folder}/1.jpg", "caption": folder} for folder in ("root/a", "root/b")]
+    path = write(tmp_path / "captions.jsonl", rows)
+    assert use_captions([example(image="a/1.jpg")], path).examples[0].caption == "root/a"
+    with pytest.raises(UserError, match=r"image c/1\.jpg may be root/a/1\.jpg or root/b/1\.jpg, the file name"):
+        use_captions([example(image="c/1.jpg")], path)
+
+
+def test_the_answer_is_never_the_caption(tmp_path: Path) -> None:
+    rows = [
+        {"image": "1.jpg", "caption": "a CAT!"},
+        {"image": "1.jpg", "caption": "one cat"},
+        {"image": "2.jpg", "caption": "A cat"},
+    ]
+    path = write(tmp_path / "captions.jsonl", rows)
+    given = [example(image="1.jpg"), example(image="2.jpg"), example(image="3.jpg"), example(image="")]
+    loaded = use_captions(given, path)
+    assert [e.caption for e in loaded.examples] == ["one cat"]
+    assert loaded.counts == {path: {"read": 4, "kept": 1, "rejected": 3}}
+    reasons = [row["reason"] for row in loaded.rejected]
+    assert "every caption equals the chosen answer" in reasons[0]
+    assert f"no caption for image 3.jpg in {path}" in reasons[1]
+    assert "no caption for image (without a name)" in reasons[2]
+    assert [row["field"] for row in loaded.rejected] == ["caption"] * 3
+
+
+def test_every_best_answer_counts_and_no_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", [{"image": "1.jpg", "captions": ["two", "three", "x"]}])
+    tied = example(image="1.jpg", responses=["one", "two", "three"], ranks=[0, 0, 1])
+    assert use_captions([tied], path).examples[0].caption == "three"
+
+
+def test_the_rows_own_caption_comes_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", [{"image": "1.jpg", "caption": "from the file"}])
+    own, leak = example(image="1.jpg", caption="own"), example(image="1.jpg", caption="a cat")
+    assert [e.caption for e in use_captions([own, leak], path).examples] == ["own", "from the file"]
+    alone = use_captions([own, leak, example()])
+    assert [e.caption for e in alone.examples] == ["own"]
+    assert "give caption.captions=FILE" in alone.rejected[1]["reason"]
+
+
+def test_several_images(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", [{"image": f"{i}.jpg", "caption": f"c{i}"} for i in (1, 2)])
+    loaded = use_captions([example(image="1.jpg 2.jpg"), example(image="1.jpg 3.jpg")], path)
+    assert [e.caption for e in loaded.examples] == ["Image 1: c1\nImage 2: c2"]
+    assert "image 3.jpg" in loaded.rejected[0]["reason"]
+
+
+def test_load_examples_counts_rows_without_captions(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").touch()
+    data = write(tmp_path / "a.jsonl", [row | {"image": f"{i}.jpg"} for i, row in enumerate(pairs(4))])
+    captions = write(tmp_path / "c.jsonl", [{"image": f"{i}.jpg", "caption": "c"} for i in range(3)])
+    loaded = load_examples(data, captions=captions)
+    assert loaded.counts[data] == {"read": 4, "kept": 3, "rejected": 1}
+    assert len(load_examples(data, captions=captions, n=3).examples) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"image": "1.jpg"}], r"no row has an image and a caption; columns are image; takes one of image, file"),
+        ([{"image": "1.jpg", "caption": 5}], r"row 1: caption = '5' takes a text or a list"),
+        ([[1], {"image": "1.jpg", "caption": "c"}], r"row 1: a row is a JSON object"),
+    ],
+)
+def test_wrong_caption_files(tmp_path: Path, rows: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        use_captions([], write(tmp_path / "captions.jsonl", rows))
+    assert "captions.jsonl" in str(caught.value)
+    with pytest.raises(UserError, match="gone.json: no such file"):
+        use_captions([], "gone.json")
+
+
+def test_caption_example() -> None:
+    told = caption_example(dataclasses.replace(example(), caption="one {cat}"))
+    assert told.prompt == [{"role": "user", "content": "Image description: one {cat}\n\nWhat?"}]
+    assert (told.images, told.responses, told.lengths) == ([], ["A cat.", "bad"], None)
+    talk = [
+        {"role": "system", "content": "S"},
+        *example().prompt,
+        {"role": "assistant", "content": "A"},
+        *example().prompt,
+    ]
+    short = caption_example(example(prompt=talk, caption="c"), "{caption} | ")
+    assert [m["content"] for m in short.prompt] == ["S", "c | What?", "A", "What?"]
+    assert len(example().images) == 1 and talk[1] == example().prompt[0]  # the originals are left alone
+
+
+def test_caption_example_refuses() -> None:
+    with pytest.raises(UserError, match=r"template 'x' has no \{caption\}"):
+        caption_example(example(caption="c"), "x")
+    with pytest.raises(UserError, match="example e .* has no caption; call use_captions first"):
+        caption_example(example())
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_write_jsonl_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{"x": "é\u2028"}, {"x": 2}])
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == [
+        {"x": "é\u2028"},
+        {"x": 2},
+    ]
+    with pytest.raises(TypeError):
+        write_jsonl(path, [{"x": 1}, {"x": object()}])
+    assert "é" in path.read_text(encoding="utf-8")
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+# ---- the real data ---------------------------------------------------------------------------------------------------
+
+real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data are not here")
+
+
+@real
+@pytest.mark.parametrize(
+    ("file", "count", "images"),
+    [
+        ("text_prefs/llmbar.jsonl", 419, 0),
+        ("text_prefs/alpaca_eval_gpt4turbo.jsonl", 1610, 0),
+        ("text_prefs/hh_rlhf_harmless_test_300.jsonl", 300, 0),
+        ("text_prefs/llamafactory_dpo_en_demo.json", 300, 0),
+        ("caption_prefs/coco_caption_vs_foil.jsonl", 188, 1),
+        ("scienceqa/visual_prefs.jsonl", 103, 1),
+        ("mmvet/visual_prefs.jsonl", 34, 1),
+        ("nlvr/nlvr_dev.jsonl", 603, 1),
+    ],
+)
+def test_real_files(file: str, count: int, images: int) -> None:
+    loaded = load_examples(str(REAL / file))
+    assert (len(loaded.examples), loaded.rejected) == (count, [])
+    assert {len(e.images) for e in loaded.examples} == {images}
+    assert all(len(e.responses) == 2 and e.prompt[-1]["role"] == "user" for e in loaded.examples)
+    if images:
+        assert loaded.examples[0].images[0].open().mode == "RGB"
+
+
+@real
+def test_real_preferences() -> None:
+    """The better answer by the files' own columns, found without this package's readers."""
+    path = REAL / "text_prefs" / "alpaca_eval_gpt4turbo.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    examples = load_examples(str(path)).examples
+    better = [row["output_1"] if row["preference"] <= 1.5 else row["output_2"] for row in rows]
+    assert [e.responses[0] for e in examples] == better
+    assert sum(e.ranks == [0, 0] for e in examples) == 6
+    path = REAL / "text_prefs" / "llmbar.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    assert [e.responses[0] for e in load_examples(str(path)).examples] == [
+        row[f"output_{row['label']}"] for row in rows
+    ]
+
+
+@real
+def test_real_rovrm_sample_without_its_images(tmp_path: Path) -> None:
+    rows = json.loads((REAL / "benchmarks" / "rovrm" / "reward_samples.json").read_text())
+    for row in rows:
+        PIL.Image.new("RGB", (2, 2)).save(tmp_path / row["image"])
+    loaded = load_examples(str(REAL / "benchmarks" / "rovrm" / "reward_samples.json"), image_root=str(tmp_path))
+    assert [e.responses for e in loaded.examples] == [row["conversations"][1]["value"] for row in rows]
+    assert all(e.prompt[0]["content"].count({"type": "image"}) == 1 for e in loaded.examples)
+
+
+@real
+def test_real_captions() -> None:
+    """188 rows: 12 have no human caption; of the 102 in which a caption is the answer, 13 have no other."""
+    examples = load_examples(str(REAL / "caption_prefs" / "coco_caption_vs_foil.jsonl")).examples
+    loaded = use_captions(examples, REAL / "coco_photos" / "photos.jsonl")
+    why = Counter(row["reason"].split(" ")[0] for row in loaded.rejected)
+    assert (len(loaded.examples), why) == (163, {"every": 13, "no": 12})
+    for told in map(caption_example, loaded.examples):
+        assert told.caption and told.prompt[0]["content"].startswith(f"Image description: {told.caption}\n\n")
+        assert told.caption.strip().casefold() != told.responses[0].strip().casefold()

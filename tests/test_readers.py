@@ -1,0 +1,388 @@
+"""Every reader on a row in the exact schema of its data set, found by its columns; and what each refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rovrm.data import load_examples
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.images import ImageRef
+from rovrm.messages import text_of
+from rovrm.readers import READERS, BadRow, check_columns, find_reader, read_row, rename
+
+
+def find(name: str) -> str:
+    return f"/found/{name}"
+
+
+def read(row: dict[str, Any], expected: str | None = None) -> Example:
+    """The row through the reader that its columns ask for."""
+    name = find_reader(row, row)
+    assert expected is None or name == expected
+    return read_row(name, row, find, location="file, row 1", fallback_id="file-1", source="file")
+
+
+def question(text: str, images: int = 0) -> list[dict[str, Any]]:
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}] if images else text
+    return [{"role": "user", "content": content}]
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": speaker, "value": value} for speaker, value in pairs]
+
+
+# ---- one row per data set --------------------------------------------------------------------------------------------
+
+
+def rated(response: str, score: object, *ratings: str) -> dict[str, Any]:
+    aspects = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+    annotations = {name: {"Rating": rating, "Rationale": "..."} for name, rating in zip(aspects, ratings, strict=False)}
+    overall = {} if score is None else {"overall_score": score}
+    return {
+        "model": "m",
+        "principle": "p",
+        "custom_system_prompt": "s",
+        "response": response,
+        "annotations": annotations,
+    } | overall
+
+
+def test_ultrafeedback_by_overall_score_with_ties() -> None:
+    completions = [rated("b", 7.5), rated("dropped", "N/A"), rated("a", "9"), rated("c", 7.5), rated("d", 1)]
+    row = {"source": "evol_instruct", "instruction": "Q", "models": ["m"], "completions": completions}
+    example = read(row | {"correct_answers": ["None"], "incorrect_answers": ["None"]}, "ultrafeedback")
+    assert (example.prompt, example.responses, example.ranks) == (question("Q"), ["a", "b", "c", "d"], [0, 1, 1, 2])
+    assert (example.source, example.id, example.location) == ("evol_instruct", "file-1", "file, row 1")
+
+
+def test_ultrafeedback_by_mean_rating() -> None:
+    completions = [
+        rated("b", None, "3", "3", "3", "4"),
+        rated("no", None, "5", "N/A", "5", "5"),
+        rated("a", None, *"5445"),
+    ]
+    example = read({"instruction": "Q", "completions": completions})
+    assert (example.responses, example.ranks) == (["a", "b"], [0, 1])
+    with pytest.raises(BadRow, match="1 of 2 have ratings, a ranking needs 2"):
+        read({"instruction": "Q", "completions": completions[:2]})
+
+
+@pytest.mark.parametrize(("scores", "ranks"), [((8.0, 5.0), [0, 1]), ((7.0, 7.0), [0, 0])])
+def test_ultrafeedback_binarized(scores: tuple[float, float], ranks: list[int]) -> None:
+    both = [{"content": "Q", "role": "user"}, {"content": "good", "role": "assistant"}]
+    row = {"prompt": "Q", "prompt_id": "f0e3", "chosen": both, "messages": both, "score_chosen": scores[0]}
+    row |= {"rejected": [both[0], {"content": "bad", "role": "assistant"}], "score_rejected": scores[1]}
+    example = read(row, "ultrafeedback_binarized")
+    assert (example.prompt, example.responses, example.ranks) == (question("Q"), ["good", "bad"], ranks)
+    assert example.id == "f0e3"
+
+
+RLAIF = {"ds_name": "RLAIF-V", "question": "What?", "chosen": "good", "rejected": "bad", "origin_dataset": "VQAv2"}
+RLAIF |= {"origin_split": '{"model": "x"}', "idx": "17", "image_path": "coco/1.jpg"}
+
+
+def test_rlaif_v() -> None:
+    example = read(RLAIF | {"image": ImageRef(path="/x/cell.jpg")}, "rlaif-v")
+    assert (example.prompt, example.responses, example.ranks) == (question("What?", 1), ["good", "bad"], [0, 1])
+    assert (example.id, example.images[0].name) == ("17", "coco/1.jpg")
+
+
+def test_rlhf_v() -> None:
+    text = json.dumps({"question": "What?", "chosen": "good", "rejected": "bad"})
+    row = {
+        "ds_name": "RLHF-V",
+        "image": "1.jpg",
+        "text": text,
+        "origin_dataset": "VQAv2",
+        "origin_split": "{}",
+        "idx": 3,
+    }
+    example = read(row | {"image_path": "a/1.jpg"}, "rlhf-v")
+    assert (example.prompt, example.responses, example.id) == (question("What?", 1), ["good", "bad"], "3")
+    assert example.images == [ImageRef(path="/found/1.jpg")]
+    with pytest.raises(BadRow, match=r"text = .*should hold a JSON value does not; mend the row"):
+        read(row | {"text": "{broken"})
+
+
+@pytest.mark.parametrize(("preference", "best"), [(1, "one"), (2, "two")])
+def test_llava_human_preference(preference: int, best: str) -> None:
+    talk = turns(("human", "<image>\nA?"), ("gpt", "Yes."), ("human", "B?"), ("gpt", ""))
+    row = {"id": "9", "image": "0001.jpg", "conversations": talk, "preference": preference}
+    row |= {"output_1": {"from": "llava", "value": "one"}, "output_2": {"from": "llava", "value": "two"}}
+    example = read(row, "llava-human-preference")
+    assert example.prompt == [*question("A?", 1), {"role": "assistant", "content": "Yes."}, *question("B?")]
+    assert (example.responses[0], example.ranks, example.id) == (best, [0, 1], "9")
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+def test_vlfeedback(columnar: bool) -> None:
+    def completion(response: str, *ratings: str) -> dict[str, Any]:
+        names = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+        both = {name: {"Rating": rating, "Rationale": ""} for name, rating in zip(names, ratings, strict=True)}
+        return {"annotations": both, "model": "m", "response": response}
+
+    rows = [
+        completion("b", *"451"),
+        completion("a", *"555"),
+        completion("b too", *"514"),
+        completion("x", "5", "N/A", "5"),
+    ]
+    completions = {key: [row[key] for row in rows] for key in rows[0]} if columnar else rows
+    example = read(
+        {"id": "v1", "prompt": "Q", "models": ["m"], "completions": completions, "img_path": "v/1.jpg"}, "vlfeedback"
+    )
+    assert (example.prompt, example.responses, example.ranks) == (question("Q", 1), ["a", "b", "b too"], [0, 1, 1])
+    assert example.images[0].name == "v/1.jpg"
+
+
+@pytest.mark.parametrize("dump", [json.dumps, str])
+def test_vision_feedback_mix(dump: Any) -> None:
+    talk = [{"from": "human", "value": "It's?\n<image>"}, {"from": "gpt", "preference_values": ["good", "bad"]}]
+    row = {
+        "id": 1,
+        "origin_pre_dataset": "povid",
+        "image": "1.jpg",
+        "image_path": "a/1.jpg",
+        "conversations": dump(talk),
+    }
+    example = read(row, "vision-feedback-mix")
+    assert example.prompt[0]["content"] == [{"type": "text", "text": "It's?"}, {"type": "image"}]
+    assert (example.responses, example.id) == (["good", "bad"], "1")
+
+
+def test_hh_rlhf() -> None:
+    start = "\n\nHuman: Hi\n\nHuman: there\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+    example = read({"chosen": f"{start} I can't.", "rejected": f"{start} I can."}, "hh-rlhf")
+    assert [message["role"] for message in example.prompt] == ["user", "assistant", "user"]
+    assert example.prompt[0]["content"] == "Hi\n\nthere"
+    assert example.responses == ["I can't.", "I can."]
+    with pytest.raises(BadRow, match="part before their last answers"):
+        read({"chosen": f"{start} a", "rejected": f"{start} b\n\nHuman: c\n\nAssistant: d"})
+    with pytest.raises(BadRow, match="share no"):
+        read_row("hh-rlhf", {"chosen": "a", "rejected": "b"}, find)
+
+
+def blocks(text: str, image: bool = False) -> list[dict[str, Any]]:
+    """Content as datasets returns it: every block with every key."""
+    return [{"type": "image", "text": None}] * image + [{"type": "text", "text": text}]
+
+
+def test_trl_vision() -> None:
+    row = {
+        "prompt": [{"role": "user", "content": blocks("Q", True)}],
+        "images": [ImageRef(path="1.jpg")],
+        "margin": 0.5,
+    }
+    row |= {name: [{"role": "assistant", "content": blocks(name)}] for name in ("chosen", "rejected")}
+    example = read(row, "trl")
+    assert (example.prompt, example.responses) == (question("Q", 1), ["chosen", "rejected"])
+    assert (example.images, example.margin) == ([ImageRef(path="1.jpg")], 0.5)
+
+
+def test_trl_implicit_prompt() -> None:
+    shared = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    both = {name: [*shared, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    example = read(both, "trl")
+    assert (example.prompt, example.responses) == (shared, ["chosen", "rejected"])
+    same = read({name: both["chosen"] for name in both})
+    assert (same.prompt, same.responses) == (shared, ["chosen", "chosen"])
+    text = read({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "trl")
+    assert (text.prompt, text.responses) == (question("The sky is"), [" blue.", " green."])
+
+
+def test_trl_explicit_prompt_and_shared_turns() -> None:
+    def answer(text: str) -> list[dict[str, Any]]:
+        return [
+            {"role": "assistant", "content": "A"},
+            {"role": "user", "content": "R"},
+            {"role": "assistant", "content": text},
+        ]
+
+    row = {"prompt": question("Q"), "chosen": answer("x"), "rejected": answer("y")}
+    assert [m["content"] for m in read(row, "trl").prompt] == ["Q", "A", "R"]
+    with pytest.raises(BadRow, match="may differ in their last message only"):
+        read(row | {"rejected": answer("y")[:1]})
+
+
+def test_trl_images_inside_blocks() -> None:
+    prompt = [{"role": "user", "content": [{"type": "image", "image": "in.jpg"}, {"type": "text", "text": "Q"}]}]
+    example = read({"prompt": prompt, "chosen": "a", "rejected": "b"}, "trl")
+    assert (example.prompt, example.images) == (question("Q", 1), [ImageRef(path="/found/in.jpg")])
+
+
+def test_sharegpt_ranking() -> None:
+    talk = turns(("system", "S"), ("human", "A"), ("gpt", "B"), ("human", "C"))
+    row = {"conversations": talk, "chosen": turns(("gpt", "x"))[0], "rejected": turns(("gpt", "y"))[0]}
+    example = read(row, "sharegpt-ranking")
+    assert [(m["role"], m["content"]) for m in example.prompt] == [
+        ("system", "S"),
+        ("user", "A"),
+        ("assistant", "B"),
+        ("user", "C"),
+    ]
+    assert example.responses == ["x", "y"]
+    with pytest.raises(BadRow, match="conversations = 'observation': unknown role; takes human"):
+        read(row | {"conversations": turns(("human", "A"), ("observation", "B"))})
+    with pytest.raises(BadRow, match="it ends with the assistant's turn"):
+        read(row | {"conversations": turns(("human", "A"), ("gpt", "B"))})
+
+
+@pytest.mark.parametrize("image", [None, "1.jpg"])
+def test_rovrm_ranked(image: str | None) -> None:
+    human = "<image>\nQ" if image else "Q"
+    talk = [{"from": "human", "value": human}, {"from": "gpt", "value": ["a", "b", "c"]}]
+    example = read({"id": "r", "image": image, "conversations": talk}, "rovrm-ranked")
+    assert (example.prompt, example.responses, example.ranks) == (
+        question("Q", int(bool(image))),
+        ["a", "b", "c"],
+        [0, 1, 2],
+    )
+    with pytest.raises(BadRow, match="value is the list of two or more answers"):
+        read({"image": None, "conversations": turns(("human", "Q"), ("gpt", "an SFT answer"))})
+
+
+def test_ranked() -> None:
+    assert read({"prompt": "Q", "responses": ["a", "b"]}, "ranked").ranks == [0, 1]
+    example = read({"question": "Q", "responses": ["c", "a", "b"], "ranks": [5, 1, 1]})
+    assert (example.responses, example.ranks) == (["a", "b", "c"], [0, 0, 1])
+    for ranks in ([0], [0, "x"], [0, None], [0, True]):
+        with pytest.raises(BadRow, match="takes one number for each of the 2 responses"):
+            read({"prompt": "Q", "responses": ["a", "b"], "ranks": ranks})
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "ranks"),
+    [
+        (1, "x", [0, 1]),
+        (2, "y", [0, 1]),
+        (1.2, "x", [0, 1]),
+        (1.50001, "y", [0, 1]),
+        (1.5, "x", [0, 0]),
+        ("2", "y", [0, 1]),
+    ],
+)
+def test_two_outputs(value: Any, best: str, ranks: list[int]) -> None:
+    for prompt, choice in (
+        ("prompt", "label"),
+        ("input", "label"),
+        ("instruction", "preference"),
+        ("question", "preference"),
+    ):
+        example = read({prompt: "Q", "output_1": "x", "output_2": "y", choice: value}, "two-outputs")
+        assert (example.prompt, example.responses[0], example.ranks) == (question("Q"), best, ranks)
+
+
+@pytest.mark.parametrize("value", [0, 3, "A", True, float("nan")])
+def test_two_outputs_of_unknown_preference(value: Any) -> None:
+    with pytest.raises(BadRow, match=r"preference = .*takes 1 \(output_1 is better\), 2, or a number between"):
+        read({"prompt": "Q", "output_1": "x", "output_2": "y", "preference": value})
+
+
+def test_plain_with_everything() -> None:
+    row = {"instruction": "Q", "input": "more", "chosen": "a", "rejected": "b", "image": "1.jpg", "margin": 2, "id": 7}
+    example = read(row | {"caption": "C", "source": "s", "system": "S"}, "plain")
+    assert [text_of(message["content"]) for message in example.prompt] == ["S", "Q\n\nmore"]
+    assert (example.margin, example.caption, example.source, example.id) == (2.0, "C", "s", "7")
+    assert read({"question": "Q", "chosen": "a", "rejected": "b"}, "plain").images == []
+
+
+def test_a_caption_list_skips_the_answer() -> None:
+    row = {"prompt": "Q", "chosen": "A cat.", "rejected": "b"}
+    assert read(row | {"caption": ["a CAT", "one cat"]}).caption == "one cat"
+    assert read(row | {"caption": ["a CAT", ""]}).caption == "a CAT"  # use_captions refuses it, with the reason
+    with pytest.raises(BadRow, match="caption = .*takes a text or a list"):
+        read(row | {"caption": {"a": 1}})
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": None}, "chosen = 'None': no value in chosen; fill it in or drop the row"),
+        ({"chosen": 5}, "responses = '5': an answer is a text or one message"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": 5}, "prompt = '5': a prompt is a text or a list of messages"),
+        ({"prompt": "<video> Q"}, "<video>: video cannot be scored"),
+        ({"video": "a.mp4"}, r"video = 'a\.mp4': video cannot be scored"),
+        ({"margin": "2"}, "margin = '2': takes a finite number"),
+        ({"margin": float("inf")}, "margin = 'inf'"),
+        ({"image": 724}, "image = '724': an image is a path, or embedded"),
+        ({"image": {"bytes": b"x", "path": None}}, "an image is a path, or embedded"),
+        ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "block of type 'audio'; only text and image"),
+        ({"prompt": [{"role": "system", "content": "S"}]}, "it has no message by the user"),
+        ({"prompt": [{"role": "user", "content": None}]}, "content is a string or a list of blocks"),
+        ({"prompt": [5]}, "a message is {role, content}"),
+        ({"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]}, "both texts or both lists"),
+    ],
+)
+def test_bad_rows(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        read(PAIR | change)
+
+
+def test_a_row_of_another_shape() -> None:
+    with pytest.raises(BadRow, match=r"not the shape of ultrafeedback \(AttributeError.*; mend the row or"):
+        read({"instruction": "Q", "completions": ["just a text", "another"]})
+
+
+def test_readers_by_columns_alone() -> None:
+    assert find_reader(["prompt", "chosen", "rejected"]) == "plain"
+    assert find_reader(["chosen", "rejected"]) == "hh-rlhf"
+
+
+def test_no_reader_says_what_is_needed() -> None:
+    with pytest.raises(UserError) as caught:
+        find_reader(["query", "chosen"])
+    text = str(caught.value)
+    assert "no reader fits the columns chosen, query" in text
+    assert "plain lacks prompt|question|instruction, rejected" in text
+    assert "columns.prompt=THEIRS" in text and "reader=NAME" in text
+
+
+def test_columns() -> None:
+    assert rename({"q": "Q", "prompt": "old", "x": 1}, {"prompt": "q"}) == {"prompt": "Q", "x": 1}
+    assert rename({"chosen": "a", "rejected": "b"}, {"chosen": "rejected", "rejected": "chosen"}) == {
+        "chosen": "b",
+        "rejected": "a",
+    }
+    with pytest.raises(UserError, match=r"columns\.promt: no reader knows this name; takes .*prompt"):
+        check_columns({"promt": "q"}, ["q"])
+    with pytest.raises(UserError, match=r"columns\.prompt=q: the data have no such column; they have a, b"):
+        check_columns({"prompt": "q"}, ["a", "b"])
+
+
+# ---- through datasets ------------------------------------------------------------------------------------------------
+
+
+def test_hub_schemas_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nested ones as datasets returns them, with embedded images that are never read."""
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    cell = {"bytes": b"not an image", "path": "1.jpg"}
+    table = datasets.Dataset.from_list([RLAIF | {"image": cell}]).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "rlaif.parquet")
+    vision = {"images": [cell], "prompt": [{"role": "user", "content": blocks("Q", True)}]}
+    vision |= {name: [{"role": "assistant", "content": blocks(name)}] for name in ("chosen", "rejected")}
+    table = datasets.Dataset.from_list([vision]).cast_column("images", datasets.List(datasets.Image()))
+    table.save_to_disk(str(tmp_path / "trl"))
+    loaded = load_examples([str(tmp_path / "rlaif.parquet"), str(tmp_path / "trl")])
+    first, second = loaded.examples
+    assert (first.prompt, first.responses, first.id) == (question("What?", 1), ["good", "bad"], "17")
+    assert first.images[0].name == "coco/1.jpg"
+    assert (second.prompt, second.responses, second.id) == (question("Q", 1), ["chosen", "rejected"], "trl-1")
+    assert second.images[0].name == "1.jpg"
+    with pytest.raises(UserError, match="image in column 'image', row 1 .*not an image"):
+        first.images[0].open()
+
+
+def test_every_reader_has_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert [name for name in READERS if f'"{name}"' not in text] == []

@@ -1,0 +1,225 @@
+"""`python -m rovrm.score`, called as main(argv): results, bad lines, and going on where it was stopped."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from rovrm import RewardScorer
+from rovrm import score as command
+from rovrm.checkpoints import load_processor, load_reward_model
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model(family_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("score") / "model"
+    loaded: Any = load_reward_model(str(family_folder("llava")))
+    loaded.score.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    loaded.save_pretrained(folder)
+    load_processor(str(family_folder("llava"))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(model):
+    return RewardScorer.from_pretrained(model, device="cpu")
+
+
+@pytest.fixture
+def run(model, tmp_path, capsys):
+    """run(lines, *more): (exit status, output records or None, what was printed); `in` lies in a folder with images."""
+    source, out = tmp_path / "data" / "pairs.jsonl", tmp_path / "new" / "folder" / "scores.jsonl"
+    source.parent.mkdir()
+    Image.linear_gradient("L").save(source.parent / "a.png")
+
+    def call(lines, *more):
+        if lines is not None:
+            texts = [line if isinstance(line, (str, bytes)) else json.dumps(line) for line in lines]
+            source.write_bytes(b"\n".join(t if isinstance(t, bytes) else t.encode() for t in texts) + b"\n")
+        status = command.main([f"model={model}", f"in={source}", f"out={out}", "device=cpu", "--workers", "0", *more])
+        printed = capsys.readouterr()
+        records = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else None
+        return status, records, printed.out + printed.err
+
+    call.source, call.out, call.partial = source, out, out.with_name("scores.jsonl.partial")
+    return call
+
+
+def pairs(n):
+    return [
+        {"id": f"row-{i}", "prompt": f"What is {i}?", "responses": ["One.", "A dog " * (1 + i % 3)], "image": "a.png"}
+        for i in range(n)
+    ]
+
+
+def test_every_kind_of_row_in_order(run, scorer):
+    lines = [
+        {"id": 7, "prompt": "What is it?", "responses": ["A cup.", "A dog.", ""], "images": ["a.png"]},
+        {
+            "question": "What is it?",
+            "chosen": "A cup.",
+            "rejected": "A dog.",
+            "image": str(run.source.parent / "a.png"),
+        },
+        "",
+        {"instruction": "What is it?", "response": "A cup.", "id": None},
+        {"prompt": [{"role": "user", "content": "What is it?"}], "responses": ["A dog."], "system": "Be brief."},
+    ]
+    status, records, printed = run(lines)
+    assert status == 0 and f"scored 4 lines into {run.out}" in printed and "error" not in printed
+    assert [record["id"] for record in records] == ["7", "pairs-2", "pairs-4", "pairs-5"]
+    pictured = scorer.score("What is it?", ["A cup.", "A dog.", ""], images=run.source.parent / "a.png")
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}]
+    expected = [pictured, pictured[:2], scorer.score("What is it?", ["A cup."]), scorer.score(system, ["A dog."])]
+    for record, rewards in zip(records, expected, strict=True):
+        assert record["rewards"] == pytest.approx(rewards, abs=TOLERANCE)
+    assert not run.partial.exists()
+
+
+def test_bad_lines_become_records_and_are_counted(run):
+    (run.source.parent / "cut.png").write_bytes((run.source.parent / "a.png").read_bytes()[:90])
+    good = {"prompt": "Hi", "responses": ["Yes"]}
+    bad = [
+        ("not json", "no JSON"),
+        (b'{"prompt": "\xff", "responses": ["Yes"]}', "no JSON"),
+        (["prompt", "responses"], "JSON list"),
+        ({"prompt": "Hi", "id": "mine"}, "list of one or more responses"),
+        ({"prompt": "Hi", "responses": "Yes"}, "list of one or more responses"),
+        ({"prompt": "Hi", "responses": [1, 2]}, "responses"),
+        ({"responses": ["Yes"]}, "prompt"),
+        ({"prompt": "", "responses": ["Yes"]}, "empty"),
+        (good | {"image": "missing.png"}, "missing.png"),
+        (good | {"image": "cut.png"}, "cut.png"),
+        (good | {"image": 3}, "int"),
+        (good | {"image": "clip.mp4"}, "video"),
+        (good | {"videos": ["clip.mp4"]}, "video"),
+        ({"prompt": "Hi " * 100, "responses": ["Yes"]}, "max_length=60"),
+    ]
+    status, records, printed = run([good, *(line for line, _ in bad), good], "max_length=60")
+    assert status == 0 and "scored 2 lines" in printed and "14 lines have an error" in printed
+    assert "rewards" in records[0] and records[0]["rewards"] == pytest.approx(records[-1]["rewards"], abs=TOLERANCE)
+    for number, (record, (_, words)) in enumerate(zip(records[1:-1], bad, strict=True), start=2):
+        assert set(record) == {"id", "error"} and f"line {number}" in record["error"] and words in record["error"]
+    assert records[4]["id"] == "mine" and records[1]["id"] == "pairs-2"
+
+
+def test_when_no_line_can_be_scored(run):
+    status, records, printed = run(["x", "y"])
+    assert status == 2 and "not one of the 2 lines" in printed and "line 1" in printed
+    assert len(records) == 2 and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 7])
+def test_goes_on_where_it_was_stopped(run, monkeypatch, cut):
+    """Stopped behind the second chunk of two lines, the last line cut off by `cut` bytes."""
+    monkeypatch.setattr(command, "CHUNK", 2)
+    lines = [*pairs(3), "not json", *pairs(7)[4:]]
+    _, whole, _ = run(lines)
+    run.out.unlink()
+    chunk, left = command._score_chunk, [2]
+
+    def stop(*given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return chunk(*given)
+
+    monkeypatch.setattr(command, "_score_chunk", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(None)
+    assert not run.out.exists()
+    written = run.partial.read_bytes()
+    assert written.count(b"\n") == 5  # its own first line and four results
+    run.partial.write_bytes(written[: len(written) - cut])
+    sizes = []
+    monkeypatch.setattr(command, "_score_chunk", lambda *given: sizes.append(len(given[1])) or chunk(*given))
+    status, records, printed = run(None)
+    done = 4 - bool(cut)
+    assert status == 0 and f"{done} of 7 lines are in" in printed and "1 lines have an error" in printed
+    assert sum(sizes) == 7 - done
+    assert [record["id"] for record in records] == [record["id"] for record in whole]
+    for one, other in zip(records, whole, strict=True):
+        assert one.get("error") == other.get("error")
+        assert one.get("rewards", []) == pytest.approx(other.get("rewards", []), abs=TOLERANCE)
+
+
+def test_an_unfinished_file_of_something_else_is_refused(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_finish", lambda partial, out: [])
+    assert run(pairs(2))[0] == 0
+    kept = run.partial.read_bytes()
+    for changed in (lambda: run(None, "normalize=true"), lambda: run(pairs(3)), lambda: run(None, "max_length=99")):
+        status, _, printed = changed()
+        assert status == 2 and str(run.partial) in printed and "remove it" in printed
+        assert run.partial.read_bytes() == kept
+        run.source.write_bytes(b"\n".join(json.dumps(row).encode() for row in pairs(2)) + b"\n")
+    other = shutil.copytree(model, tmp_path / "other")
+    status, _, printed = run(None, f"model={other}")
+    assert status == 2 and "model" in printed and "remove it" in printed
+    run.partial.write_bytes(b"something else\n")
+    assert run(None)[0] == 2
+    run.partial.write_bytes(kept[:20])  # not even the first line is whole: nothing is lost
+    assert run(None)[0] == 0
+
+
+def test_line_ends_byte_order_mark_and_separators(run):
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in pairs(2)]
+    odd = json.dumps({"prompt": "a\u2028b\u0085c", "responses": ["Yes"]}, ensure_ascii=False).encode()
+    expected = run([*lines, odd])[1]
+    run.source.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*lines, odd]))
+    assert run(None)[1] == expected and len(expected) == 3
+
+
+def test_normalize(run, model, tmp_path):
+    plain = run(pairs(2))[1]
+    status, _, printed = run(None, "normalize=true")
+    assert status == 2 and "reward_mean" in printed
+    known = shutil.copytree(model, tmp_path / "known")
+    config = json.loads((known / "config.json").read_text())
+    (known / "config.json").write_text(json.dumps(config | {"reward_mean": 0.5, "reward_std": 0.25}))
+    status, records, _ = run(None, "normalize=true", f"model={known}")
+    for one, other in zip(records, plain, strict=True):
+        assert one["rewards"] == pytest.approx([(reward - 0.5) / 0.25 for reward in other["rewards"]], abs=1e-4)
+
+
+def test_image_root(run, tmp_path):
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    shutil.move(run.source.parent / "a.png", root / "a.png")
+    assert run(pairs(1))[0] == 2
+    assert run(None, f"image_root={root}")[0] == 0
+
+
+def test_files_that_are_refused(run, tmp_path):
+    for lines, more, words in (
+        (None, (), "is no file"),
+        ([], (), "is empty"),
+        (["", "  "], (), "is empty"),
+        (pairs(1), (f"out={tmp_path}",), "folder"),
+        (pairs(1), (f"out={run.source}",), "the input file"),
+        (pairs(1), (f"out={run.source}/scores.jsonl",), "cannot be written"),
+        (pairs(1), (f"model={tmp_path}",), "config.json"),
+        (pairs(1), ("model=/no/such/model",), "/no/such/model"),
+        (pairs(1), ("device=cuda:99",), "device='cuda:99'"),
+        (pairs(1), ("dtype=int8",), "dtype"),
+        (pairs(1), ("typo=1",), "typo"),
+    ):
+        status, _, printed = run(lines, *more)
+        assert status == 2 and words in printed and printed.count("\n") == 1, printed
+        assert not run.partial.exists()
+    assert json.loads(run.source.read_text())["id"] == "row-0"
+
+
+def test_help_and_missing_keys(capsys):
+    with pytest.raises(SystemExit) as left:
+        command.main(["--help"])
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    for key in ("model", "in", "out", "normalize", "batch_tokens"):
+        assert key in printed
+    assert command.main(["model=x"]) == 2
+    assert "in: got nothing" in capsys.readouterr().err

@@ -1,0 +1,441 @@
+"""The scorer against the model's own forward, for all ways of giving prompts, images and checkpoints; TRL's calls."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from families import make_family
+from PIL import Image
+
+from rovrm import RewardScorer
+from rovrm.checkpoints import load_processor, load_reward_model, lora_config
+from rovrm.errors import UserError
+
+TOLERANCE = 1e-5
+ANSWERS = ["A red cup.", "A red cup stands on it.", "", "No", "Two dogs!", "A red cup."]
+QUESTION = "What is on the table?"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads only get into each other's way in models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def loud(model):
+    """Head weights wide enough that rewards differ in the first digit."""
+    model.score.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(family_folder, tmp_path_factory):
+    """{name: reward checkpoint folder} of a tiny LLaVA, a text model and a family that takes separate rows."""
+    folders = {}
+    for name in ("llava", "llama", "gemma3"):
+        base = str(family_folder(name))
+        folders[name] = tmp_path_factory.mktemp("reward") / name
+        loud(load_reward_model(base)).save_pretrained(folders[name])
+        load_processor(base).save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def scorer(checkpoints):
+    return RewardScorer.from_pretrained(checkpoints["llava"], device="cpu")
+
+
+@pytest.fixture(scope="module")
+def image_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "photo.png"
+    picture(0).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def phase(family_folder, tmp_path_factory):
+    """A phase folder with an adapter alone: its processor, and weights that move the rewards."""
+    from peft import get_peft_model
+
+    folder = tmp_path_factory.mktemp("run") / "phase2-caption"
+    base = str(family_folder("llava"))
+    model = load_reward_model(base)
+    model.name_or_path = base
+    torch.manual_seed(2)
+    adapted = get_peft_model(model, lora_config(model, 4, 8, 0.0))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+        if "score.modules_to_save" in name:
+            parameter.data.normal_(std=0.3)
+    adapted.save_pretrained(folder / "adapter")
+    load_processor(base).save_pretrained(folder)
+    (folder / "phase.json").write_text(json.dumps({"reward_mean": 0.5, "reward_std": 2.0}))
+    return folder
+
+
+def separate(scorer, prompt, answer, images=()):
+    """The oracle: one conversation through the chat template and the model's standard forward."""
+    blocks = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
+    messages = [
+        {"role": "user", "content": blocks},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    text = scorer.processor.apply_chat_template(messages, tokenize=False)
+    special = not text.startswith(scorer.processor.tokenizer.bos_token)  # some templates write it themselves
+    inputs = scorer.processor(text=[text], images=list(images) or None, return_tensors="pt", add_special_tokens=special)
+    assert inputs["attention_mask"].all()
+    with torch.no_grad():
+        return scorer.model(**inputs).logits.item()
+
+
+def refused(call, *words):
+    with pytest.raises(UserError) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def close(one, other, tolerance=TOLERANCE):
+    return np.abs(np.asarray(one) - np.asarray(other)).max() < tolerance
+
+
+# ---- score -----------------------------------------------------------------------------------------------------------
+
+
+def test_equals_the_models_own_separate_rows(scorer):
+    expected = [separate(scorer, QUESTION, answer, [picture(0)]) for answer in ANSWERS]
+    assert close(scorer.score(QUESTION, ANSWERS, images=picture(0)), expected)
+    assert max(expected) - min(expected) > 0.1  # else the comparison shows nothing
+    without = [separate(scorer, QUESTION, answer) for answer in ANSWERS]
+    assert close(scorer.score(QUESTION, ANSWERS), without)
+    assert not close(expected, without, 0.01)
+    two = [picture(0), picture(1)]
+    assert close(scorer.score(QUESTION, ["No"], images=two), [separate(scorer, QUESTION, "No", two)])
+
+
+def test_images_as_path_pil_list_or_inside_messages(scorer, image_file):
+    expected = scorer.score(QUESTION, ANSWERS, images=picture(0))
+    for images in (str(image_file), image_file, [image_file], (picture(0),), [picture(0)]):
+        assert scorer.score(QUESTION, ANSWERS, images=images) == expected
+    text = {"type": "text", "text": QUESTION}
+    inside = [{"role": "user", "content": [{"type": "image", "image": picture(0)}, text]}]
+    placeholder = [{"role": "user", "content": [{"type": "image"}, text]}]
+    assert scorer.score(inside, ANSWERS) == expected
+    assert scorer.score(placeholder, ANSWERS, images=image_file) == expected
+    assert scorer.score("<image>\n" + QUESTION, ANSWERS, images=image_file) == expected
+    assert scorer.score(QUESTION, ANSWERS, images=[]) == scorer.score(QUESTION, ANSWERS)
+
+
+def test_prompt_as_string_or_messages(scorer):
+    expected = scorer.score(QUESTION, ANSWERS)
+    assert scorer.score([{"role": "user", "content": QUESTION}], ANSWERS) == expected
+    assert scorer.score([{"from": "human", "value": QUESTION}], ANSWERS) == expected
+    said = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
+    assert scorer.score(QUESTION, said) == expected
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": QUESTION},
+    ]
+    assert not close(scorer.score(turns, ANSWERS), expected, 1e-3)
+
+
+def test_one_response_and_identical_responses(scorer):
+    assert close(scorer.score(QUESTION, ["No"]), [separate(scorer, QUESTION, "No")])
+    one, two, three = scorer.score(QUESTION, ["No", "No", "Yes"])
+    assert abs(one - two) < TOLERANCE < abs(one - three)
+
+
+@pytest.mark.parametrize("family", ["llava", "llama", "gemma3"])
+def test_batches_keep_order_and_do_not_matter(checkpoints, family):
+    scorer = RewardScorer.from_pretrained(str(checkpoints[family]), device="cpu")
+    assert scorer.collator.shared == (family != "gemma3")
+    examples = []
+    for i in range(5):
+        image = None if family == "llama" or i % 3 == 0 else [picture(i, (64, 48) if i % 2 else (40, 80))]
+        examples.append({"prompt": QUESTION * (1 + i % 4), "responses": ANSWERS[: 1 + i], "images": image})
+    alone = [scorer.score(e["prompt"], e["responses"], e["images"]) for e in examples]
+    for batch_tokens in (60, 16384):
+        batched = scorer.score_batch(examples, batch_tokens=batch_tokens)
+        assert [len(many) for many in batched] == [len(e["responses"]) for e in examples]
+        assert close(sum(batched, []), sum(alone, []))
+    assert close(sum(scorer.score_batch(examples[::-1], batch_tokens=1)[::-1], []), sum(alone, []))
+    assert scorer.score_batch([]) == []
+
+
+def test_no_forward_holds_more_than_batch_tokens(scorer, monkeypatch):
+    sizes = []
+    forward = scorer.model.forward
+
+    def watched(**inputs):
+        sizes.append(inputs["input_ids"].numel())
+        return forward(**inputs)
+
+    monkeypatch.setattr(scorer.model, "forward", watched)
+    many = [f"Answer number {i} of many, which goes on for a while." for i in range(12)]
+    whole = scorer.score_batch([{"prompt": QUESTION, "responses": many, "images": picture(0)}])
+    assert len(sizes) == 1 and sizes[0] > 150
+    parts = scorer.score_batch([{"prompt": QUESTION, "responses": many, "images": picture(0)}], batch_tokens=150)
+    assert len(sizes) > 2 and max(sizes[1:]) <= 150
+    assert close(whole, parts)
+
+
+def test_workers_change_nothing(checkpoints, image_file):
+    scorer = RewardScorer.from_pretrained(checkpoints["llava"], device="cpu", workers=1)
+    rows = [{"prompt": f"{QUESTION} {i}", "responses": ANSWERS[:2], "images": image_file} for i in range(40)]
+    rows[7] = rows[7] | {"images": None, "prompt": "", "id": "bad"}
+    found = scorer.measure(rows)
+    assert [i for i, e in enumerate(found) if isinstance(e, UserError)] == [7] and "bad" in str(found[7])
+    del rows[7]
+    rewards = scorer.score_batch(rows, batch_tokens=512)
+    scorer.workers = 0
+    assert close(rewards, scorer.score_batch(rows, batch_tokens=512))
+
+
+def test_threads_may_share_a_scorer(scorer):
+    expected, found = scorer.score(QUESTION, ANSWERS, images=picture(0)), []
+    calls = [
+        threading.Thread(target=lambda: found.append(scorer.score(QUESTION, ANSWERS, images=picture(0))))
+        for _ in range(6)
+    ]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert found == [expected] * 6
+
+
+def test_normalize_is_exact(checkpoints):
+    scorer = RewardScorer.from_pretrained(checkpoints["llava"], device="cpu")
+    refused(lambda: scorer.score(QUESTION, ANSWERS, normalize=True), "reward_mean", "normalize=False")
+    scorer.mean, scorer.std = 0.25, 0.5
+    plain = scorer.score(QUESTION, ANSWERS)
+    assert scorer.score(QUESTION, ANSWERS, normalize=True) == [(reward - 0.25) / 0.5 for reward in plain]
+
+
+def test_pairs_and_rankings_of_a_preference_data_set(scorer):
+    pair = {"prompt": QUESTION, "chosen": "Yes", "rejected": "No", "images": [picture(0)], "ranks": [1, 0]}
+    assert scorer.score_batch([pair])[0] == scorer.score(QUESTION, ["Yes", "No"], picture(0))
+    assert scorer.score_batch([{"question": QUESTION, "response": "Yes"}])[0] == scorer.score(QUESTION, ["Yes"])
+    with_system = scorer.score([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], ["Yes"])
+    assert scorer.score_batch([{"prompt": "Hi", "system": "Be brief.", "responses": ["Yes"]}])[0] == with_system
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_images_that_are_refused(scorer, tmp_path):
+    def scored(images, prompt=QUESTION):
+        return lambda: scorer.score(prompt, ["Yes"], images=images)
+
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "clip.mp4").write_bytes(b"0")
+    refused(scored("nowhere/photo.jpg"), "nowhere/photo.jpg", "not found")
+    refused(scored(tmp_path / "cut.png"), "cut.png", "not an image")
+    refused(scored(tmp_path / "clip.mp4"), "clip.mp4", "video")
+    refused(scored("https://example.org/a.jpg"), "https://example.org/a.jpg", "URL")
+    refused(scored(b"\x89PNG"), "bytes", "PIL")
+    refused(scored(np.zeros((4, 4, 3), dtype=np.uint8)), "ndarray of shape (4, 4, 3)", "Image.fromarray")
+    refused(scored([torch.zeros(3, 4, 4)]), "Tensor of shape (3, 4, 4)")
+    refused(scored(None, "<image>\nWhat is it?"), "asks for image 1")
+    refused(lambda: scorer.score_batch([{"prompt": "Hi", "responses": ["Yes"], "videos": ["a.mp4"]}]), "video")
+
+
+def test_rows_that_are_refused(scorer):
+    def scored(**row):
+        return lambda: scorer.score_batch([row])
+
+    refused(scored(prompt=QUESTION), "example 0", "responses")
+    refused(scored(prompt=QUESTION, responses="Yes", id="x7"), "example x7", "list of one or more responses")
+    refused(scored(prompt=QUESTION, responses=[]), "list of one or more responses")
+    refused(scored(prompt=QUESTION, responses=["Yes", 3]), "responses", "3")
+    refused(scored(responses=["Yes"]), "prompt")
+    refused(scored(prompt="", responses=["Yes"]), "the prompt is empty")
+    refused(scored(prompt=[{"role": "assistant", "content": "Hi"}], responses=["Yes"]), "user")
+    refused(lambda: scorer.score_batch([["Hi", "Yes"]]), "mapping", "list")
+    assert len(scorer.score("", ["Yes"], images=picture(0))) == 1  # an image may be all of the prompt
+
+
+def test_over_long_conversation(checkpoints):
+    scorer = RewardScorer.from_pretrained(checkpoints["llava"], device="cpu")
+    scorer.max_length = 40
+    refused(lambda: scorer.score(QUESTION, ["Yes", "word " * 50]), "tokens", "max_length=40")
+    assert len(scorer.score(QUESTION, ["Yes"])) == 1
+
+
+def test_a_reward_that_is_not_finite_is_no_reward(checkpoints):
+    scorer = RewardScorer.from_pretrained(checkpoints["llava"], device="cpu")
+    scorer.model.score.weight.data.fill_(float("nan"))
+    refused(lambda: scorer.score(QUESTION, ["Yes"]), "nan", "dtype=float32")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_adapter_folders(phase, family_folder, checkpoints):
+    base = str(family_folder("llava"))
+    scorer = RewardScorer.from_pretrained(str(phase), device="cpu")
+    rewards = scorer.score(QUESTION, ANSWERS, images=picture(0))
+    assert close(rewards, [separate(scorer, QUESTION, answer, [picture(0)]) for answer in ANSWERS])
+    assert (scorer.mean, scorer.std) == (0.5, 2.0)
+    assert scorer.score(QUESTION, ["No"], normalize=True)[0] == (scorer.score(QUESTION, ["No"])[0] - 0.5) / 2
+    for name, adapter in ((base, phase), (base, phase / "adapter"), (phase / "adapter", None)):
+        other = RewardScorer.from_pretrained(name, adapter=adapter, device="cpu")
+        assert other.score(QUESTION, ANSWERS, images=picture(0)) == rewards and other.mean == 0.5
+    onto_reward = RewardScorer.from_pretrained(checkpoints["llava"], adapter=phase, device="cpu")
+    assert close(onto_reward.score(QUESTION, ANSWERS, images=picture(0)), rewards)  # the adapter's head wins
+
+
+def test_what_is_no_reward_model(family_folder, phase, tmp_path):
+    load = RewardScorer.from_pretrained
+    refused(lambda: load(family_folder("llava")), "no reward model", "LlavaForConditionalGeneration", "rovrm.train")
+    refused(lambda: load(tmp_path), str(tmp_path), "phase folder")
+    refused(lambda: load(tmp_path / "missing"), "missing")
+    refused(lambda: load(family_folder("llava"), adapter=tmp_path), str(tmp_path), "adapter_config.json")
+    for name, value, word in (("a", "/gone/base", "/gone/base"), ("b", None, "None")):
+        copy = shutil.copytree(phase, tmp_path / name)
+        settings = json.loads((copy / "adapter/adapter_config.json").read_text())
+        (copy / "adapter/adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": value}))
+        refused(lambda copy=copy: load(copy), word, "base_model_name_or_path")
+    headless = settings | {"modules_to_save": None, "base_model_name_or_path": str(family_folder("llava"))}
+    (copy / "adapter/adapter_config.json").write_text(json.dumps(headless))
+    refused(lambda: load(copy), "no reward model", "score")
+
+
+def test_device_and_dtype(checkpoints, phase):
+    load = RewardScorer.from_pretrained
+    refused(lambda: load(checkpoints["llava"], device="gpu"), "device='gpu'", "cpu")
+    refused(lambda: load(checkpoints["llava"], dtype="int3"), "dtype='int3'", "bfloat16")
+    for folder in (checkpoints["llava"], phase):
+        exact = load(folder, device="cpu").score(QUESTION, ANSWERS, images=picture(0))
+        for dtype in ("bfloat16", torch.bfloat16):
+            rough = load(folder, device="cpu", dtype=dtype)
+            assert rough.model.get_decoder().layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+            heads = [p.dtype for name, p in rough.model.named_parameters() if "score" in name]
+            assert heads and set(heads) == {torch.float32}
+            rewards = rough.score(QUESTION, ANSWERS, images=picture(0))
+            assert close(rewards, exact, 0.1) and rewards != exact
+
+
+# ---- reward: TRL's call ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows_seen(scorer, monkeypatch):
+    """How many rows each forward had."""
+    seen = []
+    forward = scorer.model.forward
+
+    def watched(**inputs):
+        seen.append(inputs["input_ids"].shape[0])
+        return forward(**inputs)
+
+    monkeypatch.setattr(scorer.model, "forward", watched)
+    return seen
+
+
+def chat(question, *images):
+    blocks = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": blocks}]
+
+
+def assistant(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def test_reward_of_strings(scorer, rows_seen):
+    prompts = ["How many?"] * 3 + [QUESTION]
+    completions = ["One.", "Two.", "", "A cup."]
+    rewards = scorer.reward(
+        prompts=prompts, completions=completions, completion_ids=[[1]] * 4, difficulty=[1, 2, 3, 4], trainer_state=None
+    )
+    assert sum(rows_seen) == 2  # the three samples of one prompt share theirs
+    each = [scorer.score(p, [c])[0] for p, c in zip(prompts, completions, strict=True)]
+    assert close(rewards, each) and all(isinstance(reward, float) for reward in rewards)
+    assert scorer.reward.__name__ == "reward"
+
+
+def test_reward_of_messages_with_images_inside(scorer, rows_seen):
+    """As TRL builds them: every sample of a prompt holds its own decoded copy of the image."""
+    prompts = [chat("How many?", picture(i // 2)) for i in range(6)]
+    completions = [assistant(text) for text in ("One.", "Two.", "Three.", "Four.", "Five.", "Six.")]
+    rewards = scorer.reward(prompts=prompts, completions=completions, images=[[picture(i // 2)] for i in range(6)])
+    assert sum(rows_seen) == 3
+    assert close(rewards, scorer.reward(prompts=prompts, completions=completions))
+    assert close(rewards, scorer.reward(prompts=prompts, completions=completions, image=[None] * 6))
+    each = [scorer.score("How many?", [c[0]["content"]], images=picture(i // 2))[0] for i, c in enumerate(completions)]
+    assert close(rewards, each)
+    blocks = [assistant([{"type": "text", "text": c[0]["content"]}]) for c in completions]
+    assert close(rewards, scorer.reward(prompts=prompts, completions=blocks))
+
+
+def test_reward_with_an_image_column(scorer, rows_seen, image_file):
+    prompts = [[{"role": "user", "content": "How many?"}]] * 5
+    images = [[picture(0)], [picture(0)], None, [], str(image_file)]
+    rewards = scorer.reward(prompts, [assistant("Two.")] * 5, images=images, extra=[None] * 5)
+    assert sum(rows_seen) == 3  # an image in memory and one in a file are not compared
+    with_image, without = (scorer.score("How many?", ["Two."], images=i)[0] for i in (picture(0), None))
+    assert close(rewards, [with_image, with_image, without, without, with_image])
+    assert close(rewards, scorer.reward(prompts, [assistant("Two.")] * 5, image=images))
+
+
+def test_reward_refuses_videos_and_scores_the_last_of_several_turns(scorer):
+    refused(lambda: scorer.reward(["Hi"], ["Yes"], videos=[["a.mp4"]]), "video")
+    assert scorer.reward(["Hi"], ["Yes"], videos=[None]) == scorer.reward(["Hi"], ["Yes"], videos=None)
+    turns = [*assistant("Hello"), {"role": "user", "content": QUESTION}, *assistant("A cup.")]
+    prompt = [{"role": "user", "content": "Hi"}]
+    assert scorer.reward([prompt], [turns]) == scorer.score(prompt + turns[:-1], ["A cup."])
+    with pytest.raises(ValueError, match="zip"):
+        scorer.reward(["Hi", "Ho"], ["Yes"])
+
+
+def test_one_step_of_trl(checkpoints, tmp_path, rows_seen, scorer):
+    """RLOO with a tiny LLaVA policy: TRL calls the method, and one row per prompt reaches the reward model."""
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForImageTextToText
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    policy = make_family("llava", tmp_path / "policy")
+    data = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": f"How many? {i}"}], "images": [picture(i)]} for i in range(2)]
+    )
+    arguments = RLOOConfig(
+        str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=6,
+        max_steps=1,
+        logging_steps=1,
+        use_cpu=True,
+        report_to="none",
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = RLOOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(policy),
+        reward_funcs=scorer.reward,
+        args=arguments,
+        train_dataset=data,
+        processing_class=load_processor(str(policy)),
+    )
+    trainer.train()
+    log = next(record for record in trainer.state.log_history if "rewards/reward/mean" in record)
+    assert np.isfinite(log["rewards/reward/mean"]) and log["rewards/reward/mean"] != 0
+    assert rows_seen == [2]  # two prompts, four completions

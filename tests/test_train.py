@@ -1,0 +1,278 @@
+"""python -m rovrm.train, in-process on the embedded default: what a run writes, resumes, continues and refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rovrm.scorer import RewardScorer
+from rovrm.train import main
+
+QUICK = ["workers=0", "trainer.disable_tqdm=true", "trainer.use_cpu=true"]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def without_times(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key not in ("seconds", "pairs_per_second")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The three phases on the embedded default."""
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    assert main([f"out={out}", *QUICK]) == 0
+    return out
+
+
+def test_three_phases_write_what_they_promise(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary) == ["phase1-text", "phase2-caption", "phase3-visual"]
+    for name, record in summary.items():
+        assert record["n_train"] + record["n_held_out"] + record["n_skipped"] == 200
+        assert 0 <= record["accuracy"] <= 1 and record["loss"] > 0 and record["shared_rows"]
+        folder = run / name
+        scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+        assert len(scores) == record["n_held_out"]
+        assert sum(s["results"] for s in scores) / len(scores) == pytest.approx(record["accuracy"])
+        for file in (
+            "adapter/adapter_config.json",
+            "tokenizer.json",
+            "rejected.jsonl",
+            "trainer_log.jsonl",
+            "phase.json",
+        ):
+            assert (folder / file).is_file()
+        assert not list(folder.rglob("*.tmp"))
+    assert (run / "phase3-visual" / "config.json").is_file() and not (run / "phase1-text" / "config.json").exists()
+    assert (run / "config.yaml").is_file()
+
+
+def test_phases_continue_one_adapter(run):
+    """Keys stay; the projector is in it from phase 1, and moves in phase 3 alone; the trained tensors are float32."""
+    phases = [weights(run / name) for name in ("phase1-text", "phase2-caption", "phase3-visual")]
+    assert phases[0].keys() == phases[1].keys() == phases[2].keys()
+    assert all(tensor.dtype == torch.float32 for tensor in phases[2].values())
+    projector = [key for key in phases[0] if "projector" in key]
+    lora = [key for key in phases[0] if "lora_" in key]
+    assert projector and lora and not any("vision" in key for key in phases[0])
+    for key in projector:
+        assert torch.equal(phases[0][key], phases[1][key])
+    assert not all(torch.equal(phases[1][key], phases[2][key]) for key in projector)
+    for before, after in ((0, 1), (1, 2)):
+        assert not all(torch.equal(phases[before][key], phases[after][key]) for key in lora)
+
+
+def test_merged_checkpoint_scores_as_the_adapter(run):
+    merged = RewardScorer.from_pretrained(str(run / "phase3-visual"))
+    adapted = RewardScorer.from_pretrained(str(run / "demo" / "base"), adapter=str(run / "phase3-visual" / "adapter"))
+    picture = str(run / "demo" / "images" / "000.png")
+    answers = ["The circle is red.", "The circle is blue."]
+    one = merged.score("What colour is the circle?", answers, images=picture)
+    assert one == pytest.approx(adapted.score("What colour is the circle?", answers, images=picture), abs=1e-5)
+    record = json.loads((run / "phase3-visual" / "phase.json").read_text())
+    assert (merged.mean, merged.std) == (record["reward_mean"], record["reward_std"])
+
+
+def test_adapter_folder_scores_too(run):
+    scorer = RewardScorer.from_pretrained(str(run / "phase1-text"))
+    assert len(scorer.score("What is 2 plus 3?", ["It is 5.", "It is 6."])) == 2
+
+
+def test_finished_phases_are_not_run_again(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("adapter_model.safetensors")}
+    assert main([f"out={run}", *QUICK]) == 0
+    assert "phase 2 (caption) is finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("adapter_model.safetensors")}
+
+
+def test_other_settings_in_the_same_folder_are_refused(run, capsys):
+    assert main([f"out={run}", "seed=7", *QUICK]) == 2
+    message = capsys.readouterr().err
+    assert "begun with other settings (seed; seed: 0, now 7)" in message and "give another out=" in message
+
+
+def test_a_removed_phase_is_trained_again_to_the_same_bits(run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "phase3-visual")
+    # The copy has the same settings but for its base's folder, which is in the original run.
+    text = (again / "config.yaml").read_text().replace(str(again), str(run))
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert main([f"recipe={tmp_path / 'recipe.yaml'}", f"out={again}"]) == 0
+    assert same(weights(again / "phase3-visual"), weights(run / "phase3-visual"))
+    first, second = (json.loads((out / "phase3-visual" / "phase.json").read_text()) for out in (run, again))
+    assert without_times(first) == without_times(second)
+
+
+def test_a_cut_off_checkpoint_is_passed_over(run, tmp_path, capsys):
+    """Killed while saving: the newest checkpoint has no whole trainer_state.json; the one before it is used."""
+    out, base = tmp_path / "cut", str(run / "demo" / "base")
+    command = [
+        "phase=1",
+        f"out={out}",
+        f"model={base}",
+        f"text.data={run / 'demo' / 'text.jsonl'}",
+        "text.learning_rate=1e-3",
+    ]
+    command += ["trainer.save_steps=5", "trainer.save_total_limit=3", *QUICK]
+    assert main(command) == 0
+    folder = out / "phase1-text"
+    expected = weights(folder)
+    for path in folder.iterdir():  # as it was before the phase had ended
+        if path.name not in ("checkpoints", "settings.json", "trainer_log.jsonl", "rejected.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    newest = max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    state = (newest / "trainer_state.json").read_text()
+    (newest / "trainer_state.json").write_text(state[: len(state) // 2])
+    capsys.readouterr()
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"{newest} was cut off" in printed and "checkpoints/checkpoint-" in printed
+    assert same(weights(folder), expected)
+    steps = [json.loads(line)["step"] for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_full_tuning_writes_full_checkpoints(run, tmp_path):
+    out, base = tmp_path / "full", str(run / "demo" / "base")
+    command = ["phase=1,3", "tuning=full", f"out={out}", f"model={base}", "trainer.max_steps=3"]
+    data = [f"text.data={run / 'demo' / 'text.jsonl'}", f"visual.data={run / 'demo' / 'visual.jsonl'}"]
+    assert main([*command, *data, *QUICK]) == 0
+    for name in ("phase1-text", "phase3-visual"):
+        scorer = RewardScorer.from_pretrained(str(out / name))
+        assert len(scorer.score("What?", ["a", "b"])) == 2
+        assert (out / name / "modeling.py").is_file() and not (out / name / "adapter").exists()
+        assert scorer.mean == json.loads((out / name / "phase.json").read_text())["reward_mean"]
+
+
+def test_init_from_overrides_the_previous_phase(run, tmp_path, capsys):
+    out = tmp_path / "from"
+    command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", f"init_from={run / 'phase1-text'}"]
+    assert main([*command, f"visual.data={run / 'demo' / 'visual.jsonl'}", "trainer.max_steps=2", *QUICK]) == 0
+    assert f"from {run / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
+
+
+def test_bfloat16_storage_prints_the_measured_change(run, tmp_path, capsys):
+    out = tmp_path / "half"
+    command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", "save_dtype=bfloat16", "trainer.max_steps=2"]
+    assert main([*command, f"visual.data={run / 'demo' / 'visual.jsonl'}", *QUICK]) == 0
+    assert "stored in bfloat16: rewards of" in capsys.readouterr().out
+    stored = load_file(out / "phase3-visual" / "model.safetensors")
+    assert stored.pop("score.weight").dtype == torch.float32
+    assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+
+
+def test_dry_run_prints_and_writes_no_model(tmp_path, capsys):
+    out = tmp_path / "dry"
+    assert main([f"out={out}", "dry_run=true", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "rows are shared",
+        "image tokens of a row",
+        "tokens of a row",
+        "optimizer steps",
+        "GiB",
+        "rank 0: '<s>USER:",
+    ):
+        assert part in printed
+    assert not list(out.glob("phase*/adapter")) and not (out / "summary.json").exists()
+
+
+# ---- slow: real kills, two processes ---------------------------------------------------------------------------------
+
+
+def command_line(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rovrm.train", *arguments]
+
+
+@pytest.mark.slow
+def test_kill_9_in_phase_2_and_the_same_command_again(tmp_path):
+    """Weights, accuracy and loss end bit-equal to an uninterrupted run, wherever the kills fall."""
+    options = [*QUICK, "trainer.save_steps=3", "caption.epochs=12", "caption.learning_rate=1e-3"]
+
+    def settings(out: Path) -> list[str]:
+        base = tmp_path / "whole" / "demo"
+        data = [f"{name}.data={base / name}.jsonl" for name in ("text", "caption", "visual")]
+        return [f"out={out}", f"model={base / 'base'}", *data, *options] if out.name != "whole" else []
+
+    assert main([f"out={tmp_path / 'whole'}", "phase=1", *QUICK]) == 0  # writes the demo data
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert main(settings(straight)) == 0
+    folder, kills = killed / "phase2-caption", 0
+    while not (killed / "summary.json").exists():
+        process = subprocess.Popen(
+            command_line(*settings(killed)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = set(folder.glob("checkpoints/checkpoint-*"))
+        while process.poll() is None:
+            fresh = set(folder.glob("checkpoints/checkpoint-*")) - before
+            if len(fresh) >= 2 and kills < 3 and not (folder / "phase.json").exists():
+                time.sleep(0.05 * kills)
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        process.wait()
+    assert kills == 3
+    for name in ("phase1-text", "phase2-caption", "phase3-visual"):
+        assert same(weights(straight / name), weights(killed / name))
+        records = [json.loads((out / name / "phase.json").read_text()) for out in (straight, killed)]
+        assert without_times(records[0]) == without_times(records[1])
+
+
+def test_two_processes_match_one(run, tmp_path):
+    """torchrun with two processes, the same global batch, an uneven last batch: losses agree to 1e-4."""
+    base, data = str(run / "demo" / "base"), str(run / "demo" / "visual.jsonl")
+    common = [
+        "phase=3",
+        f"model={base}",
+        f"visual.data={data}",
+        "visual.n=83",
+        "visual.learning_rate=1e-3",
+        "lora_dropout=0",
+    ]
+    common += ["batch_size=4", "eval_fraction=0.2", "trainer.logging_steps=1", *QUICK]
+    assert main([*common, f"out={tmp_path / 'one'}", "trainer.gradient_accumulation_steps=2"]) == 0
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "rovrm.train",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *common, f"out={tmp_path / 'two'}"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    logs = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "phase3-visual" / "trainer_log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    one, two = ([entry for entry in log if "loss" in entry] for log in logs)
+    assert len(one) == len(two) > 5
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "accuracy", "margin", "mean_reward", "num_tokens"):
+            assert a[key] == pytest.approx(b[key], abs=1e-4), (a["step"], key)
+    records = [json.loads((tmp_path / name / "phase3-visual" / "phase.json").read_text()) for name in ("one", "two")]
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-4)
+    assert records[0]["n_train"] == records[1]["n_train"]

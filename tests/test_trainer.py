@@ -1,0 +1,197 @@
+"""RewardTrainer: learns, counts, evaluates the same however it is batched, accumulates rightly, resumes bit-equal."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from rovrm.checkpoints import load_processor, load_reward_model, lora_config, set_trainable
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.images import ImageRef
+from rovrm.trainer import LogFile, RewardConfig, RewardTrainer
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 180, 20)}
+
+
+def colour_pairs(count: int) -> list[Example]:
+    """Only the image tells which answer is right."""
+    names = list(COLOURS)
+    made = []
+    for i in range(count):
+        right, wrong = names[i % 3], names[(i + 1 + i // 3 % 2) % 3]
+        picture = ImageRef(image=Image.new("RGB", (32, 32), COLOURS[right]))
+        question = [{"role": "user", "content": "Which colour" + "?" * (1 + i % 4)}]
+        made.append(Example(f"c{i}", "colours", question, [f"It is {right}.", f"It is {wrong}."], [0, 1], [picture]))
+    return made
+
+
+def text_pairs(count: int) -> list[Example]:
+    question = [{"role": "user", "content": "Say something"}]
+    return [Example(f"t{i}", "text", question, [f"good {i}", f"bad {i}"], [0, 1]) for i in range(count)]
+
+
+@pytest.fixture
+def trainer_of(family_folder, tmp_path):
+    """Makes a trainer on the tiny LLaVA, on the CPU, silent; options override."""
+
+    def make(train, held_out=None, out="out", callbacks=None, lora=False, model=None, **options):
+        folder = str(family_folder("llava"))
+        torch.manual_seed(0)
+        if model is None:
+            model = load_reward_model(folder)
+            set_trainable(model, visual=True, full=True)
+        arguments = {
+            "output_dir": str(tmp_path / out),
+            "use_cpu": True,
+            "report_to": "none",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "dataloader_pin_memory": False,
+        }
+        peft = lora_config(model, 4, 8, 0.1) if lora else None
+        return RewardTrainer(
+            model, RewardConfig(**arguments | options), train, held_out, load_processor(folder), peft, callbacks
+        )
+
+    return make
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def test_learns_from_images_alone(trainer_of):
+    pairs = colour_pairs(48)
+    trainer = trainer_of(pairs, pairs[:12], num_train_epochs=6)
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] >= 0.9
+    blank = [
+        Example(e.id, e.source, e.prompt, e.responses, e.ranks, [ImageRef(image=Image.new("RGB", (32, 32)))])
+        for e in pairs
+    ]
+    assert trainer.evaluate(blank[:12])["eval_accuracy"] < 0.8  # without the colour the answer cannot be known
+
+
+def test_first_loss_is_the_mean_over_pairs(trainer_of):
+    """The logged loss is the mean Bradley-Terry loss of the pairs of the step, whatever the accumulation."""
+    pairs = colour_pairs(8)
+    one = trainer_of(pairs, per_device_train_batch_size=8, max_steps=1)
+    rewards = one.predict_rewards(one.train_examples)
+    expected = -torch.nn.functional.logsigmoid(torch.tensor([a - b for a, b in rewards])).mean().item()
+    one.train()
+    many = trainer_of(pairs, per_device_train_batch_size=3, gradient_accumulation_steps=3, max_steps=1)
+    many.train()
+    assert logged(one, "loss")[0] == pytest.approx(expected, abs=1e-5)
+    assert logged(many, "loss")[0] == pytest.approx(expected, abs=1e-5)
+    assert logged(many, "grad_norm")[0] == pytest.approx(logged(one, "grad_norm")[0], rel=1e-3)
+
+
+def test_separate_rows_train_alike(trainer_of):
+    pairs = colour_pairs(8)
+    runs = {}
+    for rows in ("shared", "separate"):
+        trainer = trainer_of(pairs, rows=rows, per_device_train_batch_size=8, max_steps=3)
+        trainer.train()
+        runs[rows] = logged(trainer, "loss")
+    assert runs["shared"] == pytest.approx(runs["separate"], abs=1e-4)
+
+
+def test_evaluation_does_not_depend_on_batching(trainer_of):
+    pairs = colour_pairs(10) + text_pairs(3)
+    metrics = []
+    for size, tokens in ((1, 50), (4, 400), (16, 10**6)):
+        trainer = trainer_of(pairs, pairs, per_device_eval_batch_size=size, batch_tokens=tokens)
+        metrics.append({k: v for k, v in trainer.evaluate().items() if "per_second" not in k})
+    for other in metrics[1:]:
+        assert other == pytest.approx(metrics[0], abs=1e-5)
+
+
+def test_metrics_are_logged_under_trls_names(trainer_of, tmp_path):
+    log = tmp_path / "log.jsonl"
+    trainer = trainer_of(colour_pairs(8), max_steps=2, callbacks=[LogFile(log)])
+    trainer.train()
+    first = json.loads(log.read_text().splitlines()[0])
+    names = {"accuracy", "margin", "mean_reward", "min_reward", "max_reward", "num_tokens", "pairs_per_second", "loss"}
+    assert names <= first.keys() and first["step"] == 1
+    assert first["min_reward"] <= first["mean_reward"] <= first["max_reward"]
+    examples = trainer.train_examples
+    expected = sum(sum(e.lengths[1]) + e.lengths[0] for e in examples)
+    assert sum(logged(trainer, "num_tokens")) == expected  # two steps of four pairs: every token once
+
+
+def test_resume_is_bit_equal(trainer_of):
+    """With LoRA dropout, several epochs, accumulation and an uneven last step."""
+    pairs = colour_pairs(22)
+    options = {
+        "num_train_epochs": 3,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "lora": True,
+    }
+    whole = trainer_of(pairs, pairs[:6], out="whole", **options)
+    whole.train()
+    for stop in (4, 8):
+        again = trainer_of(pairs, pairs[:6], out="again", **options)
+        again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{stop}")
+        for (name, one), (_, other) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
+            assert torch.equal(one, other), name
+        assert again.evaluate()["eval_loss"] == whole.evaluate()["eval_loss"]
+        assert logged(again, "loss")[-1] == logged(whole, "loss")[-1]
+
+
+def test_gradient_checkpointing_changes_nothing(trainer_of):
+    losses = []
+    for on in (False, True):
+        trainer = trainer_of(colour_pairs(8), max_steps=3, gradient_checkpointing=on)
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_trl_rows_are_taken_as_they_are(trainer_of, tmp_path):
+    """TRL's vision preference format, as a list of dicts and as a Dataset with images inside."""
+    from datasets import Dataset
+
+    rows = [
+        {
+            "images": [Image.new("RGB", (32, 32), COLOURS["red"])],
+            "prompt": [{"role": "user", "content": "Which colour?"}],
+            "chosen": [{"role": "assistant", "content": "red"}],
+            "rejected": [{"role": "assistant", "content": "blue"}],
+        }
+        for _ in range(4)
+    ]
+    for data in (rows, Dataset.from_list(rows)):
+        trainer = trainer_of(data, max_steps=1)
+        assert len(trainer.train_examples) == 4 and len(trainer.train_examples[0].images) == 1
+        trainer.train()
+
+
+def test_bad_rows_stop_the_trainer(trainer_of):
+    pairs = text_pairs(3)
+    pairs[1].responses[1] = pairs[1].responses[0]
+    with pytest.raises(UserError, match="1 of 3 rows cannot be trained on; the first, t1.*identical"):
+        trainer_of(pairs)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(trainer_of, family_folder):
+    model = load_reward_model(str(family_folder("llava")))
+    model.score.weight.data.fill_(float("nan"))
+    trainer = trainer_of(text_pairs(4), model=model)
+    with pytest.raises(UserError, match="the loss is nan at step 1"):
+        trainer.train()
+
+
+def test_center_coefficient_pulls_rewards_to_zero(trainer_of):
+    means = []
+    for weight in (0.0, 1.0):
+        trainer = trainer_of(text_pairs(8), text_pairs(8), num_train_epochs=10, center_rewards_coefficient=weight)
+        trainer.train()
+        means.append(abs(trainer.evaluate()["eval_mean_reward"]))
+    assert means[1] < 0.2 and means[1] < means[0]
