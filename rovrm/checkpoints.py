@@ -4,6 +4,7 @@ Loading goes through the classes of rovrm/modeling.py and stops unless the check
 missing key would leave weights random with only a log line to tell. Everything is safetensors.
 """
 
+import json
 import os
 import re
 import shutil
@@ -184,6 +185,56 @@ def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
         parameter.requires_grad_(active)
         if active and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+
+
+# ---- adapters of finished phases --------------------------------------------------------------------------------------
+
+
+def adapter_folder(name: str | os.PathLike) -> Path:
+    """The folder of a phase's adapter: `name` itself or its `adapter/`. Raises UserError where there is none."""
+    for folder in (Path(name), Path(name) / ADAPTER):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise UserError(
+        f"{os.fspath(name)!r} holds neither config.json nor {ADAPTER}/adapter_config.json; give a phase folder of "
+        "rovrm.train"
+    )
+
+
+def base_of(adapter: Path) -> str:
+    """The base model that an adapter was trained on, a folder or a hub id. Raises UserError when it is not there."""
+    settings = adapter / "adapter_config.json"
+    base = _read_json(settings).get("base_model_name_or_path")
+    if not base or ((os.path.isabs(base) or base.startswith(".")) and not os.path.isdir(base)):
+        raise UserError(
+            f"the base model {base!r} of the adapter {str(adapter)!r} is not there; put it back, or write its place "
+            f"into base_model_name_or_path of {settings}"
+        )
+    return base
+
+
+def brings_head(adapter: Path) -> bool:
+    """Whether the adapter holds a trained `score`; PEFT takes one without, and leaves the head random."""
+    return "score" in (_read_json(adapter / "adapter_config.json").get("modules_to_save") or [])
+
+
+def phase_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished phase (phase.json), empty where there is none."""
+    path = folder / "phase.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); copy it again") from error
+
+
+def processor_of(adapter: Path | None, base: str) -> str:
+    """Where the processor lies: beside the adapter, with the chat template of the training, else with the base."""
+    nearby = [] if adapter is None else [adapter, adapter.parent]
+    return next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,14 @@ from rovrm.phases import phase_folder
 if TYPE_CHECKING:
     from rovrm.trainer import RewardTrainer
 
+QUESTIONS = (
+    "What is in the picture?",
+    "How many objects are there?",
+    "Is the left half darker?",
+    "What is 17 plus 25?",
+)
+ANSWERS = ("It is a red cup on a table.", "There are two of them.", "Yes.", "No, it is not possible to say.")
+
 
 def write_json(path: Path, content: Any) -> None:
     """Atomically: under a temporary name, then renamed."""
@@ -42,36 +50,31 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
     save_folder(folder, lambda path: processor.save_pretrained(path))
     write_scores(folder / "scores.jsonl", trainer)
     if full:
-        save_folder(folder, lambda path: _move_full(temporary, path, config, record, phase))
+        card = _card(config, record, phase, processor)
+        save_folder(folder, lambda path: _move_full(temporary, path, card))
     else:
         save_folder(folder, lambda path: model.save_pretrained(path / ADAPTER))
         if last:
             base = model.peft_config["default"].base_model_name_or_path
             merged = merge_adapter(base, str(folder / ADAPTER), config.trust_remote_code)
-            save_merged(merged, folder, config.save_dtype, record, _card(config, record, phase), trainer)
+            card = _card(config, record, phase, processor)
+            save_merged(merged, processor, folder, config.save_dtype, record, card)
     write_json(folder / "phase.json", record)
 
 
-def save_merged(
-    merged: Any,
-    folder: Path,
-    save_dtype: str,
-    record: dict[str, Any],
-    card: str,
-    trainer: "RewardTrainer | None" = None,
-) -> None:
+def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, record: dict[str, Any], card: str) -> None:
     """Writes a merged reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how much the
-    rewards of some held-out examples moved: small updates vanish in the rounding."""
+    rounding moves the rewards: small updates vanish in it."""
     _note_rewards(merged.config, record)
     if save_dtype == "bfloat16":
-        before = _sample_rewards(merged, trainer)
-        head = merged.score.weight.data.clone()
-        merged.to(torch.bfloat16)
-        merged.score.to(torch.float32).weight.data.copy_(head)
-        after = _sample_rewards(merged, trainer)
-        if before:
-            moved = max(abs(a - b) for a, b in zip(before, after, strict=True))
-            print(f"stored in bfloat16: rewards of {len(before)} held-out responses move by up to {moved:.2e}")
+        before = sample_rewards(merged, processor)
+        rounded = [p for name, p in merged.named_parameters() if name != "score.weight"]
+        for parameter in rounded:
+            parameter.data = parameter.data.bfloat16().float()
+        _say_change(before, sample_rewards(merged, processor))
+        for parameter in rounded:
+            parameter.data = parameter.data.bfloat16()
+        merged.config.dtype = torch.bfloat16
 
     def write(path: Path) -> None:
         merged.save_pretrained(path)
@@ -80,15 +83,30 @@ def save_merged(
     save_folder(folder, write)
 
 
-def _sample_rewards(model: Any, trainer: "RewardTrainer | None") -> list[float]:
-    """Rewards of up to 16 held-out examples by `model`, on the CPU."""
+def sample_rewards(model: Any, processor: Any) -> list[float]:
+    """Rewards of 16 fixed questions and answers, with drawn pictures where the model takes images."""
+    from PIL import Image
+
     from rovrm.scorer import RewardScorer
 
-    if trainer is None or not trainer.eval_examples:
-        return []
-    scorer = RewardScorer(model, trainer.processing_class, rows=trainer.config.rows)
-    sample = trainer.eval_examples[:16]
-    return [reward for rewards in scorer.score_batch(sample) for reward in rewards]
+    pictures = [Image.linear_gradient("L"), Image.radial_gradient("L").crop((0, 0, 256, 160)), None, None]
+    if getattr(model.config, "vision_config", None) is None:
+        pictures = [None] * len(QUESTIONS)
+    rows = [
+        {"prompt": question, "responses": ANSWERS, "images": picture}
+        for question, picture in zip(QUESTIONS, pictures, strict=True)
+    ]
+    return [reward for rewards in RewardScorer(model, processor).score_batch(rows) for reward in rewards]
+
+
+def _say_change(before: list[float], after: list[float]) -> None:
+    from statistics import pstdev
+
+    moved = max(abs(a - b) for a, b in zip(before, after, strict=True))
+    print(
+        f"stored in bfloat16: the rewards of {len(before)} fixed short answers move by up to {moved:.2e} (their "
+        f"standard deviation is {pstdev(before):.2e}); save_dtype=float32 keeps them exactly"
+    )
 
 
 def _note_rewards(config: Any, record: dict[str, Any]) -> None:
@@ -97,11 +115,11 @@ def _note_rewards(config: Any, record: dict[str, Any]) -> None:
         config.reward_mean, config.reward_std = record["reward_mean"], record["reward_std"]
 
 
-def _move_full(source: Path, path: Path, config: TrainConfig, record: dict[str, Any], phase: int) -> None:
+def _move_full(source: Path, path: Path, card: str) -> None:
     for file in source.iterdir():
         if file.name != "training_args.bin":
             os.replace(file, path / file.name)
-    (path / "README.md").write_text(_card(config, record, phase))
+    (path / "README.md").write_text(card)
     for file in source.iterdir():
         file.unlink()
     source.rmdir()
@@ -155,8 +173,11 @@ def summarise(config: TrainConfig, phases: list[int]) -> None:
     )
 
 
-def _card(config: TrainConfig, record: dict[str, Any], phase: int) -> str:
+def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:
     """The model card: what it is, how it was made, and a quick start that runs without rovrm."""
+    bos = getattr(processor, "tokenizer", processor).bos_token
+    template = processor.chat_template if isinstance(processor.chat_template, str) else ""
+    writes_bos = bool(bos) and ("bos_token" in template or bos in template)  # the tokenizer must not write another
     data = {name: getattr(config, name).data for name in PHASES[:phase]}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     trained = "\n".join(f"- {name}: {', '.join(sources) or 'none'}" for name, sources in data.items())
@@ -189,7 +210,7 @@ messages = [
     {{"role": "assistant", "content": [{{"type": "text", "text": "A cup."}}]}},
 ]
 text = processor.apply_chat_template(messages)
-inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=False)  # image: a PIL image
+inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens={not writes_bos})  # image: a PIL image
 with torch.no_grad():
     print(model(**inputs).logits.item())
 ```

@@ -8,13 +8,11 @@ Responses to one prompt share their row: prompt and image are encoded once. Prom
 are read by the code that reads the training data, so that a row means the same in both.
 """
 
-import json
 import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +66,17 @@ class RewardScorer:
         bfloat16 on a GPU that has it, else float32; the head is float32 always. Raises UserError for what is no reward
         model, and for an adapter without a head on a base that has none.
         """
-        from rovrm.checkpoints import load_adapter, load_config, load_processor, load_reward_model
+        from rovrm.checkpoints import (
+            adapter_folder,
+            base_of,
+            brings_head,
+            load_adapter,
+            load_config,
+            load_processor,
+            load_reward_model,
+            phase_record,
+            processor_of,
+        )
         from rovrm.modeling import SUFFIX
 
         base, folder = os.fspath(name), None
@@ -78,7 +86,7 @@ class RewardScorer:
             base = base_of(folder) if adapter is None else base
         config = load_config(base, trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
-        heads = architecture.endswith(SUFFIX) or (folder is not None and _brings_head(folder))
+        heads = architecture.endswith(SUFFIX) or (folder is not None and brings_head(folder))
         if not heads:
             raise UserError(
                 f"{os.fspath(adapter or name)!r} is no reward model (architecture {architecture}, and no adapter with "
@@ -313,53 +321,6 @@ def _same_images(one: list[ImageRef], other: list[ImageRef]) -> bool:
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def adapter_folder(name: str | os.PathLike) -> Path:
-    """The folder of a phase's adapter: `name` itself or its `adapter/`. Raises UserError where there is none."""
-    from rovrm.checkpoints import ADAPTER
-
-    for folder in (Path(name), Path(name) / ADAPTER):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise UserError(
-        f"{os.fspath(name)!r} holds neither config.json nor {ADAPTER}/adapter_config.json; give a phase folder of "
-        "rovrm.train"
-    )
-
-
-def base_of(adapter: Path) -> str:
-    """The base model that an adapter was trained on, a folder or a hub id. Raises UserError when it is not there."""
-    settings = adapter / "adapter_config.json"
-    base = _read_json(settings).get("base_model_name_or_path")
-    if not base or ((os.path.isabs(base) or base.startswith(".")) and not os.path.isdir(base)):
-        raise UserError(
-            f"the base model {base!r} of the adapter {str(adapter)!r} is not there; put it back, or write its place "
-            f"into base_model_name_or_path of {settings}"
-        )
-    return base
-
-
-def _brings_head(adapter: Path) -> bool:
-    return "score" in (_read_json(adapter / "adapter_config.json").get("modules_to_save") or [])
-
-
-def phase_record(folder: Path) -> dict[str, Any]:
-    path = folder / "phase.json"
-    return _read_json(path) if path.is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); copy it again") from error
-
-
-def processor_of(adapter: Path | None, base: str) -> str:
-    """Where the processor lies: beside the adapter, with the chat template of the training, else with the base."""
-    nearby = [] if adapter is None else [adapter, adapter.parent]
-    return next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

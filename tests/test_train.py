@@ -171,7 +171,7 @@ def test_bfloat16_storage_prints_the_measured_change(run, tmp_path, capsys):
     out = tmp_path / "half"
     command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", "save_dtype=bfloat16", "trainer.max_steps=2"]
     assert main([*command, f"visual.data={run / 'demo' / 'visual.jsonl'}", *QUICK]) == 0
-    assert "stored in bfloat16: rewards of" in capsys.readouterr().out
+    assert "stored in bfloat16: the rewards of 16 fixed short answers move by" in capsys.readouterr().out
     stored = load_file(out / "phase3-visual" / "model.safetensors")
     assert stored.pop("score.weight").dtype == torch.float32
     assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
