@@ -91,9 +91,7 @@ def _run_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any],
         for e in data
     ]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = RewardConfig(
-            **_common(config, folder, per_step), dataloader_pin_memory=False
-        )
+        arguments = RewardConfig(**_common(config, folder, per_step), dataloader_pin_memory=False)
         trainer = RewardTrainer(
             native, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )

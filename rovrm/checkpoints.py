@@ -67,11 +67,7 @@ def load_reward_model(
     keys are not exactly the language model's (plus `score.weight`).
     """
     config = load_config(name, trust_remote_code)
-    try:
-        architecture = (config.architectures or ["none"])[0]
-        made = getattr(modeling, modeling.family_prefix(architecture) + modeling.SUFFIX)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"model {name!r}: {error}") from error
+    made: Any = reward_class(name, config)
     _set_head(config)
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
     verbosity = logging.get_verbosity()
@@ -84,10 +80,23 @@ def load_reward_model(
         raise UserError(f"cannot load model {name!r}: {_first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    fresh = not architecture.endswith(modeling.SUFFIX)
+    fresh = not is_reward_model(config)
     _check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
     return model
+
+
+def reward_class(name: str, config: Any) -> type[PreTrainedModel]:
+    """The class of rovrm.modeling for a checkpoint's architecture. Raises UserError where no reward head fits on it."""
+    try:
+        return getattr(modeling, modeling.family_prefix((config.architectures or ["none"])[0]) + modeling.SUFFIX)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model {name!r}: {error}") from error
+
+
+def is_reward_model(config: Any) -> bool:
+    """Whether the config is that of a model with a score head."""
+    return (config.architectures or ["none"])[0].endswith(modeling.SUFFIX)
 
 
 def _set_head(config: Any) -> None:
@@ -187,7 +196,7 @@ def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
             parameter.data = parameter.data.float()
 
 
-# ---- adapters of finished phases --------------------------------------------------------------------------------------
+# ---- adapters of finished phases -------------------------------------------------------------------------------------
 
 
 def adapter_folder(name: str | os.PathLike) -> Path:

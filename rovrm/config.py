@@ -161,9 +161,19 @@ def check_trainer_keys(trainer: dict[str, Any]) -> None:
         return
     from transformers import TrainingArguments
 
-    allowed = [f.name for f in fields(TrainingArguments) if f.init and f.name not in OWNED]
+    allowed = {f.name: f for f in fields(TrainingArguments) if f.init and f.name not in OWNED}
     for key, value in trainer.items():
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=3)
             hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in near)}?" if near else ""
             raise UserError(f"unknown key trainer.{key} (got {value!r}): no field of TrainingArguments{hint}")
+        takes = _takes(str(allowed[key].type))
+        if takes and isinstance(value, str):
+            raise UserError(f"trainer.{key}: got {value!r}, takes {takes}")
+
+
+def _takes(hint: str) -> str:
+    """What a field of TrainingArguments takes, from its annotation; empty where a text may be right."""
+    if "str" in hint or not any(kind in hint for kind in ("int", "float", "bool")):
+        return ""
+    return "true or false" if "bool" in hint else "a number"

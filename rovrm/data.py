@@ -71,13 +71,15 @@ def load_examples(
     n: int | None = None,
     select: Select = "random",
     seed: int = 0,
+    images_needed: bool = True,
 ) -> Loaded:
     """The examples of all sources, in the order of the sources and their rows; no image is opened.
 
     columns: {canonical: theirs} for every source that has the column. captions: a file whose captions every row must
     find one in. n: how many in all; select: which, drawn with the seed or the first. A source's own `n` limits that
     source; `weight`s (on all sources or none) fix the shares, and the total is then the largest, up to n, that repeats
-    no row. Raises UserError for a source or setting that is wrong, and when not one row can be used.
+    no row. images_needed=False: an image file that is not there does not spoil its row. Raises UserError for a source
+    or setting that is wrong, and when not one row can be used.
     """
     parsed = parse_sources(sources)
     shares = _shares(parsed)
@@ -88,7 +90,7 @@ def load_examples(
     for source, rows, share in zip(parsed, opened, shares, strict=True):
         own = {canonical: theirs for canonical, theirs in (columns or {}).items() if theirs in rows.columns}
         check_columns(source.columns, rows.columns)
-        rows_reader = _Reader(rows, own | source.columns, source.reader or reader, image_root, table)
+        rows_reader = _Reader(rows, own | source.columns, source.reader or reader, image_root, table, images_needed)
         total = n if len(parsed) == 1 else None if n is None or share is None else int(n * share) + 1
         limit = min((limit for limit in (source.n, total) if limit is not None), default=None)
         parts.append(_read(source, rows_reader, limit, select, _generator(seed, source)))
@@ -108,7 +110,7 @@ def as_examples(dataset: Any) -> list[Example]:
         rows = list_rows(listed, "dataset")
     else:
         rows = dataset_rows(dataset, "dataset", stem="dataset")
-    loaded = _read(Source("dataset", "dataset"), _Reader(rows, {}, None, None, None), None, "first", random.Random(0))
+    loaded = _read(Source("dataset", "dataset"), _Reader(rows, {}), None, "first", random.Random(0))
     if loaded.rejected:
         raise UserError(_first_rejected(loaded.rejected))
     return _joined([loaded], None, "first", 0).examples
@@ -118,9 +120,16 @@ class _Reader:
     """Turns the rows of one source into examples; the format of each file is found once."""
 
     def __init__(
-        self, rows: Rows, mapping: dict[str, str], name: str | None, image_root: str | None, captions: "Captions | None"
+        self,
+        rows: Rows,
+        mapping: dict[str, str],
+        name: str | None = None,
+        image_root: str | None = None,
+        captions: "Captions | None" = None,
+        images_needed: bool = True,
     ):
-        self.rows, self.mapping, self.image_root, self.captions = rows, mapping, image_root, captions
+        self.rows, self.mapping, self.captions = rows, mapping, captions
+        self.find = functools.partial(find_image, image_root=image_root, must_exist=images_needed)
         if name is not None and name not in READERS:
             raise UserError(f"reader={name}: no such reader; takes {', '.join(READERS)}")
         self.names = {file: name or self._find(file) for file in rows.kinds}
@@ -136,7 +145,7 @@ class _Reader:
     def __call__(self, row: Row) -> Example:
         if row.values is None:
             raise BadRow("row", row.raw, row.problem)
-        find = functools.partial(find_image, image_root=self.image_root, data_file=row.data_file)
+        find = functools.partial(self.find, data_file=row.data_file)
         example = read_row(
             self.names[row.data_file],
             rename(row.values, self.mapping),

@@ -168,17 +168,29 @@ _roots: dict[str, str] = {}  # data folder -> the folder under which its images 
 
 
 def find_image(
-    name: str, image_root: str | os.PathLike | None = None, data_file: str | os.PathLike | None = None
+    name: str,
+    image_root: str | os.PathLike | None = None,
+    data_file: str | os.PathLike | None = None,
+    must_exist: bool = True,
 ) -> str:
     """The path of an image named in a data file.
 
     An absolute path is taken as it is. A relative one is looked up under `image_root` if given, else in the folder of
     `data_file` (itself, if it is a folder; none: the working folder), else in that folder's parents, nearest first. The
     folder that worked is tried first for the next name of the same data folder, so that many rows cost one look each;
-    it is logged once. Raises UserError for a URL, a video, an empty name, and a file found nowhere.
+    it is logged once. Raises UserError for a URL, a video, an empty name, and a file found nowhere (must_exist=False:
+    that one keeps its name).
     """
     _refuse(name)
-    path = os.path.expanduser(name)
+    try:
+        return _search(os.path.expanduser(name), name, image_root, data_file)
+    except UserError:
+        if must_exist:
+            raise
+        return name
+
+
+def _search(path: str, name: str, image_root: str | os.PathLike | None, data_file: str | os.PathLike | None) -> str:
     if os.path.isabs(path):
         return _existing(path)
     if image_root is not None:

@@ -210,7 +210,8 @@ messages = [
     {{"role": "assistant", "content": [{{"type": "text", "text": "A cup."}}]}},
 ]
 text = processor.apply_chat_template(messages)
-inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens={not writes_bos})  # image: a PIL image
+# image: a PIL image
+inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens={not writes_bos})
 with torch.no_grad():
     print(model(**inputs).logits.item())
 ```

@@ -115,6 +115,7 @@ def _load(
         n=n,
         select=section.select,
         seed=config.seed,
+        images_needed=phase != 2,
     )
     total = len(loaded.examples) + len(loaded.rejected)
     examples, pictured, rejected = loaded.examples, loaded.examples, list(loaded.rejected)

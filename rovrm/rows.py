@@ -218,7 +218,8 @@ class RewardCollator:
         if self.tokenizer.pad_token_id is None:  # padding is masked by attention, so eos may double as pad
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if getattr(processor, "chat_template", None) is None:
-            raise UserError("the processor has no chat template; give one with chat_template=FILE")
+            name = getattr(self.tokenizer, "name_or_path", "")
+            raise UserError(f"the processor of {name!r} has no chat template; give one with chat_template=FILE")
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         texts = [render(self.processor, example) for example in examples]
@@ -314,9 +315,8 @@ class RewardCollator:
         found = [ids.count(self.image_token_id) for ids in plain]
         if any(n != count for n in found):
             token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-            raise UserError(
-                f"text with {max(found)} image tokens {token!r} for {count} images; remove it from the text"
-            )
+            remedy = "remove it from the text" if max(found) > count else "does the chat template drop images?"
+            raise UserError(f"text with {max(found)} image tokens {token!r} for {count} images; {remedy}")
 
     def _positions(self, grid: Tensor | None) -> Callable[[list[int]], Tensor]:
         """Token ids of a full conversation -> position ids (axes, tokens): the model's own index where it has one."""

@@ -70,6 +70,7 @@ class RewardScorer:
             adapter_folder,
             base_of,
             brings_head,
+            is_reward_model,
             load_adapter,
             load_config,
             load_processor,
@@ -77,7 +78,6 @@ class RewardScorer:
             phase_record,
             processor_of,
         )
-        from rovrm.modeling import SUFFIX
 
         base, folder = os.fspath(name), None
         place = _device(device)
@@ -85,12 +85,11 @@ class RewardScorer:
             folder = adapter_folder(base if adapter is None else adapter)
             base = base_of(folder) if adapter is None else base
         config = load_config(base, trust_remote_code)
-        architecture = (config.architectures or ["none"])[0]
-        heads = architecture.endswith(SUFFIX) or (folder is not None and brings_head(folder))
-        if not heads:
+        if not is_reward_model(config) and not (folder is not None and brings_head(folder)):
             raise UserError(
-                f"{os.fspath(adapter or name)!r} is no reward model (architecture {architecture}, and no adapter with "
-                "a trained `score`); train one with rovrm.train"
+                f"{os.fspath(adapter or name)!r} is no reward model (architecture "
+                f"{(config.architectures or ['none'])[0]}, and no adapter with a trained `score`); train one with "
+                "rovrm.train"
             )
         model: Any = load_reward_model(base, _dtype(dtype, place), trust_remote_code=trust_remote_code)
         if folder is not None:

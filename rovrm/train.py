@@ -47,9 +47,10 @@ def train(argv: list[str]) -> None:
     lock = _lock(config.out) if main_process else None  # held until the process ends, however it ends
     config = _with_demo(config, phases)
     todo = [phase for phase in phases if not _finished(config, phase, main_process)]
-    arguments = _checked_arguments(config, phases, todo)
-    processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
+    arguments = {phase: _arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
+    _check_start(config, phases, model_config)
+    processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = {phase: prepare_phase(config, phase, collator, main_process) for phase in todo}
     if config.dry_run:
@@ -140,9 +141,10 @@ def _run_phase(
             f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
             f"{len(data.rejected)} rejected; from {checkpoint or start}; {_process(config).num_processes} processes"
         )
-        write_json(folder / "settings.json", _settings(config, phase))
     set_seed(config.seed)
     model = _model_for(config, phase, start)
+    if main_process:
+        write_json(folder / "settings.json", _settings(config, phase))
     trainer = RewardTrainer(
         model, arguments, data.train, data.held_out, processor, callbacks=[LogFile(folder / "trainer_log.jsonl")]
     )
@@ -168,19 +170,31 @@ def _run_phase(
     write_phase(config, phase, trainer, record, last)
 
 
-def _checked_arguments(config: TrainConfig, phases: list[int], todo: list[int]) -> dict[int, Any]:
-    """The trainer's arguments of each phase; raises UserError for all that can be seen to fail before data are read."""
-    from rovrm.checkpoints import four_bit, load_config
-    from rovrm.phases import phase_folder
+def _check_start(config: TrainConfig, phases: list[int], model_config: Any) -> None:
+    """Raises UserError for a model or an `init_from` that nothing could be trained from."""
+    from rovrm.checkpoints import base_of, four_bit, load_config, reward_class
 
     if config.tuning == "qlora":
         four_bit()
+    reward_class(config.model, model_config)
+    longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if longest and config.max_length > longest:
+        raise UserError(f"max_length={config.max_length} is more than the {longest} tokens that {config.model!r} reads")
     start = _start_of(config, phases[0], first=True)
-    if not os.path.isfile(os.path.join(start, "adapter_config.json")):
-        load_config(start, config.trust_remote_code)
-    elif config.tuning == "full":
+    adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
+    if adapter and config.tuning == "full":
         raise UserError(f"tuning=full cannot start from the adapter {start!r}; merge it first: python -m rovrm.merge")
-    return {phase: _arguments(config, phase, phase_folder(config.out, phase)) for phase in todo}
+    if not config.init_from:
+        return
+    try:
+        found = load_config(base_of(Path(start)) if adapter else start, config.trust_remote_code)
+    except UserError as error:
+        raise UserError(f"init_from={config.init_from!r}: {error}") from error
+    if found.architectures[0].split("For")[0] != model_config.architectures[0].split("For")[0]:
+        raise UserError(
+            f"init_from={config.init_from!r} is a {found.architectures[0]}, model={config.model!r} a "
+            f"{model_config.architectures[0]}; both must be of one family"
+        )
 
 
 def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
@@ -216,10 +230,11 @@ def numeric_type(name: str, use_cpu: bool = False) -> Any:
     return getattr(torch, name)
 
 
-def _arguments(config: TrainConfig, phase: int, folder: Path) -> Any:
+def _arguments(config: TrainConfig, phase: int) -> Any:
+    """The trainer's arguments of a phase. Raises UserError for what transformers refuses."""
     import torch
 
-    from rovrm.phases import section_of
+    from rovrm.phases import phase_folder, section_of
     from rovrm.trainer import RewardConfig
 
     section = section_of(config, phase)
@@ -234,7 +249,7 @@ def _arguments(config: TrainConfig, phase: int, folder: Path) -> Any:
         "warmup_steps": 0.03,  # a share of all steps
         "dataloader_pin_memory": torch.cuda.is_available(),
         **config.trainer,
-        "output_dir": str(folder / "checkpoints"),
+        "output_dir": str(phase_folder(config.out, phase) / "checkpoints"),
         "learning_rate": section.learning_rate,
         "num_train_epochs": section.epochs,
         "per_device_train_batch_size": config.batch_size,
@@ -247,7 +262,7 @@ def _arguments(config: TrainConfig, phase: int, folder: Path) -> Any:
     }
     try:
         return RewardConfig(**given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(f"trainer settings are refused by transformers: {error}") from error
 
 
@@ -276,7 +291,11 @@ def _finished(config: TrainConfig, phase: int, say: bool) -> bool:
     folder = phase_folder(config.out, phase)
     if not (folder / "settings.json").is_file():
         return False
-    before, now = json.loads((folder / "settings.json").read_text()), json.loads(json.dumps(_settings(config, phase)))
+    try:
+        before = json.loads((folder / "settings.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'settings.json'} is damaged ({error}); remove that folder") from error
+    now = json.loads(json.dumps(_settings(config, phase)))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         key = changed[0]

@@ -325,13 +325,13 @@ def test_help_names_every_key_with_a_comment(config_class: type, capsys) -> None
         assert setting.comment and setting.comment in line and setting.takes in line
 
 
-def test_run_prints_one_line_and_returns_2(capsys) -> None:
+def test_run_prints_the_message_and_returns_2(capsys) -> None:
     def main(argv: list[str]) -> None:
         config = train(*argv)
         raise UserError(f"{config.out}\nis full")
 
     assert run(main, ["out=x"], "python -m rovrm.train") == 2
-    assert capsys.readouterr().err == "python -m rovrm.train: error: x is full\n"
+    assert capsys.readouterr().err == "python -m rovrm.train: error: x\nis full\n"
     assert run(main, ["outt=x"], "p") == 2
     assert capsys.readouterr().err == "p: error: unknown key outt (got 'x'): did you mean out?\n"
     assert run(lambda argv: None, [], "p") == 0 and run(lambda argv: 3, [], "p") == 3
