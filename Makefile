@@ -20,7 +20,7 @@ demo: $(READY)
 
 lint: $(READY)
 	.venv/bin/ruff check $(CHECKED)
-	.venv/bin/pyright $(CHECKED)
+	.venv/bin/pyright rovrm data_selection eval
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ tower runs inside it. Lengths are those of RLAIF-V with LLaVA-1.5: 576 image tok
 response.
 """
 
+import os
 import random
 import statistics
 import sys
@@ -41,6 +42,7 @@ class SpeedConfig:
 
 def speed(argv: list[str]) -> None:
     config = parse(SpeedConfig, argv, "python -m eval.speed")
+    os.environ["TQDM_DISABLE"] = "1"
     import torch
 
     torch.manual_seed(config.seed)
@@ -94,9 +96,9 @@ def _model(config: SpeedConfig) -> tuple[Any, Any]:
 
 
 def examples(
-    config: SpeedConfig, count: int, k: int, images: bool = True, prompt: int = 48, response: int = 110
+    config: SpeedConfig, count: int, k: int, images: bool = True, prompt: int = 48, response: int = 110, vary: int = 4
 ) -> list[Any]:
-    """Prompts with k responses; lengths in words, and so in tokens, vary by a quarter around the given ones."""
+    """Prompts with k responses; lengths in words, and so in tokens, vary by 1/vary around the given ones (0: never)."""
     import torch
     from PIL import Image
 
@@ -106,7 +108,8 @@ def examples(
     rng = random.Random(config.seed)
 
     def text(length: int) -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(length * 3 // 4, length * 5 // 4)))
+        spread = length // vary if vary else 0
+        return " ".join(rng.choices(WORDS, k=rng.randint(length - spread, length + spread)))
 
     made = []
     for i in range(count):

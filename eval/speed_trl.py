@@ -1,6 +1,7 @@
 """RewardTrainer against TRL's on text pairs: same Llama, pairs, rate, optimizer and pairs per step.
 
 Both train a whole Llama with `transformers.Trainer` underneath; what is timed is `train()` without data preparation.
+All texts have the same length, so that neither side gains by its bucketing.
 """
 
 import copy
@@ -41,7 +42,7 @@ def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 1
     shape._attn_implementation = "sdpa"
     torch.manual_seed(config.seed)
     base = modeling.LlamaForSequenceClassification._from_config(shape)
-    data = examples(config, config.text_steps * per_step, 2, images=False, prompt=prompt, response=response)
+    data = examples(config, config.text_steps * per_step, 2, images=False, prompt=prompt, response=response, vary=0)
     ours, theirs, losses = [], [], {}
     for _ in range(config.repeats):
         seconds, losses["TRL"] = _run_trl(config, copy.deepcopy(base), tokenizer, data, per_step)
@@ -110,6 +111,9 @@ def _run_ours(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any]
 def _timed_train(trainer: Any) -> tuple[float, float]:
     import time
 
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start

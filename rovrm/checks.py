@@ -5,6 +5,7 @@ collator code that training runs, so what passes here does not fail an hour late
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -144,7 +145,9 @@ def check_examples(
     looks = _Looks([e for e, _ in taken], [p for _, p in taken], collator, max_length)
     loader = DataLoader(looks, batch_size=8, num_workers=workers, collate_fn=list)
     found: list[tuple[int, Finding]] = []
-    with tqdm(total=len(mine), desc="checking rows", disable=not state.is_main_process) as bar:
+    with tqdm(
+        total=len(mine), desc="checking rows", disable=not state.is_main_process or bool(os.environ.get("TQDM_DISABLE"))
+    ) as bar:
         for batch in loader:
             found += zip(mine[len(found) :], batch, strict=False)
             bar.update(len(batch))

@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ def train(argv: list[str]) -> None:
     config = parse(TrainConfig, argv, "python -m rovrm.train")
     phases = phase_numbers(config.phase)
     check_trainer_keys(config.trainer)
+    # PEFT asks transformers by an old name; nothing that a user could mend.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
     from accelerate import PartialState
 
