@@ -1,9 +1,12 @@
 """RewardTrainer: learns, counts, evaluates the same however it is batched, accumulates rightly, resumes bit-equal."""
 
 import json
+from typing import Any, cast
 
 import pytest
 import torch
+from families import FAMILIES, TEXT_FAMILIES
+from peft import get_peft_model
 from PIL import Image
 
 from rovrm.checkpoints import load_processor, load_reward_model, lora_config, set_trainable
@@ -171,6 +174,28 @@ def test_trl_rows_are_taken_as_they_are(trainer_of, tmp_path):
         trainer = trainer_of(data, max_steps=1)
         assert len(trainer.train_examples) == 4 and len(trainer.train_examples[0].images) == 1
         trainer.train()
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_trains(family_folder, tmp_path, name):
+    """Two LoRA steps with image and text batches: finite loss; the language model's adapter and the projector move."""
+    folder = str(family_folder(name))
+    base, processor = load_reward_model(folder), load_processor(folder)
+    model = cast(Any, get_peft_model(base, lora_config(base, 4, 8, 0.0)))
+    set_trainable(model, visual=True, full=False)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    pairs = text_pairs(4) if name in TEXT_FAMILIES else colour_pairs(4) + text_pairs(2)
+    arguments = RewardConfig(
+        str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
+        per_device_train_batch_size=3, learning_rate=1e-2, num_train_epochs=2, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = RewardTrainer(model, arguments, pairs, pairs, processor)
+    trainer.train()
+    assert all(0 < loss < 20 for loss in logged(trainer, "loss"))
+    moved = {n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])}
+    assert any("lora_B" in n for n in moved) and any("score" in n for n in moved)
+    assert name in TEXT_FAMILIES or any(part in n for n in moved for part in ("projector", "connector", "merger"))
+    assert len(trainer.predict_rewards(trainer.eval_examples)) == len(pairs)
 
 
 def test_bad_rows_stop_the_trainer(trainer_of):
