@@ -116,6 +116,7 @@ def _load(
         select=section.select,
         seed=config.seed,
         images_needed=phase != 2,
+        captions=(section.captions or None) if isinstance(section, CaptionConfig) else None,
     )
     total = len(loaded.examples) + len(loaded.rejected)
     examples, pictured, rejected = loaded.examples, loaded.examples, list(loaded.rejected)
@@ -123,7 +124,7 @@ def _load(
         examples, pictured, with_images = _without_images(examples)
         rejected += with_images
     if isinstance(section, CaptionConfig):
-        captioned = use_captions(examples, section.captions or None)
+        captioned = use_captions(examples)  # those of the file are in: here rows with none of their own fall out
         rejected += captioned.rejected
         pictured = captioned.examples
         examples = [caption_example(example, section.caption_template) for example in pictured]
