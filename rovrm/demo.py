@@ -6,6 +6,7 @@ It shows that everything runs, in a minute and without a download; a random base
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,29 @@ CHAT_TEMPLATE = (
 
 
 def write_demo(folder: Path, pairs: int = 200, seed: int = 0) -> None:
-    """Writes the tiny base and `pairs` preference pairs for each phase, the same for the same seed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
+    """Writes the tiny base and `pairs` preference pairs for each phase, the same for the same seed; whole or not at
+    all."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "images").mkdir(parents=True)
     rng = random.Random(seed)
     scenes = [_scene(rng) for _ in range(pairs)]
-    for i, scene in enumerate(scenes):
-        _draw(scene).save(images / f"{i:03d}.png")
-    captions = [
-        _pair(rng, scene) | {"caption": _caption(scene), "image": f"images/{i:03d}.png"}
-        for i, scene in enumerate(scenes)
-    ]
-    visuals = [_pair(rng, scene) | {"image": f"images/{i:03d}.png"} for i, scene in enumerate(scenes)]
-    rows = {"text": [_sum(rng) for _ in range(pairs)], "caption": captions, "visual": visuals}
+    names = [f"images/{i:03d}.png" for i in range(pairs)]
+    for scene, name in zip(scenes, names, strict=True):
+        _draw(scene).save(temporary / name)
+    pictured = list(zip(scenes, names, strict=True))
+    rows = {
+        "text": [_sum(rng) for _ in range(pairs)],
+        "caption": [_pair(rng, s) | {"caption": _caption(s), "image": name} for s, name in pictured],
+        "visual": [_pair(rng, s) | {"image": name} for s, name in pictured],
+    }
     for name, content in rows.items():
         lines = [json.dumps({"id": f"{name}-{i}"} | row) for i, row in enumerate(content)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (temporary / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     corpus = [str(value) for content in rows.values() for row in content for value in row.values()]
-    save_tiny_llava(folder / "base", corpus, seed)
+    save_tiny_llava(temporary / "base", corpus, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
 
 
 def save_tiny_llava(folder: Path, corpus: list[str], seed: int = 0) -> None:
