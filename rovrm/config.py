@@ -67,7 +67,7 @@ PHASE = Limit(PHASE_WORDS, _is_phase)
 class PhaseConfig:
     data: list[str] = field(default_factory=list)  # training data: files, folders or hub ids, as SOURCE or SOURCE?n=5
     eval_data: list[str] = field(default_factory=list)  # held-out data; empty = eval_fraction of the training data
-    n: int | None = limited(None, ABOVE_ZERO)  # how many examples to train on; null = all
+    n: int | None = limited(None, ABOVE_ZERO)  # how many examples to take, held-out ones included; null = all
     select: Literal["random", "first"] = "random"  # which n: drawn with the seed, or the first of the data
     learning_rate: float = limited(1e-6, ABOVE_ZERO)  # highest learning rate of the phase
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data

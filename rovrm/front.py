@@ -11,6 +11,7 @@ literally. Imports stay light so that `--help` answers at once.
 import csv
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -84,6 +85,8 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
     """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rovrm").setLevel(logging.INFO)  # where images were found, fewer rows than asked for
     try:
         return main(argv) or 0
     except UserError as error:
