@@ -175,6 +175,9 @@ def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
 
     if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
         raise UserError(f"{folder!r} holds no adapter_model.safetensors; give a folder that rovrm.train wrote")
+    if trainable:  # PEFT loads what it saves in full in the base's type: bfloat16 would round it
+        for name in ("score", *projector_names(model)):
+            model.get_submodule(name).float()
     return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 

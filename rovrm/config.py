@@ -57,6 +57,7 @@ def _is_phase(text: str) -> bool:
         return False
 
 
+SEED = Limit("from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 PHASE = Limit(PHASE_WORDS, _is_phase)
 
 
@@ -109,7 +110,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model; trained weights stay float32
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
     workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
-    seed: int = limited(0, FROM_ZERO)  # seed of selection, splits, order and new weights
+    seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
     dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
     trainer: dict[str, Any] = field(default_factory=dict)  # any key of transformers.TrainingArguments
 
@@ -149,6 +150,12 @@ OWNED = {
     "seed": "set seed instead",
     "remove_unused_columns": "the collator needs every column, leave it out",
     "label_names": "the collator names the labels, leave it out",
+    "bf16": "set dtype instead",
+    "fp16": "set dtype instead",
+    "dataloader_num_workers": "set workers instead",
+    "average_tokens_across_devices": "the loss is per response over all devices, leave it out",
+    "label_smoothing_factor": "the ranking loss has none, leave it out",
+    "resume_from_checkpoint": "a run resumes by itself, leave it out",
 }
 
 
@@ -168,12 +175,15 @@ def check_trainer_keys(trainer: dict[str, Any]) -> None:
             hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in near)}?" if near else ""
             raise UserError(f"unknown key trainer.{key} (got {value!r}): no field of TrainingArguments{hint}")
         takes = _takes(str(allowed[key].type))
-        if takes and isinstance(value, str):
+        fraction = takes == "a whole number" and isinstance(value, float)
+        if takes and (isinstance(value, str) or fraction):
             raise UserError(f"trainer.{key}: got {value!r}, takes {takes}")
+        if key == "gradient_accumulation_steps" and value < 1:
+            raise UserError(f"trainer.{key}: got {value!r}, takes a whole number above 0")
 
 
 def _takes(hint: str) -> str:
     """What a field of TrainingArguments takes, from its annotation; empty where a text may be right."""
     if "str" in hint or not any(kind in hint for kind in ("int", "float", "bool")):
         return ""
-    return "true or false" if "bool" in hint else "a number"
+    return "true or false" if "bool" in hint else "a number" if "float" in hint else "a whole number"

@@ -401,7 +401,7 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None
     """Writes rows as JSON lines, whole or not at all: a temporary name beside the file, then os.replace."""
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # half an emoji in a text
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         os.replace(temporary, path)
     finally:

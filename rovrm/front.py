@@ -84,7 +84,8 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
-    """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2."""
+    """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2; Ctrl-C
+    gives 130."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rovrm").setLevel(logging.INFO)  # where images were found, fewer rows than asked for
     try:
@@ -92,6 +93,9 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> 
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; nothing written so far is lost", file=sys.stderr)
+        return 130
 
 
 def save(config: Any, path: str | os.PathLike) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rovrm.checkpoints import ADAPTER, merge_adapter, save_folder
-from rovrm.config import PHASES, TrainConfig
+from rovrm.config import PHASES, TrainConfig, phase_numbers
 from rovrm.data import write_jsonl
 from rovrm.phases import phase_folder
 
@@ -167,55 +168,66 @@ def summarise(config: TrainConfig, phases: list[int]) -> None:
             f"{name:<16}{r['n_train']:>11}{r['n_held_out']:>10}{r['n_skipped']:>10}{r['accuracy']:>10.3f}"
             f"{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}"
         )
-    final = phase_folder(config.out, phases[-1])
-    print(
-        f"\nreward model: {final}\nscore with it: python -m rovrm.score model={final} in=pairs.jsonl out=scores.jsonl"
-    )
+    final = str(phase_folder(config.out, phases[-1]))
+    print(f"\nreward model: {final}")
+    print(f"score with it: python -m rovrm.score model={shlex.quote(final)} in=pairs.jsonl out=scores.jsonl")
 
 
 def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:
     """The model card: what it is, how it was made, and a quick start that runs without rovrm."""
-    bos = getattr(processor, "tokenizer", processor).bos_token
-    template = processor.chat_template if isinstance(processor.chat_template, str) else ""
-    writes_bos = bool(bos) and ("bos_token" in template or bos in template)  # the tokenizer must not write another
-    data = {name: getattr(config, name).data for name in PHASES[:phase]}
+    used = [PHASES[p - 1] for p in phase_numbers(config.phase) if p <= phase]
+    trained = "\n".join(f"- {name}: {', '.join(getattr(config, name).data)}" for name in used)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-    trained = "\n".join(f"- {name}: {', '.join(sources) or 'none'}" for name, sources in data.items())
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
 base_model: {config.model}
 tags: [reward-model, rovrm]
 ---
-# Visual reward model
+# Reward model
 
-One scalar reward for a response to a prompt about an image; higher is better. Made with rovrm from `{config.model}`
+One scalar reward for a response to a prompt (about an image); higher is better. Made with rovrm from `{config.model}`
 ({config.tuning}), last phase: {PHASES[phase - 1]}.
 
 Held-out accuracy {record["accuracy"]:.3f} on {record["n_held_out"]} examples, loss {record["loss"]:.3f}; rewards there:
 mean {record["reward_mean"]:.3f}, standard deviation {record["reward_std"]:.3f}.
 
-Preference data:
+Preference data of the phases trained in this run:
 {trained}
 
 ```python
-import torch
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-
-folder = "."  # this folder
-model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()  # runs modeling.py
-processor = AutoProcessor.from_pretrained(folder)
-messages = [
-    {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is on the table?"}}]}},
-    {{"role": "assistant", "content": [{{"type": "text", "text": "A cup."}}]}},
-]
-text = processor.apply_chat_template(messages)
-# image: a PIL image
-inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens={not writes_bos})
-with torch.no_grad():
-    print(model(**inputs).logits.item())
+{_quick_start(processor)}
 ```
 With rovrm: `RewardScorer.from_pretrained(folder).score(prompt, answers, images="photo.jpg")`.
 
 Versions: {versions}.
 """
+
+
+def _quick_start(processor: Any) -> str:
+    """Lines that score one answer with transformers alone, for this processor or tokenizer."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    template = processor.chat_template if isinstance(processor.chat_template, str) else ""
+    bos = tokenizer.bos_token
+    special = f"add_special_tokens={not (bos and ('bos_token' in template or bos in template))}"  # never two of them
+    if tokenizer is processor:
+        auto, question, answer = "AutoTokenizer", '"What is 2 plus 3?"', '"It is 5."'
+        call = f'processor([text], return_tensors="pt", {special})'
+    else:
+        auto, answer = "AutoProcessor", '[{"type": "text", "text": "A cup."}]'
+        question = '[{"type": "image"}, {"type": "text", "text": "What is on the table?"}]'
+        call = f'processor(text=[text], images=[image], return_tensors="pt", {special})  # image: a PIL image'
+    return f"""import torch
+from transformers import AutoModelForSequenceClassification, {auto}
+
+folder = "."  # this folder
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()  # runs modeling.py
+processor = {auto}.from_pretrained(folder)
+messages = [
+    {{"role": "user", "content": {question}}},
+    {{"role": "assistant", "content": {answer}}},
+]
+text = processor.apply_chat_template(messages, tokenize=False)
+inputs = {call}
+with torch.no_grad():
+    print(model(**inputs).logits.item())"""

@@ -288,7 +288,7 @@ def _whole_json(text: str) -> list[Any] | None:
     """The items of a text that is one JSON value; None when it is JSONL."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         return value["data"] if isinstance(value.get("data"), list) else [value]
@@ -301,6 +301,8 @@ def _line_row(file: Path, number: int, line: str) -> Row:
     except json.JSONDecodeError as error:
         problem = f"broken JSON at column {error.colno} ({error.msg}); mend or delete the line"
         return _row(file, number, None, line, problem)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        return _row(file, number, None, line, f"unreadable JSON ({error}); mend or delete the line")
     return _row(file, number, value, line)
 
 

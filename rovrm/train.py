@@ -14,14 +14,11 @@ Plackett-Luce loss also beyond pairs, as in the authors' code, without its overf
 prompt, never by row.
 """
 
-import fcntl
-import json
 import os
-import shutil
 import sys
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +41,13 @@ def train(argv: list[str]) -> None:
     from rovrm.checkpoints import load_config, load_processor
     from rovrm.outputs import summarise
     from rovrm.phases import prepare_phase
+    from rovrm.resume import is_finished, lock_folder
     from rovrm.rows import RewardCollator
 
     main_process = _process(config).is_main_process
-    lock = _lock(config.out) if main_process else None  # held until the process ends, however it ends
+    lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = _with_demo(config, phases)
-    todo = [phase for phase in phases if not _finished(config, phase, main_process)]
+    todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
     arguments = {phase: _arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)
@@ -63,9 +61,7 @@ def train(argv: list[str]) -> None:
     if main_process:
         save(config, Path(config.out) / "config.yaml")
     for phase in todo:
-        start = _start_of(config, phase, first=phase == phases[0])
-        last = phase == phases[-1]
-        _run_phase(config, phase, data[phase], start, last, processor, arguments[phase])
+        _run_phase(config, phase, data[phase], processor, arguments[phase], last=phase == phases[-1])
         PartialState().wait_for_everyone()
     if main_process:
         summarise(config, phases)
@@ -86,20 +82,6 @@ def _process(config: TrainConfig) -> Any:
     return state
 
 
-def _lock(out: str) -> Any:
-    """Takes the run folder for this process. Raises UserError where another run is writing into it."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        file = open(Path(out) / ".lock", "w")
-    except OSError as error:
-        raise UserError(f"out={out!r} cannot be written to ({error.strerror}); give another folder") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: a killed run's workers hold nothing
-    except OSError as error:
-        raise UserError(f"another run is writing into out={out!r}; wait for it, or give another out=") from error
-    return file
-
-
 def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
     """With no model given: the tiny default, and its generated pairs for the phases that have no data of their own."""
     if config.model:
@@ -109,6 +91,8 @@ def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
     from rovrm.demo import write_demo
 
     folder = Path(config.out) / "demo"
+    if PartialState().is_main_process:
+        print("no model= given: this is the tiny default with random weights, to see the workings; it learns little")
     with PartialState().main_process_first():
         if not (folder / "base" / "config.json").is_file():
             write_demo(folder)
@@ -126,19 +110,22 @@ def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
 # ---- one phase -------------------------------------------------------------------------------------------------------
 
 
-def _run_phase(
-    config: TrainConfig, phase: int, data: "PhaseData", start: str, last: bool, processor: Any, arguments: Any
-) -> None:
-    """Trains one phase from `start`, evaluates it on the held-out examples, and writes its folder."""
+def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: Any, arguments: Any, last: bool) -> None:
+    """Trains one phase, evaluates it on the held-out examples, and writes its folder."""
     from transformers import set_seed
 
     from rovrm.outputs import write_json, write_phase
-    from rovrm.phases import phase_folder, section_of
+    from rovrm.phases import phase_folder
+    from rovrm.resume import check_same_plan, complete_checkpoint, epochs_done, fingerprint, settings_of, start_of
     from rovrm.trainer import LogFile, RewardTrainer
 
     folder = phase_folder(config.out, phase)
     main_process = _process(config).is_main_process
-    checkpoint = _complete_checkpoint(folder / "checkpoints", main_process)
+    start = start_of(config, phase)
+    checkpoint = complete_checkpoint(folder / "checkpoints", main_process)
+    same = {"data": fingerprint(data), "processes": _process(config).num_processes}
+    if checkpoint:
+        check_same_plan(folder, same)
     if main_process:
         print(
             f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
@@ -147,16 +134,19 @@ def _run_phase(
     set_seed(config.seed)
     model = _model_for(config, phase, start)
     if main_process:
-        write_json(folder / "settings.json", _settings(config, phase))
-    trainer = RewardTrainer(
-        model, arguments, data.train, data.held_out, processor, callbacks=[LogFile(folder / "trainer_log.jsonl")]
-    )
+        write_json(folder / "settings.json", settings_of(config, phase) | {"plan": same})
+    try:
+        trainer = RewardTrainer(
+            model, arguments, data.train, data.held_out, processor, callbacks=[LogFile(folder / "trainer_log.jsonl")]
+        )
+    except (ImportError, ValueError) as error:
+        raise UserError(f"transformers cannot set up the trainer: {error}") from error
     began = time.perf_counter()
-    done_before = _steps_done(checkpoint)
+    epochs_before = epochs_done(checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     training_seconds = time.perf_counter() - began
     metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
-    pairs = len(data.train) * section_of(config, phase).epochs * (1 - done_before / max(trainer.state.max_steps, 1))
+    pairs = len(data.train) * ((trainer.state.epoch or 0.0) - epochs_before)
     record = {
         "n_train": len(data.train),
         "n_held_out": len(data.held_out),
@@ -176,6 +166,7 @@ def _run_phase(
 def _check_start(config: TrainConfig, phases: list[int], model_config: Any) -> None:
     """Raises UserError for a model or an `init_from` that nothing could be trained from."""
     from rovrm.checkpoints import base_of, four_bit, load_config, reward_class
+    from rovrm.resume import start_of
 
     if config.tuning == "qlora":
         four_bit()
@@ -183,7 +174,7 @@ def _check_start(config: TrainConfig, phases: list[int], model_config: Any) -> N
     longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if longest and config.max_length > longest:
         raise UserError(f"max_length={config.max_length} is more than the {longest} tokens that {config.model!r} reads")
-    start = _start_of(config, phases[0], first=True)
+    start = start_of(config, phases[0])
     adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
     if adapter and config.tuning == "full":
         raise UserError(f"tuning=full cannot start from the adapter {start!r}; merge it first: python -m rovrm.merge")
@@ -205,11 +196,11 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     continue), or all weights of the previous phase's checkpoint."""
     import torch
 
-    from rovrm.checkpoints import load_adapter, load_reward_model, lora_config, set_trainable
+    from rovrm.checkpoints import base_of, load_adapter, load_reward_model, lora_config, set_trainable
 
     full, from_adapter = config.tuning == "full", os.path.isfile(os.path.join(start, "adapter_config.json"))
     dtype = torch.float32 if full else numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False)))
-    base = config.model if from_adapter else start
+    base = base_of(Path(start)) if from_adapter else start
     model: Any = load_reward_model(base, dtype, config.tuning == "qlora", config.trust_remote_code)
     if from_adapter:
         model = load_adapter(model, start, trainable=True)
@@ -251,6 +242,7 @@ def _arguments(config: TrainConfig, phase: int) -> Any:
         "bf16": bfloat16,
         "warmup_steps": 0.03,  # a share of all steps
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         **config.trainer,
         "output_dir": str(phase_folder(config.out, phase) / "checkpoints"),
         "learning_rate": section.learning_rate,
@@ -267,93 +259,6 @@ def _arguments(config: TrainConfig, phase: int) -> Any:
         return RewardConfig(**given)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(f"trainer settings are refused by transformers: {error}") from error
-
-
-# ---- where a run stands ----------------------------------------------------------------------------------------------
-
-
-def _settings(config: TrainConfig, phase: int) -> dict[str, Any]:
-    """What decides a phase's result: not the other phases' sections, nor the number of workers."""
-    everything = asdict(config)
-    for key in (
-        "phase",
-        "out",
-        "workers",
-        "dry_run",
-        "save_dtype",
-        *(p for i, p in enumerate(PHASES, 1) if i != phase),
-    ):
-        everything.pop(key)
-    return everything
-
-
-def _finished(config: TrainConfig, phase: int, say: bool) -> bool:
-    """Whether a phase is done with these very settings. Raises UserError where it was begun with others."""
-    from rovrm.phases import phase_folder
-
-    folder = phase_folder(config.out, phase)
-    if not (folder / "settings.json").is_file():
-        return False
-    try:
-        before = json.loads((folder / "settings.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{folder / 'settings.json'} is damaged ({error}); remove that folder") from error
-    now = json.loads(json.dumps(_settings(config, phase)))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {before.get(key)!r}, now "
-            f"{now.get(key)!r}); give another out=, or remove that folder to train the phase anew"
-        )
-    done = (folder / "phase.json").is_file()
-    if done and say:
-        print(f"phase {phase} ({PHASES[phase - 1]}) is finished in {folder} and is not run again")
-    return done
-
-
-def _start_of(config: TrainConfig, phase: int, first: bool) -> str:
-    """What a phase starts from: `init_from` for the first one asked for, else the nearest earlier finished phase, else
-    the base model."""
-    from rovrm.checkpoints import ADAPTER
-    from rovrm.phases import phase_folder
-
-    earlier = [phase_folder(config.out, p) for p in range(phase - 1, 0, -1)]
-    finished = [str(folder) for folder in earlier if (folder / "phase.json").is_file()]
-    start = finished[0] if finished else config.model
-    if first and config.init_from:
-        start = config.init_from
-    adapter = os.path.join(start, ADAPTER)
-    return adapter if os.path.isfile(os.path.join(adapter, "adapter_config.json")) else start
-
-
-def _complete_checkpoint(folder: Path, main_process: bool) -> str | None:
-    """The newest checkpoint whose trainer_state.json, written last, is whole; newer ones were cut off and go."""
-    from accelerate import PartialState
-
-    def newest_first() -> list[Path]:
-        return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-
-    if main_process:
-        for path in newest_first():
-            if _is_json(path / "trainer_state.json"):
-                break
-            print(f"{path} was cut off while it was saved: removed")
-            shutil.rmtree(path)
-    PartialState().wait_for_everyone()
-    return next((str(path) for path in newest_first()), None)
-
-
-def _steps_done(checkpoint: str | None) -> int:
-    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,7 +58,9 @@ class RewardConfig(TrainingArguments):
 class RewardTrainer(Trainer):
     """Trains a reward model (`rovrm.modeling`) on ranked lists; see the module's docstring.
 
-    model: a reward model, or the name of a checkpoint. processing_class: its processor; loaded when model is a name.
+    model: a reward model, or the name of a checkpoint; every weight that requires a gradient trains, in float32
+    (`rovrm.checkpoints.set_trainable` leaves the vision tower out). processing_class: its processor;
+    loaded when model is a name.
     peft_config: a PEFT config, for instance of `rovrm.checkpoints.lora_config`, put on the model here.
     """
 
@@ -83,6 +85,9 @@ class RewardTrainer(Trainer):
             from peft import get_peft_model
 
             model = cast(PreTrainedModel, get_peft_model(model, peft_config))
+        for parameter in model.parameters():  # bfloat16 would round small updates away
+            if parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.float()
         if processing_class is None:
             raise UserError("RewardTrainer needs processing_class, the model's processor")
         _give_pad_token(model.config, processing_class)
@@ -139,8 +144,9 @@ class RewardTrainer(Trainer):
         loss = preference_loss(pairs, ours["margins"], self.config.center_rewards_coefficient)
         if num_items_in_batch is None:
             loss = loss / max(len(pairs.rewards), 1)
-        else:  # DistributedDataParallel averages gradients over the processes: undo it
-            loss = loss / num_items_in_batch * self.accelerator.num_processes
+        else:  # DistributedDataParallel averages gradients over the processes: undo it where the items are of all
+            everywhere = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = loss / num_items_in_batch * everywhere
         if model.training:
             self._count(pairs, model_inputs)
         return (loss, outputs) if return_outputs else loss
@@ -199,6 +205,11 @@ class RewardTrainer(Trainer):
             raise UserError("RewardTrainer has no eval_dataset to evaluate on")
         started = time.perf_counter()
         self.eval_rewards = self.predict_rewards(examples)
+        if not all(math.isfinite(reward) for rewards in self.eval_rewards for reward in rewards):
+            raise UserError(
+                f"rewards are not finite after step {self.state.global_step}: the model is broken; lower the learning "
+                "rate, or look for broken weights in the base model"
+            )
         metrics = ranking_metrics(self.eval_rewards, [e.ranks for e in examples], [e.margin for e in examples])
         metrics["pairs_per_second"] = len(examples) / (time.perf_counter() - started)
         named = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
@@ -265,7 +276,7 @@ class LogFile(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and os.path.exists(self.path):
             with open(self.path) as file:
-                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+                kept = [line for line in file if _step_of(line) <= state.global_step]
             with open(self.path, "w") as file:
                 file.writelines(kept if state.global_step else [])
 
@@ -273,3 +284,11 @@ class LogFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"step": state.global_step} | logs) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; infinity for one that was cut off."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf

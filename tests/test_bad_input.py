@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rovrm import checkpoints, demo, train
+from rovrm import checkpoints, demo, resume, train
 from rovrm.config import TrainConfig, parse
 
 LISTS = {"rejected.jsonl", "rejected-eval.jsonl", ".lock"}  # the lock is empty, and free again
@@ -294,7 +294,7 @@ def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_out_begun_with_other_settings(refused, shipped: Path, tmp_path: Path) -> None:
     line = f"phase=3 model={shipped}/base out={tmp_path}/run workers=0 visual.data={shipped}/visual.jsonl"
-    begun = train._settings(parse(TrainConfig, line.split(), "train"), 3)
+    begun = resume.settings_of(parse(TrainConfig, line.split(), "train"), 3)
     folder = tmp_path / "run" / "phase3-visual"
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(begun))

@@ -133,7 +133,7 @@ def test_sections_and_mappings() -> None:
 
 def test_negative_number_after_a_key() -> None:
     assert train("--trainer.max-steps", "-1").trainer == {"max_steps": -1}
-    assert refused("--seed", "-1") == "seed: got '-1', takes a whole number of at least 0"
+    assert refused("--seed", "-1") == "seed: got '-1', takes a whole number from 0 to 4294967295"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_section_is_not_a_key() -> None:
         ("txt: {n: 5}\n", "unknown key txt (got {'n': 5}): did you mean"),
         ("text: {m: 5}\n", "unknown key text.m (got 5): did you mean"),
         ("text: 5\n", "text: got 5, takes its own keys: text.data"),
-        ("seed: true\n", "seed: got true, takes a whole number of at least 0 (in "),
+        ("seed: true\n", "seed: got true, takes a whole number from 0 to 4294967295 (in "),
         ("seed: 1.5\n", "seed: got 1.5, takes"),
         ("seed:\n", "seed: got null, takes"),
         ("out: no\n", "out: got false, takes text in quotes"),

@@ -224,3 +224,11 @@ def test_a_video_column_is_marked_and_not_read(datasets) -> None:
     cells = [{"x": 1, "video": {"bytes": GARBAGE, "path": None}}, {"x": 2, "video": None}]
     rows = sources.dataset_rows(datasets.Dataset.from_list(cells, features=features), "m", "m")
     assert values(rows) == [{"x": 1, "video": "video"}, {"x": 2, "video": None}]
+
+
+@pytest.mark.parametrize("line", ['{"n": ' + "9" * 5000 + "}", "[" * 100_000], ids=["digits", "brackets"])
+def test_absurd_json_is_a_bad_row(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a"}\n' + line + "\n")
+    rows = list(load_rows(parse_source(str(file))).take(range(2)))
+    assert rows[1].values is None and "mend or delete the line" in rows[1].problem

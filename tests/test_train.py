@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from rovrm.scorer import RewardScorer
@@ -165,6 +166,85 @@ def test_init_from_overrides_the_previous_phase(run, tmp_path, capsys):
     command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", f"init_from={run / 'phase1-text'}"]
     assert main([*command, f"visual.data={run / 'demo' / 'visual.jsonl'}", "trainer.max_steps=2", *QUICK]) == 0
     assert f"from {run / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
+
+
+def test_phases_go_on_from_a_full_checkpoint(run, tmp_path):
+    """init_from= a merged checkpoint: later phases put the adapter on *that* base, and the exported model scores the
+    held-out pairs as training did."""
+    from rovrm.merge import main as merge
+
+    assert merge([f"model={run / 'phase1-text'}", f"out={tmp_path / 'merged'}"]) == 0
+    out, demo = tmp_path / "on", run / "demo"
+    command = ["phase=2..3", f"out={out}", f"model={demo / 'base'}", f"init_from={tmp_path / 'merged'}", *QUICK]
+    assert main([*command, f"caption.data={demo / 'caption.jsonl'}", f"visual.data={demo / 'visual.jsonl'}"]) == 0
+    scorer = RewardScorer.from_pretrained(str(out / "phase3-visual"))
+    pairs = {row["id"]: row for row in map(json.loads, (demo / "visual.jsonl").read_text().splitlines())}
+    for line in (out / "phase3-visual" / "scores.jsonl").read_text().splitlines()[:5]:
+        scored = json.loads(line)
+        pair = pairs[scored["id"]]
+        answers = [pair["chosen"], pair["rejected"]]
+        found = scorer.score(pair["prompt"], answers, images=str(demo / pair["image"]))
+        assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=1e-5)
+
+
+def test_a_phase_belongs_to_what_it_started_from(run, tmp_path, capsys):
+    """Phase 3 alone, then all three in the same folder: the old phase 3 never saw the first two, and is refused; and
+    1,3 leaves a caption phase in the folder out."""
+    out, demo = tmp_path / "order", run / "demo"
+    data = [f"{name}.data={demo / name}.jsonl" for name in ("text", "caption", "visual")]
+    command = [f"out={out}", f"model={demo / 'base'}", *data, "trainer.max_steps=1", *QUICK]
+    assert main(["phase=3", *command]) == 0
+    assert main(["phase=1..3", *command]) == 2
+    message = capsys.readouterr().err
+    assert "phase3-visual was begun with other settings (start;" in message
+    shutil.rmtree(out / "phase3-visual")
+    assert main(["phase=1..2", *command]) == 0
+    assert main(["phase=1,3", *command]) == 0
+    assert f"from {out / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
+
+
+def test_a_broken_model_is_no_finished_phase(run, tmp_path, capsys):
+    out = tmp_path / "nan"
+    command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", "visual.learning_rate=1e30"]
+    data = f"visual.data={run / 'demo' / 'visual.jsonl'}"
+    assert main([*command, data, "trainer.max_steps=4", *QUICK]) == 2
+    assert "not finite" in capsys.readouterr().err and not (out / "phase3-visual" / "phase.json").exists()
+
+
+def test_other_data_do_not_go_on_from_a_checkpoint(run, tmp_path, capsys):
+    out, file = tmp_path / "data", tmp_path / "text.jsonl"
+    lines = (run / "demo" / "text.jsonl").read_text().splitlines(keepends=True)
+    file.write_text("".join(lines))
+    command = [
+        "phase=1",
+        f"out={out}",
+        f"model={run / 'demo' / 'base'}",
+        f"text.data={file}",
+        "trainer.save_steps=5",
+        *QUICK,
+    ]
+    assert main(command) == 0
+    (out / "phase1-text" / "phase.json").unlink()  # as if it had been interrupted
+    file.write_text("".join(lines[:100]))
+    assert main(command) == 2
+    assert "checkpoints made with another data" in capsys.readouterr().err
+    file.write_text("".join(lines))
+    assert main(command) == 0
+
+
+def test_card_of_a_text_model_runs(family_folder, run, tmp_path):
+    """The quick start in the card, run as it stands, gives the scorer's score; also for a text model."""
+    out = tmp_path / "text"
+    data = f"text.data={run / 'demo' / 'text.jsonl'}"
+    assert main(["phase=1", f"out={out}", f"model={family_folder('qwen2')}", data, "trainer.max_steps=1", *QUICK]) == 0
+    folder = out / "phase1-text"
+    for place, names in ((folder, {}), (run / "phase3-visual", {"image": Image.open(run / "demo/images/000.png")})):
+        code = (place / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        printed = []
+        exec(code.replace('"."', repr(str(place))), names | {"print": printed.append})
+        prompt, answer = ("What is on the table?", "A cup.") if names else ("What is 2 plus 3?", "It is 5.")
+        expected = RewardScorer.from_pretrained(str(place)).score(prompt, [answer], images=names.get("image"))
+        assert printed == pytest.approx(expected, abs=1e-5)
 
 
 def test_bfloat16_storage_prints_the_measured_change(run, tmp_path, capsys):

@@ -213,6 +213,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer_of, family_folder):
         trainer.train()
 
 
+def test_whatever_trains_is_float32(trainer_of, family_folder):
+    model = load_reward_model(str(family_folder("llava")), torch.bfloat16)
+    trainer = trainer_of(text_pairs(4), model=model, lora=True)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert trained and all(p.dtype == torch.float32 for p in trained)
+
+
+def test_a_cut_off_log_is_taken_up(trainer_of, tmp_path):
+    log = tmp_path / "log.jsonl"
+    pairs, options = colour_pairs(8), {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer_of(pairs, callbacks=[LogFile(log)], **options).train()
+    log.write_text(log.read_text() + '{"step": 2, "lo')
+    again = trainer_of(pairs, callbacks=[LogFile(log)], **options)
+    again.train(resume_from_checkpoint=f"{again.args.output_dir}/checkpoint-1")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 2]
+
+
 def test_center_coefficient_pulls_rewards_to_zero(trainer_of):
     means = []
     for weight in (0.0, 1.0):

@@ -1,0 +1,148 @@
+"""Where a run stands: which phases are done, what a phase starts from, whether a checkpoint may be gone on from."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rovrm.checkpoints import ADAPTER
+from rovrm.config import PHASES, TrainConfig, phase_numbers
+from rovrm.errors import UserError
+from rovrm.phases import PhaseData, phase_folder
+
+# What does not change a phase's result.
+INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from")
+
+
+def lock_folder(out: str) -> Any:
+    """Takes the run folder for this process. Raises UserError where another run is writing into it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        file = open(Path(out) / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"out={out!r} cannot be written to ({error.strerror}); give another folder") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: a killed run's workers hold nothing
+    except OSError as error:
+        raise UserError(f"another run is writing into out={out!r}; wait for it, or give another out=") from error
+    return file
+
+
+def start_of(config: TrainConfig, phase: int) -> str:
+    """What a phase starts from, an adapter folder, a checkpoint or the base model: the one asked for before it; for the
+    first asked for `init_from`, else the nearest earlier phase finished in this folder, else the base model."""
+    before = [p for p in phase_numbers(config.phase) if p < phase]
+    if before:
+        return _adapter_in(str(phase_folder(config.out, before[-1])))
+    if config.init_from:
+        return _adapter_in(config.init_from)
+    earlier = [phase_folder(config.out, p) for p in range(phase - 1, 0, -1)]
+    finished = [str(folder) for folder in earlier if (folder / "phase.json").is_file()]
+    return _adapter_in(finished[0]) if finished else config.model
+
+
+def _adapter_in(folder: str) -> str:
+    adapter = os.path.join(folder, ADAPTER)
+    return adapter if os.path.isfile(os.path.join(adapter, "adapter_config.json")) else folder
+
+
+def settings_of(config: TrainConfig, phase: int) -> dict[str, Any]:
+    """What decides a phase's result: its own settings, and what it starts from, by the hash of that phase's record."""
+    everything = asdict(config)
+    for key in (*INDIFFERENT, *(name for i, name in enumerate(PHASES, 1) if i != phase)):
+        everything.pop(key)
+    start = start_of(config, phase)
+    folder = os.path.dirname(start) if os.path.basename(start) == ADAPTER else start
+    record = Path(folder) / "phase.json"
+    mark = f" {hashlib.sha1(record.read_bytes()).hexdigest()[:12]}" if record.is_file() else ""
+    everything["start"] = os.path.relpath(folder, config.out) + mark if mark else folder
+    return json.loads(json.dumps(everything))
+
+
+def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
+    """Whether a phase is done with these very settings. Raises UserError where it was begun with others."""
+    folder = phase_folder(config.out, phase)
+    if not (folder / "settings.json").is_file():
+        return False
+    before, now = _read_settings(folder), settings_of(config, phase)
+    before.pop("plan", None)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {before.get(key)!r}, now "
+            f"{now.get(key)!r}); give another out=, or remove that folder to train the phase anew"
+        )
+    done = (folder / "phase.json").is_file()
+    if done and say:
+        print(f"phase {phase} ({PHASES[phase - 1]}) is finished in {folder} and is not run again, nor its data read")
+    return done
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "settings.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'settings.json'} is damaged ({error}); remove that folder") from error
+
+
+def fingerprint(data: PhaseData) -> str:
+    """A hash of what is trained on and held out: a checkpoint's step means something in the same plan only."""
+    digest = hashlib.sha1()
+    for example in (*data.train, *data.held_out):
+        content = (example.id, example.prompt, example.responses, example.ranks, example.margin, example.lengths)
+        digest.update(repr(content).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def check_same_plan(folder: Path, now: dict[str, Any]) -> None:
+    """Raises UserError where a checkpoint was made from other data or by another number of processes."""
+    before = _read_settings(folder).get("plan", {})
+    for key, what in (("data", "data"), ("processes", "number of processes")):
+        if before.get(key) != now[key]:
+            raise UserError(
+                f"{folder} holds checkpoints made with another {what} ({before.get(key)}, now {now[key]}), so its "
+                f"steps are not those of this run; restore the {what}, give another out=, or remove that folder"
+            )
+
+
+def complete_checkpoint(folder: Path, main_process: bool) -> str | None:
+    """The newest whole checkpoint (trainer_state.json is written last); newer ones were cut off and go."""
+    from accelerate import PartialState
+
+    def newest_first() -> list[Path]:
+        return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+
+    if main_process:
+        for path in newest_first():
+            if _is_whole(path):
+                break
+            print(f"{path} was cut off while it was saved: removed")
+            shutil.rmtree(path)
+    PartialState().wait_for_everyone()
+    return next((str(path) for path in newest_first()), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its files open; only their ends and headers are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        for path in checkpoint.glob("*.safetensors"):
+            with safe_open(path, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    zipped = [path for name in ("optimizer*.pt", "rng_state*.pth") for path in checkpoint.glob(name)]
+    return all(zipfile.is_zipfile(path) for path in zipped)
+
+
+def epochs_done(checkpoint: str | None) -> float:
+    """Epochs that a checkpoint has behind it."""
+    return json.loads(Path(checkpoint, "trainer_state.json").read_text())["epoch"] if checkpoint else 0.0
