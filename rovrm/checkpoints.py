@@ -127,7 +127,7 @@ def four_bit() -> Any:
 
     if not torch.cuda.is_available() or not is_bitsandbytes_available():
         raise UserError(
-            "tuning=qlora needs a CUDA device and bitsandbytes (pip install 'rovrm[qlora]'); or set tuning=lora"
+            "tuning=qlora needs a CUDA device and bitsandbytes (pip install bitsandbytes); or set tuning=lora"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -135,6 +135,14 @@ def four_bit() -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=["score", *PROJECTORS],
     )
+
+
+def numeric_type(name: str, use_cpu: bool = False) -> torch.dtype:
+    """auto: bfloat16 where a GPU has it, else float32."""
+    if name == "auto":
+        fast = torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, name)
 
 
 # ---- what trains -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from rovrm.checkpoints import ADAPTER, merge_adapter, save_folder
 from rovrm.config import PHASES, TrainConfig, phase_numbers
 from rovrm.data import write_jsonl
+from rovrm.losses import ranking_metrics
 from rovrm.phases import phase_folder
 
 if TYPE_CHECKING:
@@ -137,21 +138,11 @@ def write_scores(path: Path, trainer: "RewardTrainer") -> None:
                 "id": example.id,
                 "scores_chosen": rewards[best],
                 "scores_rejected": rewards[worst],
-                "results": _share_won(rewards, example.ranks),
+                "results": ranking_metrics([rewards], [example.ranks], [None])["accuracy"],
                 "subset": example.source,
             }
         )
     write_jsonl(path, rows)
-
-
-def _share_won(rewards: list[float], ranks: list[int]) -> float:
-    won = [
-        (rewards[i] > rewards[j]) + 0.5 * (rewards[i] == rewards[j])
-        for i in range(len(ranks))
-        for j in range(len(ranks))
-        if ranks[i] < ranks[j]
-    ]
-    return sum(won) / len(won)
 
 
 def summarise(config: TrainConfig, phases: list[int]) -> None:

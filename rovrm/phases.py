@@ -1,6 +1,5 @@
 """The data of one phase: read, captioned, checked, and split by group into training and held-out examples."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +30,6 @@ def section_of(config: TrainConfig, phase: int) -> PhaseConfig:
     return (config.text, config.caption, config.visual)[phase - 1]
 
 
-def check_out(out: str) -> None:
-    """Raises UserError when the run folder `out` cannot be made or written to, before hours of work want to."""
-    folder = Path(out)
-    nearest = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path("/"))
-    if not nearest.is_dir():
-        raise UserError(f"out={out}: {nearest} is a file; give another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"out={out}: {nearest} cannot be written to; give another folder")
-
-
 def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, write: bool) -> PhaseData:
     """Loads and checks a phase's data before any model is loaded. Rows that are not used are listed in the phase
     folder's `rejected.jsonl` (by the process that may `write`), and too many bad ones among them stop the run."""
@@ -52,7 +41,6 @@ def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, wri
             f"eval_fraction={config.eval_fraction:g} leaves phase {phase} nothing to train on or nothing held out; "
             f"give a number between 0 and 1, or {name}.eval_data"
         )
-    check_out(config.out)
     checked = _load(config, phase, section.data, section.n, collator, write, "rejected.jsonl")
     if section.eval_data:
         held_out = _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl")
@@ -119,10 +107,11 @@ def _load(
         captions=(section.captions or None) if isinstance(section, CaptionConfig) else None,
     )
     total = len(loaded.examples) + len(loaded.rejected)
-    examples, pictured, rejected = loaded.examples, loaded.examples, list(loaded.rejected)
+    examples, rejected = loaded.examples, list(loaded.rejected)
     if phase == 1:
-        examples, pictured, with_images = _without_images(examples)
+        examples, with_images = _without_images(examples)
         rejected += with_images
+    pictured = examples
     if isinstance(section, CaptionConfig):
         captioned = use_captions(examples)  # those of the file are in: here rows with none of their own fall out
         rejected += captioned.rejected
@@ -167,8 +156,8 @@ def _check_images(examples: Sequence[Example], collator: RewardCollator, model: 
         )
 
 
-def _without_images(examples: Sequence[Example]) -> tuple[list[Example], list[Example], list[dict[str, Any]]]:
+def _without_images(examples: Sequence[Example]) -> tuple[list[Example], list[dict[str, Any]]]:
     """The text phase takes rows without images; the others are refused one by one."""
     kept = [e for e in examples if not e.images]
     reason = "the text phase takes rows without images; give this row to visual.data or caption.data"
-    return kept, kept, [record(e, "images", str(e.images[0]), reason) for e in examples if e.images]
+    return kept, [record(e, "images", str(e.images[0]), reason) for e in examples if e.images]

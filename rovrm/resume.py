@@ -87,7 +87,7 @@ def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "settings.json").read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'settings.json'} is damaged ({error}); remove that folder") from error
 
 

@@ -332,7 +332,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    from rovrm.train import numeric_type
+    from rovrm.checkpoints import numeric_type
 
     if isinstance(dtype, torch.dtype):
         return dtype

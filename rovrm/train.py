@@ -196,7 +196,14 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     continue), or all weights of the previous phase's checkpoint."""
     import torch
 
-    from rovrm.checkpoints import base_of, load_adapter, load_reward_model, lora_config, set_trainable
+    from rovrm.checkpoints import (
+        base_of,
+        load_adapter,
+        load_reward_model,
+        lora_config,
+        numeric_type,
+        set_trainable,
+    )
 
     full, from_adapter = config.tuning == "full", os.path.isfile(os.path.join(start, "adapter_config.json"))
     dtype = torch.float32 if full else numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False)))
@@ -214,20 +221,11 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     return model
 
 
-def numeric_type(name: str, use_cpu: bool = False) -> Any:
-    """auto: bfloat16 where a GPU has it, else float32."""
-    import torch
-
-    if name == "auto":
-        fast = torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return getattr(torch, name)
-
-
 def _arguments(config: TrainConfig, phase: int) -> Any:
     """The trainer's arguments of a phase. Raises UserError for what transformers refuses."""
     import torch
 
+    from rovrm.checkpoints import numeric_type
     from rovrm.phases import phase_folder, section_of
     from rovrm.trainer import RewardConfig
 

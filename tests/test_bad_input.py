@@ -288,8 +288,11 @@ def test_out_that_cannot_be_made(refused, tmp_path: Path, out: str, model: str) 
 
 
 def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rovrm.phases.os.access", lambda path, mode: False)  # root may write everywhere
-    assert says(refused(VISUAL), "out=", f"{tmp_path}/run", "cannot be written to; give another folder")
+    def denied(*given):  # root may write everywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("rovrm.resume.open", denied, raising=False)
+    assert says(refused(VISUAL), "out=", f"{tmp_path}/run", "cannot be written to (Permission denied); give another")
 
 
 def test_out_begun_with_other_settings(refused, shipped: Path, tmp_path: Path) -> None:

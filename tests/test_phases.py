@@ -17,7 +17,7 @@ from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import content_hash
-from rovrm.phases import PhaseData, check_out, phase_folder, prepare_phase
+from rovrm.phases import PhaseData, phase_folder, prepare_phase
 from rovrm.rows import RewardCollator
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -359,22 +359,6 @@ def test_no_data(collator, settings, phase: int) -> None:
 
 
 # ---- the run folder --------------------------------------------------------------------------------------------------
-
-
-def test_check_out(tmp_path: Path) -> None:
-    check_out(str(tmp_path / "new" / "run"))
-    assert not (tmp_path / "new").exists()
-    file = tmp_path / "file"
-    file.write_text("x")
-    for out in (file, file / "run"):
-        with pytest.raises(UserError, match=f"out={out}: {file} is a file; give another folder"):
-            check_out(str(out))
-
-
-def test_check_out_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root, under whom tests may run, has it all
-    with pytest.raises(UserError, match=f"out={tmp_path}/run: {tmp_path} cannot be written to; give another folder"):
-        check_out(str(tmp_path / "run"))
 
 
 # ---- real data -------------------------------------------------------------------------------------------------------
