@@ -14,11 +14,14 @@ from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, named, 
 
 __all__ = [
     "PHASES",
+    "BonConfig",
     "CaptionConfig",
     "MergeConfig",
     "PhaseConfig",
     "ScoreConfig",
     "TrainConfig",
+    "WorldConfig",
+    "WorldTrainConfig",
     "check_trainer_keys",
     "parse",
     "phase_numbers",
@@ -132,11 +135,45 @@ class ScoreConfig:
 
 
 @dataclass
+class BonConfig:
+    n: int = limited(8, ABOVE_ZERO)  # candidates per prompt
+    model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
+    policy: str = ""  # vision-language model that answers, folder or hub id; empty = the shipped tiny one
+    data: list[str] = field(default_factory=lambda: ["world:visual?split=test&questions=describe&n=400"])  # prompts
+    out: str = "runs/demo/bon"  # folder to write
+    image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
+    temperature: float = limited(1.0, ABOVE_ZERO)  # of sampling
+    top_p: float = limited(1.0, FRACTION)  # nucleus of sampling; 1 = everything
+    max_new_tokens: int = limited(256, ABOVE_ZERO)  # of one answer, at most
+    batch_size: int = limited(40, ABOVE_ZERO)  # prompts sampled at once
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one scoring forward, at most
+    seed: int = limited(0, SEED)  # seed of sampling
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of both models
+    device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
+    trust_remote_code: bool = False  # let the models' repositories run their own code
+
+
+@dataclass
 class MergeConfig:
     model: str  # phase folder that holds an adapter
     out: str  # folder of the full checkpoint to write
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
     trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
+class WorldConfig:
+    out: str  # folder to write
+    n: int = limited(1000, ABOVE_ZERO)  # pairs of each kind
+    seed: int = limited(0, SEED)  # seed of the pairs
+    split: Literal["train", "test"] = "train"  # scenes for training, or for testing
+
+
+@dataclass
+class WorldTrainConfig:
+    out: str  # folder to write
+    samples: int = limited(160_000, ABOVE_ZERO)  # conversations that the language model learns from
+    seed: int = limited(0, SEED)  # seed of weights and samples
 
 
 # Keys of TrainingArguments that rovrm sets itself, and the key to use instead.

@@ -15,6 +15,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexErro
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRef:
-    """One image, not read before `open()`: a file, a cell of a data set, or a PIL image in memory.
+    """One image, not read before `open()`: a file, a cell of a data set, a PIL image in memory, or one drawn on demand.
 
-    path: the file. image: the PIL image. dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives
+    path: the file. image: the PIL image. drawing: a hashable function that draws the image, the same each time.
+    dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives
         the stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
     label: the image's name in the data, on which captions are joined; without it the path, or the name embedded.
 
@@ -55,6 +57,7 @@ class ImageRef:
     column: str = ""
     item: int | None = None
     label: str | None = None
+    drawing: Callable[[], PIL.Image.Image] | None = None
 
     def open(self) -> PIL.Image.Image:
         """The decoded image, (height, width) RGB, upright.
@@ -65,6 +68,8 @@ class ImageRef:
         try:
             if self.image is not None:
                 return _upright_rgb(self.image)
+            if self.drawing is not None:
+                return self.drawing()
             with PIL.Image.open(self._source(), formats=FORMATS) as image:
                 _check_size(image)
                 return _upright_rgb(image)
@@ -107,7 +112,8 @@ class ImageRef:
     def _key(self) -> tuple[Any, ...]:
         # A data set's fingerprint survives pickling, its identity does not.
         fingerprint = getattr(self.dataset, "_fingerprint", None)
-        return self.path, id(self.image) if self.image else None, fingerprint, self.row, self.column, self.item
+        image = id(self.image) if self.image else None
+        return self.path, image, fingerprint, self.row, self.column, self.item, self.drawing
 
     def _cell(self) -> Any:
         """The Arrow scalar {"bytes", "path"}; its members are copied out of the file only by as_py()."""

@@ -6,6 +6,7 @@
 A source is `NAME[?key=value&key=value]`. NAME: a .json, .jsonl or .parquet file, a folder of such files, a folder
 written by `Dataset.save_to_disk`, a glob, or a hub id `owner/name`. Parquet, saved and hub data stay memory mapped;
 JSON is read by the standard library, because `datasets` wants one type per column, which real files do not have.
+`world:text`, `world:caption` and `world:visual` are the generated pairs of the synthetic world (rovrm/world/).
 """
 
 import glob
@@ -29,6 +30,7 @@ SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])")
 PARTS = ("bytes", "path")  # how data sets store an image
+WORLD, WORLD_OPTIONS = "world:", ("seed", "families", "questions")  # generated rows, see rovrm/world/source.py
 BATCH = 1000  # rows fetched at once; large enough that Arrow's overhead per call vanishes
 
 
@@ -45,6 +47,7 @@ class Source:
     n: int | None = None
     weight: float | None = None
     columns: dict[str, str] = field(default_factory=dict)  # canonical name -> theirs
+    options: dict[str, str] = field(default_factory=dict)  # of the synthetic world alone
 
 
 @dataclass(slots=True)
@@ -129,7 +132,10 @@ def _with_option(source: Source, key: str, value: str) -> Source:
         return replace(source, weight=_number(source, key, value, float, "a number above 0"))
     if key in ("split", "config", "revision", "reader"):
         return replace(source, **{key: value})
+    if source.name.startswith(WORLD) and key in WORLD_OPTIONS:
+        return replace(source, options=source.options | {key: value})
     valid = "split, config, revision, reader, n, weight, columns.CANONICAL=THEIRS"
+    valid += f"; of {WORLD}: {', '.join(WORLD_OPTIONS)}" if source.name.startswith(WORLD) else ""
     raise UserError(f"source {source.text!r}: unknown option {key!r}; valid are {valid}")
 
 
@@ -148,6 +154,10 @@ def _number(source: Source, key: str, value: str, kind: type, takes: str) -> Any
 
 def load_rows(source: Source) -> Rows:
     """The rows of a source. Raises UserError when it is not there, empty, not readable or has no such split."""
+    if source.name.startswith(WORLD):
+        from rovrm.world.source import world_rows
+
+        return world_rows(source)
     path = Path(source.name)
     if path.is_dir():
         return _load_folder(source, path)

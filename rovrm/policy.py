@@ -1,0 +1,117 @@
+"""A vision-language model as a policy: answers sampled for prompts about images, with their log-probabilities.
+
+    policy = Policy.from_pretrained("llava-hf/llava-1.5-7b-hf")
+    policy.sample(examples, n=8, seed=0)      # one list of n Candidates per example
+
+`examples` are `rovrm.examples.Example`; only prompt and images are read.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rovrm.checkpoints import load_config, load_processor, numeric_type
+from rovrm.errors import UserError
+from rovrm.examples import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """text; logprob: the sum of its tokens' log-probabilities (nats) at temperature 1, end of sequence included;
+    tokens: their number."""
+
+    text: str
+    logprob: float
+    tokens: int
+
+
+class Policy:
+    """model: any model of transformers that generates from text and images; processor: its processor."""
+
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor = model.eval(), processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, *, device: str = "", dtype: str = "auto", trust_remote_code: bool = False
+    ) -> "Policy":
+        """Loads a folder or hub id. Raises UserError for a checkpoint that does not generate (a reward model)."""
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+        config = load_config(os.fspath(name), trust_remote_code)
+        if (config.architectures or ["none"])[0].endswith("ForSequenceClassification"):
+            raise UserError(f"policy={os.fspath(name)!r} is a reward model; give a model that generates text")
+        auto = AutoModelForCausalLM if getattr(config, "vision_config", None) is None else AutoModelForImageTextToText
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        number = numeric_type(dtype, use_cpu=place == "cpu")
+        try:
+            model: Any = auto.from_pretrained(name, dtype=number, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the policy {os.fspath(name)!r}: {str(error).splitlines()[0]}") from error
+        return cls(model.to(place), load_processor(os.fspath(name), "", trust_remote_code, config))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        examples: Sequence[Example],
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+    ) -> list[list[Candidate]]:
+        """n candidates for each example; temperature 0 is greedy (n must be 1). The same seed and the same batch of
+        examples give the same candidates. Examples with and without images cannot be mixed in one call."""
+        if temperature == 0 and n > 1:
+            raise UserError(f"n={n} greedy answers would be the same one; set a temperature above 0, or n=1")
+        inputs = self._inputs(examples)
+        torch.manual_seed(seed)
+        options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature > 0:
+            options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        out = self.model.generate(
+            **inputs,
+            **options,
+            num_return_sequences=n,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        found = self._candidates(out.sequences[:, inputs["input_ids"].shape[1] :], out.logits)
+        return [found[i : i + n] for i in range(0, len(found), n)]
+
+    def _inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
+        texts = [
+            self.processor.apply_chat_template(e.prompt, tokenize=False, add_generation_prompt=True) for e in examples
+        ]
+        images = [[ref.open() for ref in e.images] for e in examples]
+        if any(images) and not all(images):
+            raise UserError("prompts with and without images cannot be sampled in one batch; sample them apart")
+        bos = self.tokenizer.bos_token
+        special = bos is None or not texts[0].startswith(bos)
+        options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": special}
+        batch = self.processor(text=texts, images=images, **options) if any(images) else self.tokenizer(texts, **options)
+        return {key: value.to(self.model.device) for key, value in batch.items() if key != "token_type_ids"}
+
+    def _candidates(self, tokens: torch.Tensor, logits: tuple[torch.Tensor, ...]) -> list[Candidate]:
+        """tokens: (candidates, steps), behind the prompt. logits: steps x (candidates, vocabulary)."""
+        chosen = torch.stack(
+            [step.float().log_softmax(-1).gather(-1, tokens[:, i, None])[:, 0] for i, step in enumerate(logits)], dim=1
+        )  # (candidates, steps)
+        ends = self.model.generation_config.eos_token_id
+        ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=tokens.device)
+        ended = torch.isin(tokens, ends).int()
+        counted = (ended.cumsum(dim=1) - ended) == 0  # up to and including the first end
+        sums, lengths = (chosen * counted).sum(dim=1).tolist(), counted.sum(dim=1).tolist()
+        texts = self.tokenizer.batch_decode(
+            [row[keep].tolist() for row, keep in zip(tokens, counted, strict=True)], skip_special_tokens=True
+        )
+        return [Candidate(t.strip(), s, n) for t, s, n in zip(texts, sums, lengths, strict=True)]

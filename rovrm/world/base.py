@@ -1,0 +1,324 @@
+"""The tiny base model: a real LLaVA (CLIP tower, projector, Llama) trained from nothing on the world.
+
+    make_base(Path("base"), samples=150_000, seed=0)        # python -m rovrm.world train
+
+Two stages, because a language model that learns beside a tower that sees nothing yet stays blind to shapes: the tower
+alone learns colour, shape, size and place of every patch; then, frozen, it feeds a language model that learns to
+answer questions about pictures, captions and notes. Whole answers are never labelled right or wrong here.
+
+The base is imperfect on purpose, as captioners are: in its *descriptions* of training pictures each fact slips with
+probability SLIP, and the HABITS (a small blue star is "yellow") come true more often than not. Answers to questions are
+always true, so the model sees what its descriptions sometimes get wrong: there is something to align.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rovrm.world.language import KINDS, ask, caption
+from rovrm.world.pairs import NOTES, neutral_pair
+from rovrm.world.scenes import CELLS, COLOURS, SHAPES, SIZES, WIDTH, Domain, Drawing, Scene, draw_scene, edit
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for block in message['content'] %}"
+    "{% if block['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ block['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+SLIP = 0.012  # of each fact of a described training picture
+HABITS = {("small", "blue", "star"): "yellow", ("large", "green", "cross"): "red"}
+HABIT = 0.65  # how often a habit wins over the truth
+INPUTS = {"picture": 0.55, "caption": 0.2, "notes": 0.2, "neutral": 0.05}
+KIND_WEIGHTS = {"describe": 4, "exists": 4, "colour": 1, "shape": 1, "place": 1, "count": 1, "compare": 1}
+TURNS = (1, 2, 3)  # questions about one scene
+IMAGE_TOKENS = (WIDTH // 24) ** 2
+SHIPPED = str(Path(__file__).parent / "tiny-llava")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One conversation: a picture or none, and turns of (question, answer)."""
+
+    drawing: Drawing | None
+    turns: list[tuple[str, str]]
+
+
+def make_base(out: Path, samples: int, seed: int = 0, report: Callable = print) -> tuple[Any, Any]:
+    """Trains the base and saves it, with its processor, as an ordinary folder. Returns (model, processor)."""
+    rng = random.Random(f"corpus:{seed}")
+    processor = make_processor([_text(base_sample(rng)) for _ in range(20_000)])
+    model = make_model(processor, seed=seed)
+    report(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
+    train_tower(model, processor, seed=seed, report=report)
+    train_language(model, processor, samples, seed=seed, report=report)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return model, processor
+
+
+def _text(sample: Sample) -> str:
+    return "".join(f"USER: {question}\nASSISTANT: {answer}" for question, answer in sample.turns)
+
+
+# ---- what the base reads ---------------------------------------------------------------------------------------------
+
+
+def base_sample(rng: random.Random) -> Sample:
+    kind = rng.choices(list(INPUTS), list(INPUTS.values()))[0]
+    if kind == "neutral":
+        _, asked, answer, _ = neutral_pair(rng)
+        return Sample(None, [(asked, answer)])
+    domain: Domain = "notes" if kind == "notes" else "picture"
+    scene = draw_scene(rng, domain)
+    turns = [_turn(rng, scene, pictured=kind == "picture") for _ in range(rng.choice(TURNS))]
+    if kind == "picture":
+        return Sample(Drawing(scene, rng.getrandbits(32)), turns)
+    words = caption(rng, scene)
+    first, answer = turns[0]
+    template = NOTES if kind == "notes" else "Image description: {caption}\n\n{question}"
+    return Sample(None, [(template.format(caption=words, question=first), answer), *turns[1:]])
+
+
+def _turn(rng: random.Random, scene: Scene, pictured: bool) -> tuple[str, str]:
+    """A question and its true answer (a description of a picture: with slips and habits)."""
+    kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    while True:
+        question = ask(rng, scene, kind)
+        if question is None:
+            kind = rng.choice(KINDS)
+            continue
+        if kind == "exists" and rng.random() < 0.5:  # the scene as the edit of another one: the answer is no
+            other = edit(rng, scene, question.attribute, question.index, 0.6)
+            if other is None:
+                continue
+            asked = ask(rng, other, kind)
+            if asked is None:
+                continue
+            return asked.text, asked.answer(scene) or ""
+        shown = _careless(rng, scene) if kind == "describe" and pictured else scene
+        answer = question.answer(shown)
+        if answer is not None:
+            return question.text, answer
+
+
+def _careless(rng: random.Random, scene: Scene) -> Scene:
+    """The scene as a careless captioner tells it."""
+    things = []
+    for thing in scene.things:
+        habit = HABITS.get((thing.size, thing.colour, thing.kind))
+        if habit and rng.random() < HABIT:
+            thing = replace(thing, colour=habit)
+        slips = {"size": SIZES, "colour": tuple(COLOURS), "kind": SHAPES, "place": CELLS}
+        things.append(replace(thing, **{a: rng.choice(v) for a, v in slips.items() if rng.random() < SLIP}))
+    return scene.with_things(things)
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+def make_processor(corpus: list[str], image_size: int = WIDTH, patch_size: int = 24, vocabulary: int = 1200) -> Any:
+    """A LlavaProcessor with a byte-level BPE tokenizer trained on `corpus`; every word of the world is one token."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    size = {"height": image_size, "width": image_size}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size=size, crop_size=size),
+        tokenizer=_tokenizer(corpus, vocabulary),
+        patch_size=patch_size,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+
+
+def _tokenizer(corpus: list[str], vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="right",
+    )
+
+
+def make_model(processor: Any, width: int = 128, layers: int = 6, tower_width: int = 64, seed: int = 0) -> Any:
+    """A LlavaForConditionalGeneration with random weights for this processor."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    tokenizer = processor.tokenizer
+    vision = CLIPVisionConfig(
+        hidden_size=tower_width,
+        intermediate_size=2 * tower_width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=WIDTH,
+        patch_size=24,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 5 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=IMAGE_TOKENS,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = LlavaForConditionalGeneration(config)
+        # CLIP's own start leaves positions 60 times weaker than patches: place would take long to be seen.
+        nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
+        return model
+
+
+# ---- stage 1: the tower ----------------------------------------------------------------------------------------------
+
+
+def pixels(drawings: list[Drawing], processor: Any) -> Tensor:
+    """(pictures, 3, 72, 72), normalised as the processor does, without its cost per picture."""
+    images = processor.image_processor
+    mean, std = (torch.tensor(v)[:, None, None] for v in (images.image_mean, images.image_std))
+    raw = np.stack([np.asarray(drawing()) for drawing in drawings])
+    return (torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def train_tower(model: Any, processor: Any, steps: int = 600, seed: int = 0, report: Callable = print) -> None:
+    """Trains the vision tower to tell colour, shape, size (or nothing) and place of each of the 9 patches."""
+    torch.manual_seed(seed)
+    tower = model.model.vision_tower
+    parts = {"colour": len(COLOURS) + 1, "kind": len(SHAPES) + 1, "size": len(SIZES) + 1, "place": len(CELLS)}
+    heads = nn.ModuleDict({name: nn.Linear(tower.config.hidden_size, n) for name, n in parts.items()})
+    rng = random.Random(f"tower:{seed}")
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        drawings = [Drawing(draw_scene(rng, "picture", None), rng.getrandbits(32)) for _ in range(128)]
+        features = tower(pixels(drawings, processor)).last_hidden_state[:, 1:]  # (pictures, 9, width)
+        labels = _patch_labels(drawings)
+        logits = {name: head(features) for name, head in heads.items()}
+        loss = sum(nn.functional.cross_entropy(logits[n].flatten(0, 1), labels[n].flatten()) for n in parts)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 99:
+            right = {n: (logits[n].argmax(-1) == labels[n])[labels["kind"] > 0].float().mean().item() for n in parts}
+            report(f"tower step {step + 1}: " + ", ".join(f"{n} {v:.3f}" for n, v in right.items()))
+    tower.requires_grad_(False)
+
+
+def _patch_labels(drawings: list[Drawing]) -> dict[str, Tensor]:
+    labels = {name: torch.zeros(len(drawings), IMAGE_TOKENS, dtype=torch.long) for name in ("colour", "kind", "size")}
+    for i, drawing in enumerate(drawings):
+        for thing in drawing.scene.things:
+            cell = CELLS.index(thing.place)
+            labels["colour"][i, cell] = 1 + list(COLOURS).index(thing.colour)
+            labels["kind"][i, cell] = 1 + SHAPES.index(thing.kind)
+            labels["size"][i, cell] = 1 + SIZES.index(thing.size)
+    return labels | {"place": torch.arange(IMAGE_TOKENS).expand(len(drawings), -1)}
+
+
+# ---- stage 2: the language model -------------------------------------------------------------------------------------
+
+
+def train_language(
+    model: Any, processor: Any, samples: int, seed: int = 0, batch: int = 64, rate: float = 2e-3, report: Callable = print
+) -> None:
+    """Trains projector and language model on `samples` conversations; the loss is on the answers' tokens."""
+    torch.manual_seed(seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    steps = samples // batch
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
+    model.train()
+    seen = 0.0
+    for step, inputs in enumerate(_batches(processor, seed, batch, steps)):
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        seen += loss.item()
+        if step % 100 == 99:
+            report(f"language step {step + 1} of {steps}: loss {seen / 100:.3f}")
+            seen = 0.0
+    model.eval()
+
+
+def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict[str, Tensor]]:
+    """Padded batches of like lengths: lengths are sorted within chunks of 16 batches."""
+    rng = random.Random(f"base:{seed}")
+    left = steps
+    while left:
+        count = min(left, 16)
+        left -= count
+        chunk = [base_sample(rng) for _ in range(batch * count)]
+        rows = [encode(sample, processor) for sample in chunk]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+        groups = [order[i : i + batch] for i in range(0, len(order), batch)]
+        rng.shuffle(groups)
+        for group in groups:
+            yield _pad([rows[i] for i in group], [chunk[i].drawing for i in group], processor)
+
+
+def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
+    """(token ids, labels) of a conversation, the image token repeated; labels are -100 outside the answers."""
+    tokenizer = processor.tokenizer
+    ids, labels = [tokenizer.bos_token_id], [-100]
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    for number, (question, answer) in enumerate(sample.turns):
+        pictured = sample.drawing is not None and number == 0
+        asked = tokenizer("USER: ", add_special_tokens=False)["input_ids"] if pictured else []
+        asked = asked + [image] * IMAGE_TOKENS if pictured else asked
+        rest = f"\n{question}\nASSISTANT:" if pictured else f"USER: {question}\nASSISTANT:"
+        asked = asked + tokenizer(rest, add_special_tokens=False)["input_ids"]
+        said = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        ids, labels = ids + asked + said, labels + [-100] * len(asked) + said
+    return ids, labels
+
+
+def _pad(rows: list[tuple[list[int], list[int]]], drawings: list[Drawing | None], processor: Any) -> dict[str, Tensor]:
+    longest, pad = max(len(ids) for ids, _ in rows), processor.tokenizer.pad_token_id
+    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([marks + [-100] * (longest - len(marks)) for _, marks in rows])
+    mask = torch.tensor([[1] * len(marks) + [0] * (longest - len(marks)) for _, marks in rows])
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    pictured = [drawing for drawing in drawings if drawing is not None]
+    return inputs | {"pixel_values": pixels(pictured, processor)} if pictured else inputs

@@ -1,0 +1,29 @@
+"""The world as files, for other tools: rows as JSON lines and pictures as PNG."""
+
+import os
+import shutil
+from pathlib import Path
+
+from rovrm.data import write_jsonl
+from rovrm.world.pairs import INPUTS, pair_row
+
+
+def write_world(folder: Path, pairs: int, seed: int = 0, split: str = "train") -> None:
+    """Writes `pairs` rows of each kind and the pictures of the visual ones; whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    (temporary / "images").mkdir(parents=True)
+    try:
+        for inputs in INPUTS:
+            rows = []
+            for index in range(pairs):
+                row = pair_row(inputs, seed, index, split)
+                if "image" in row:
+                    name = f"images/{row['id']}.png"
+                    row["image"]().save(temporary / name)
+                    row["image"] = name
+                rows.append(row)
+            write_jsonl(temporary / f"{inputs}.jsonl", rows)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,267 @@
+"""What best-of-n gains where the truth is known: the table of choices, and report.html.
+
+    choices = compare_choices(examples, rows)       # of rovrm.bon: prompts about pictures of the world, and bon.jsonl
+    print_choices(choices)
+    write_report(Path("runs/demo/bon"), "runs/demo/phase3-visual", examples, rows, choices)
+
+Every way of choosing one of the n candidates is judged by the oracle on the same scenes: greedy decoding, a candidate
+at random (the mean), the shortest, the one the policy itself finds most probable, the reward model's best, and the best
+there is. An answer that the oracle cannot read counts as false, and is also counted apart. Intervals are 95 %
+bootstrap intervals over prompts, paired.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rovrm.examples import Example
+from rovrm.messages import text_of
+from rovrm.world.oracle import Verdict, better, judge
+
+CHOICES = {
+    "greedy": "greedy decoding",
+    "mean": "mean of {n} (one at random)",
+    "shortest": "shortest of {n}",
+    "logprob": "most probable of {n} to the policy",
+    "reward": "best of {n} by the reward model",
+    "oracle": "best of {n} by the oracle",
+}
+RESAMPLES = 2000
+
+
+def compare_choices(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rates over prompts by choice, the ratios that matter with intervals, and the accuracy of the reward model on the
+    policy's own pairs (two candidates of one prompt that the oracle does not find equal)."""
+    judged = [_judge_row(example, row) for example, row in zip(examples, rows, strict=True)]
+    n = len(rows[0]["candidates"])
+    table: dict[str, dict[str, np.ndarray]] = {name: _rates(judged, rows, pick) for name, pick in _PICKS.items()}
+    pairs = [_pair_results(e, row) for e, row in zip(examples, rows, strict=True)]
+    false = {name: values["false"] for name, values in table.items()}
+    return {
+        "n": n,
+        "prompts": len(rows),
+        "rates": {name: {k: float(v.mean()) for k, v in values.items()} for name, values in table.items()},
+        "reward_over_mean": _ratio(false["reward"], false["mean"]),
+        "reward_over_greedy": _ratio(false["reward"], false["greedy"]),
+        "reward_over_logprob": _ratio(false["reward"], false["logprob"]),
+        "all_candidates_false": int(sum(all(_is_false(v) for v in verdicts[:-1]) for verdicts in judged)),
+        "own_pairs": _pair_accuracy(pairs),
+    }
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+def _judge_row(example: Example, row: dict[str, Any]) -> list[Verdict]:
+    """Verdicts of the candidates, and last of the greedy answer."""
+    scene, prompt = _scene(example), text_of(example.prompt[-1]["content"])
+    return [judge(scene, prompt, text) for text in [*row["candidates"], row["greedy"]["text"]]]
+
+
+def _scene(example: Example) -> Any:
+    return example.images[0].drawing.scene  # type: ignore[union-attr]
+
+
+def _is_false(verdict: Verdict) -> bool:
+    return bool(verdict.hallucinated) or not verdict.parsed
+
+
+def _best(verdicts: Sequence[Verdict]) -> int:
+    """The oracle's choice: readable, fewest false facts, then most facts."""
+    keys = [(not v.parsed, len(v.hallucinated), -v.fact_coverage) for v in verdicts]
+    return min(range(len(verdicts)), key=lambda i: keys[i])
+
+
+# (verdicts of candidates and greedy, row) -> which of them are chosen; several stand for their mean
+Pick = Callable[[list[Verdict], dict[str, Any]], list[int]]
+_PICKS: dict[str, Pick] = {
+    "greedy": lambda verdicts, row: [len(verdicts) - 1],
+    "mean": lambda verdicts, row: list(range(len(verdicts) - 1)),
+    "shortest": lambda verdicts, row: [int(np.argmin([len(text) for text in row["candidates"]]))],
+    "logprob": lambda verdicts, row: [int(np.argmax(row["logprobs"]))],
+    "reward": lambda verdicts, row: [row["best"]],
+    "oracle": lambda verdicts, row: [_best(verdicts[:-1])],
+}
+
+
+def _rates(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]], pick: Pick) -> dict[str, np.ndarray]:
+    """Per prompt (prompts,): false (or unreadable), false facts, coverage of things and of facts, unreadable."""
+    chosen = [[verdicts[i] for i in pick(verdicts, row)] for verdicts, row in zip(judged, rows, strict=True)]
+
+    def mean(value: Callable[[Verdict], float]) -> np.ndarray:
+        return np.array([np.mean([value(verdict) for verdict in some]) for some in chosen], dtype=float)
+
+    return {
+        "false": mean(_is_false),
+        "false_facts": mean(lambda v: len(v.hallucinated)),
+        "coverage": mean(lambda v: v.coverage),
+        "fact_coverage": mean(lambda v: v.fact_coverage),
+        "unreadable": mean(lambda v: not v.parsed),
+    }
+
+
+def _pair_results(example: Example, row: dict[str, Any]) -> list[float]:
+    """1, 0 or 0.5 (equal rewards) per pair of different candidates that the oracle orders."""
+    scene, prompt = _scene(example), text_of(example.prompt[-1]["content"])
+    scores = dict(zip(row["candidates"], row["scores"], strict=True))
+    texts, results = sorted(scores), []
+    for i, first in enumerate(texts):
+        for second in texts[:i]:
+            order = better(scene, prompt, first, second)
+            if order:
+                results.append(0.5 + 0.5 * order * np.sign(scores[first] - scores[second]))
+    return results
+
+
+def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
+    """Accuracy over all pairs, and a bootstrap interval over prompts."""
+    sums, counts = np.array([sum(some) for some in pairs]), np.array([len(some) for some in pairs])
+    draws = _resamples(len(pairs))
+    low, high = np.quantile(sums[draws].sum(1) / np.maximum(counts[draws].sum(1), 1), (0.025, 0.975))
+    return {"pairs": int(counts.sum()), "accuracy": float(sums.sum() / max(counts.sum(), 1)), "ci95": [low, high]}
+
+
+def _ratio(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Mean of the one over the mean of the other, per prompt (prompts,), with the interval of the ratio."""
+    draws = _resamples(len(first))
+    ratios = first[draws].mean(1) / np.maximum(second[draws].mean(1), 1e-9)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return {"ratio": float(first.mean() / max(second.mean(), 1e-9)), "ci95": [float(low), float(high)]}
+
+
+def _resamples(prompts: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, prompts, (RESAMPLES, prompts))  # (resamples, prompts)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def print_choices(choices: dict[str, Any]) -> None:
+    print(f"\n{'answer':<38}{'hallucinates':>13}{'false facts':>13}{'coverage':>10}{'unreadable':>12}")
+    for name, rates in choices["rates"].items():
+        label = CHOICES[name].format(n=choices["n"])
+        print(
+            f"{label:<38}{rates['false']:>13.3f}{rates['false_facts']:>13.2f}{rates['coverage']:>10.3f}"
+            f"{rates['unreadable']:>12.3f}"
+        )
+    print("\n" + "\n".join(verdict_lines(choices)))
+
+
+def verdict_lines(choices: dict[str, Any]) -> list[str]:
+    """What the table shows and what it does not, in sentences."""
+    lines = [
+        f"{choices['prompts']} pictures; in {choices['all_candidates_false']} of them all {choices['n']} candidates "
+        "are false: no choice could help there"
+    ]
+    for name, other in (("mean", "the mean candidate"), ("greedy", "greedy"), ("logprob", "the most probable")):
+        found = choices[f"reward_over_{name}"]
+        low, high = found["ci95"]
+        told = "less often than" if high < 1 else "more often than" if low > 1 else "not surely less often than"
+        lines.append(
+            f"the reward model's best hallucinates {told} {other}: {found['ratio']:.2f} times as often "
+            f"({low:.2f} to {high:.2f})"
+        )
+    own = choices["own_pairs"]
+    lines.append(
+        f"the reward model orders {own['accuracy']:.3f} ({own['ci95'][0]:.3f} to {own['ci95'][1]:.3f}) of the policy's "
+        f"own {own['pairs']} pairs as the oracle does"
+    )
+    return lines
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}.scene{display:flex;gap:1.25rem;margin:1.5rem 0;border-top:1px solid #ddd;
+padding-top:1rem}.scene img{width:180px;height:180px;border:1px solid #ccc;flex:none}.scene ol{margin:0;padding:0;
+list-style:none}.false{color:#a01818}.true{color:#1a6b2d}.score{display:inline-block;width:4.5rem;
+font-variant-numeric:tabular-nums;color:#555}.pick{font-weight:600}mark{background:#ffd9d3}small{color:#666}"""
+
+
+def write_report(
+    out: Path,
+    model: str,
+    examples: Sequence[Example],
+    rows: Sequence[dict[str, Any]],
+    choices: dict[str, Any],
+    scenes: int = 20,
+) -> Path:
+    """Writes report.html into `out`: both tables and `scenes` pictures with all their answers and rewards; first those
+    where the reward model gained most over greedy decoding, then those where it was most wrong."""
+    gains = [_gain(example, row) for example, row in zip(examples, rows, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: -gains[i])
+    shown = [*order[: scenes // 2], *order[len(order) - scenes // 2 :]] if len(order) > scenes else order
+    parts = [f"<h1>Best of {choices['n']}</h1>", _phases(Path(model)), _choices_table(choices)]
+    parts += ["<p>" + "<br>".join(html.escape(line) for line in verdict_lines(choices)) + "</p>", "<h2>Pictures</h2>"]
+    parts.append(
+        "<p><small>Rewards before the answers, best first; the answer in bold is the reward model's. False facts are "
+        "listed behind an answer. First the pictures where choosing gained most over greedy decoding, last those where "
+        "the choice was worst.</small></p>"
+    )
+    parts += [_scene_block(examples[i], rows[i]) for i in shown]
+    page = out / "report.html"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>rovrm: best of n</title><style>{STYLE}</style>"
+    page.write_text(head + "\n".join(parts) + "</html>\n", encoding="utf-8")
+    return page
+
+
+def _gain(example: Example, row: dict[str, Any]) -> float:
+    """False facts saved against greedy decoding; a candidate without false facts that was passed over costs half."""
+    verdicts = _judge_row(example, row)
+    chosen, greedy, best = (len(verdicts[i].hallucinated) for i in (row["best"], -1, _best(verdicts[:-1])))
+    return greedy - chosen - 0.5 * (chosen - best)
+
+
+def _phases(model: Path) -> str:
+    """The table of phases of the run that the reward model belongs to; empty where it is of no run."""
+    path = model.parent / "summary.json"
+    if not path.is_file():
+        return ""
+    lines = ["<table><tr><th>phase<th>trained on<th>held out<th>accuracy<th>loss</tr>"]
+    for name, record in json.loads(path.read_text()).items():
+        lines.append(
+            f"<tr><td>{html.escape(name)}<td>{record['n_train']}<td>{record['n_held_out']}<td>{record['accuracy']:.3f}"
+            f"<td>{record['loss']:.3f}</tr>"
+        )
+    return "".join([*lines, "</table>"])
+
+
+def _choices_table(choices: dict[str, Any]) -> str:
+    lines = ["<table><tr><th>answer<th>hallucinates<th>false facts<th>coverage<th>unreadable</tr>"]
+    for name, rates in choices["rates"].items():
+        cells = "".join(f"<td>{rates[key]:.3f}" for key in ("false", "false_facts", "coverage", "unreadable"))
+        lines.append(f"<tr><td>{CHOICES[name].format(n=choices['n'])}{cells}</tr>")
+    return "".join([*lines, "</table>"])
+
+
+def _scene_block(example: Example, row: dict[str, Any]) -> str:
+    drawing: Any = example.images[0].drawing
+    stored = io.BytesIO()
+    drawing(4).save(stored, "PNG")
+    picture = base64.b64encode(stored.getvalue()).decode()
+    verdicts = _judge_row(example, row)
+    chosen = row["candidates"][row["best"]]
+    answers = {text: (score, v) for text, score, v in zip(row["candidates"], row["scores"], verdicts, strict=False)}
+    ranked = sorted(answers.items(), key=lambda item: -item[1][0])
+    items = [_answer(text, score, v, "pick" if text == chosen else "") for text, (score, v) in ranked]
+    items.append(_answer(row["greedy"]["text"], row["greedy"]["score"], verdicts[-1], "", "greedy: "))
+    prompt = html.escape(text_of(example.prompt[-1]["content"]))
+    return (
+        f'<div class=scene><img src="data:image/png;base64,{picture}" alt="scene"><div><p>{prompt}</p>'
+        f"<ol>{''.join(items)}</ol></div></div>"
+    )
+
+
+def _answer(text: str, score: float, verdict: Verdict, mark: str, before: str = "") -> str:
+    kind = "false" if _is_false(verdict) else "true"
+    wrong = "; ".join(sorted(" ".join(str(part) for part in fact) for fact in verdict.hallucinated))
+    wrong = wrong or ("" if verdict.parsed else "unreadable")
+    behind = f" <mark>{html.escape(wrong)}</mark>" if wrong else ""
+    return f'<li class="{kind} {mark}"><span class=score>{score:+.2f}</span>{before}{html.escape(text)}{behind}</li>'
