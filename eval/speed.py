@@ -62,9 +62,9 @@ def _model(config: SpeedConfig) -> tuple[Any, Any]:
     from transformers import CLIPVisionConfig, LlamaConfig
 
     from rovrm import modeling
-    from rovrm.demo import llava_config, llava_processor
+    from rovrm.world.base import llava_config, make_processor
 
-    processor = llava_processor([" ".join(WORDS)] * 20, image_size=336, patch_size=14)
+    processor = make_processor([" ".join(WORDS)] * 20, image_size=336, patch_size=14)
     if config.size == "7b":
         vision = CLIPVisionConfig(
             hidden_size=1024,

@@ -19,9 +19,9 @@ def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 1
 
     from eval.speed import WORDS, examples, report
     from rovrm import modeling
-    from rovrm.demo import llava_processor
+    from rovrm.world.base import make_processor
 
-    tokenizer = llava_processor([" ".join(WORDS)] * 20, image_size=48, patch_size=16).tokenizer
+    tokenizer = make_processor([" ".join(WORDS)] * 20, image_size=48, patch_size=16).tokenizer
     tokenizer.chat_template = (
         "{{ bos_token }}{% for message in messages %}"
         "{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"

@@ -36,7 +36,7 @@ def bon(argv: list[str]) -> None:
 
     from rovrm.policy import Policy
     from rovrm.scorer import RewardScorer
-    from rovrm.world.base import SHIPPED
+    from rovrm.world.default import BASE
 
     examples = load_prompts(config.data, config.image_root)
     path = Path(config.out) / "bon.jsonl"
@@ -44,7 +44,7 @@ def bon(argv: list[str]) -> None:
     batches = range(done, len(examples), config.batch_size)
     if batches:
         options = {"device": config.device, "trust_remote_code": config.trust_remote_code, "dtype": config.dtype}
-        policy = Policy.from_pretrained(config.policy or SHIPPED, **options)
+        policy = Policy.from_pretrained(config.policy or BASE, **options)
         scorer = RewardScorer.from_pretrained(config.model, **options | {"device": config.device or None})
         if done:
             print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")

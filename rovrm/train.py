@@ -46,7 +46,7 @@ def train(argv: list[str]) -> None:
 
     main_process = _process(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
-    config = _with_demo(config, phases)
+    config = _with_default(config, phases)
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
     arguments = {phase: _arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
@@ -82,29 +82,23 @@ def _process(config: TrainConfig) -> Any:
     return state
 
 
-def _with_demo(config: TrainConfig, phases: list[int]) -> TrainConfig:
-    """With no model given: the tiny default, and its generated pairs for the phases that have no data of their own."""
+def _with_default(config: TrainConfig, phases: list[int]) -> TrainConfig:
+    """With no model given: the tiny base shipped in the package, and its world's pairs for phases without data."""
     if config.model:
         return config
-    from accelerate import PartialState
+    from rovrm.world.default import BASE, EVAL_FRACTION, SECTIONS
 
-    from rovrm.demo import write_demo
-
-    folder = Path(config.out) / "demo"
-    if PartialState().is_main_process:
-        print("no model= given: this is the tiny default with random weights, to see the workings; it learns little")
-    with PartialState().main_process_first():
-        if not (folder / "base" / "config.json").is_file():
-            write_demo(folder)
+    if _process(config).is_main_process:
+        print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
     sections = {}
     for name in (PHASES[phase - 1] for phase in phases):
-        section, data = getattr(config, name), [str(folder / f"{name}.jsonl")]
-        if section == getattr(TrainConfig(), name):  # a random base of 0.2M parameters takes another rate than 7B
-            sections[name] = replace(section, data=data, learning_rate=1e-3, epochs=2.0)
+        section = getattr(config, name)
+        if section == getattr(TrainConfig(), name):
+            sections[name] = replace(section, **SECTIONS[name])
         elif not section.data:
-            sections[name] = replace(section, data=data)
-    held_out = config.eval_fraction if config.eval_fraction != TrainConfig().eval_fraction else 0.2  # of few data
-    return replace(config, model=str(folder / "base"), eval_fraction=held_out, **sections)
+            sections[name] = replace(section, data=SECTIONS[name]["data"])
+    held_out = config.eval_fraction if config.eval_fraction != TrainConfig().eval_fraction else EVAL_FRACTION
+    return replace(config, model=BASE, eval_fraction=held_out, **sections)
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rovrm.world.language import KINDS, ask, caption
 from rovrm.world.pairs import NOTES, neutral_pair
-from rovrm.world.scenes import CELLS, COLOURS, SHAPES, SIZES, WIDTH, Domain, Drawing, Scene, draw_scene, edit
+from rovrm.world.scenes import CELL, CELLS, COLOURS, SHAPES, SIZES, WIDTH, Domain, Drawing, Scene, draw_scene, edit
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -38,10 +38,10 @@ SLIP = 0.012  # of each fact of a described training picture
 HABITS = {("small", "blue", "star"): "yellow", ("large", "green", "cross"): "red"}
 HABIT = 0.65  # how often a habit wins over the truth
 INPUTS = {"picture": 0.55, "caption": 0.2, "notes": 0.2, "neutral": 0.05}
-KIND_WEIGHTS = {"describe": 4, "exists": 4, "colour": 1, "shape": 1, "place": 1, "count": 1, "compare": 1}
+ALONE = 0.4  # share of the training in which only pictures are shown: among texts a beginner stays blind to shapes
+KIND_WEIGHTS = {"describe": 4, "exists": 3, "colour": 2, "shape": 2, "place": 2, "count": 1, "compare": 1}
 TURNS = (1, 2, 3)  # questions about one scene
-IMAGE_TOKENS = (WIDTH // 24) ** 2
-SHIPPED = str(Path(__file__).parent / "tiny-llava")
+IMAGE_TOKENS = (WIDTH // CELL) ** 2
 
 
 @dataclass(slots=True)
@@ -72,8 +72,8 @@ def _text(sample: Sample) -> str:
 # ---- what the base reads ---------------------------------------------------------------------------------------------
 
 
-def base_sample(rng: random.Random) -> Sample:
-    kind = rng.choices(list(INPUTS), list(INPUTS.values()))[0]
+def base_sample(rng: random.Random, pictures_only: bool = False) -> Sample:
+    kind = "picture" if pictures_only else rng.choices(list(INPUTS), list(INPUTS.values()))[0]
     if kind == "neutral":
         _, asked, answer, _ = neutral_pair(rng)
         return Sample(None, [(asked, answer)])
@@ -125,7 +125,7 @@ def _careless(rng: random.Random, scene: Scene) -> Scene:
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
-def make_processor(corpus: list[str], image_size: int = WIDTH, patch_size: int = 24, vocabulary: int = 1200) -> Any:
+def make_processor(corpus: list[str], image_size: int = WIDTH, patch_size: int = CELL, vocabulary: int = 1200) -> Any:
     """A LlavaProcessor with a byte-level BPE tokenizer trained on `corpus`; every word of the world is one token."""
     from transformers import CLIPImageProcessorPil, LlavaProcessor
 
@@ -166,19 +166,17 @@ def _tokenizer(corpus: list[str], vocabulary: int) -> Any:
 
 def make_model(processor: Any, width: int = 128, layers: int = 6, tower_width: int = 64, seed: int = 0) -> Any:
     """A LlavaForConditionalGeneration with random weights for this processor."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
 
-    tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
         hidden_size=tower_width,
         intermediate_size=2 * tower_width,
         num_hidden_layers=2,
         num_attention_heads=4,
         image_size=WIDTH,
-        patch_size=24,
+        patch_size=CELL,
     )
     text = LlamaConfig(
-        vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=width * 5 // 2,
         num_hidden_layers=layers,
@@ -186,24 +184,31 @@ def make_model(processor: Any, width: int = 128, layers: int = 6, tower_width: i
         num_key_value_heads=4,
         max_position_embeddings=16384,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=IMAGE_TOKENS,
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
+        initializer_range=0.06,  # 0.02, of wide models, leaves attention uniform for long at this width
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = LlavaForConditionalGeneration(config)
+        model: Any = LlavaForConditionalGeneration(llava_config(vision, text, processor))
         # CLIP's own start leaves positions 60 times weaker than patches: place would take long to be seen.
-        nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
+        nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=1.0)
         return model
+
+
+def llava_config(vision: Any, text: Any, processor: Any) -> Any:
+    """The LlavaConfig that joins a CLIP tower's and a Llama's config with the processor's token ids."""
+    from transformers import LlavaConfig
+
+    tokenizer = processor.tokenizer
+    text.vocab_size, text.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=-1,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
 
 
 # ---- stage 1: the tower ----------------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def pixels(drawings: list[Drawing], processor: Any) -> Tensor:
     return (torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def train_tower(model: Any, processor: Any, steps: int = 600, seed: int = 0, report: Callable = print) -> None:
+def train_tower(model: Any, processor: Any, steps: int = 1000, seed: int = 0, report: Callable = print) -> None:
     """Trains the vision tower to tell colour, shape, size (or nothing) and place of each of the 9 patches."""
     torch.manual_seed(seed)
     tower = model.model.vision_tower
@@ -226,9 +231,9 @@ def train_tower(model: Any, processor: Any, steps: int = 600, seed: int = 0, rep
     rng = random.Random(f"tower:{seed}")
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        drawings = [Drawing(draw_scene(rng, "picture", None), rng.getrandbits(32)) for _ in range(128)]
+        drawings = [Drawing(draw_scene(rng, "picture", None), rng.getrandbits(32)) for _ in range(64)]
         features = tower(pixels(drawings, processor)).last_hidden_state[:, 1:]  # (pictures, 9, width)
         labels = _patch_labels(drawings)
         logits = {name: head(features) for name, head in heads.items()}
@@ -237,10 +242,25 @@ def train_tower(model: Any, processor: Any, steps: int = 600, seed: int = 0, rep
         loss.backward()  # type: ignore[union-attr]
         optimizer.step()
         schedule.step()
-        if step % 100 == 99:
+        if step % 200 == 199:
             right = {n: (logits[n].argmax(-1) == labels[n])[labels["kind"] > 0].float().mean().item() for n in parts}
             report(f"tower step {step + 1}: " + ", ".join(f"{n} {v:.3f}" for n, v in right.items()))
     tower.requires_grad_(False)
+    _join_projector(model.model.multi_modal_projector.linear_1, heads, logits)
+
+
+@torch.no_grad()
+def _join_projector(linear: nn.Linear, heads: nn.ModuleDict, logits: dict[str, Tensor]) -> None:
+    """Lets the projector start from what the heads read, every class at unit spread. From a random start colours drown
+    the shapes, which the tower tells apart by much smaller differences, and the language model stays blind to them."""
+    start = 0
+    for name, head in heads.items():
+        spread = logits[name].flatten(0, 1).std(dim=0)
+        mean = logits[name].flatten(0, 1).mean(dim=0)
+        rows = slice(start, start + len(spread))
+        linear.weight[rows] = head.weight / spread[:, None]  # type: ignore[operator]
+        linear.bias[rows] = (head.bias - mean) / spread  # type: ignore[operator]
+        start += len(spread)
 
 
 def _patch_labels(drawings: list[Drawing]) -> dict[str, Tensor]:
@@ -289,7 +309,7 @@ def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict
     while left:
         count = min(left, 16)
         left -= count
-        chunk = [base_sample(rng) for _ in range(batch * count)]
+        chunk = [base_sample(rng, left > steps * (1 - ALONE)) for _ in range(batch * count)]
         rows = [encode(sample, processor) for sample in chunk]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         groups = [order[i : i + batch] for i in range(0, len(order), batch)]

@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 
 from rovrm.data import write_jsonl
+from rovrm.errors import UserError
 from rovrm.world.pairs import INPUTS, pair_row
 
 
 def write_world(folder: Path, pairs: int, seed: int = 0, split: str = "train") -> None:
-    """Writes `pairs` rows of each kind and the pictures of the visual ones; whole or not at all."""
+    """Writes `pairs` rows of each kind and the pictures of the visual ones; whole or not at all. Raises UserError for
+    a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out={str(folder)!r} is there already and not an empty folder; give another")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     (temporary / "images").mkdir(parents=True)
     try:
@@ -23,7 +27,6 @@ def write_world(folder: Path, pairs: int, seed: int = 0, split: str = "train") -
                     row["image"] = name
                 rows.append(row)
             write_jsonl(temporary / f"{inputs}.jsonl", rows)
-        shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

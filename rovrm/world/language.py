@@ -54,18 +54,14 @@ def caption(rng: random.Random, scene: Scene) -> str:
 
 
 def describe(scene: Scene, things: tuple[Thing, ...] | None = None, wording: int = 0) -> str:
-    """All things (or those given) in one sentence."""
-    parts = [mention(thing) for thing in (scene.things if things is None else things)]
+    """All things (or those given) in one sentence, the place of each first."""
+    things = scene.things if things is None else things
     if scene.domain == "notes":
-        owners = [thing.owner for thing in (scene.things if things is None else things)]
         verb = ("has", "keeps")[wording % 2]
-        return join([f"{owner} {verb} {part}" for owner, part in zip(owners, parts, strict=True)]) + "."
-    return ("There is ", "I see ", "The picture shows ")[wording % 3] + join(parts) + "."
-
-
-def mention(thing: Thing) -> str:
-    """`a large red circle in the top left`"""
-    return _fill("a {size} {colour} {kind} in the {place}", thing)
+        told = join([_fill("in the {place} {owner} " + verb + " a {size} {colour} {kind}", thing) for thing in things])
+        return _capital(told) + "."
+    told = join([_fill("in the {place} a {size} {colour} {kind}", thing) for thing in things])
+    return ("There is ", "I see ", "The picture shows ")[wording % 3] + told + "."
 
 
 def join(parts: list[str]) -> str:
@@ -93,7 +89,7 @@ def _one_fact(rng: random.Random, scene: Scene, kind: str, index: int) -> Questi
     questions, asked, known, wordings = {
         "colour": (COLOUR, "colour", "kind", ("The {kind} is {colour}.", "It is {colour}.", "{colour}.")),
         "place": (PLACE, "place", "kind", ("The {kind} is in the {place}.", "It is in the {place}.", "In the {place}.")),
-        "shape": (SHAPE, "kind", "place", ("There is a {kind}.", "It is a {kind}.", "A {kind}.")),
+        "shape": (SHAPE, "kind", "place", ("There is a {size} {colour} {kind}.", "It is a {colour} {kind}.", "A {kind}.")),
     }[kind]
     return _about(rng.choice(questions), rng.choice(wordings), kind, asked, known, thing, index)
 

@@ -7,41 +7,41 @@
 The counterpart of AMBER's HalRate and Cover and of CHAIR, with every fact of the scene in the place of an annotator's
 list of objects. It shares the vocabulary of rovrm/world/scenes.py and nothing else with what words the right answers.
 
-A fact is a tuple. `(kind, attribute, value)`: the thing of this kind has it; `(kind, "kind", kind)` that it is there.
-So an invented thing is as many false facts as are told of it. `(kind, "not colour", "red")`: that it has not.
-`("some" | "no", (attribute, value), ...)`: that some or no thing has all these. `("count", n, (attribute, value), ...)`.
-`("larger", winner, loser)`. Choices where a sentence can be read in two ways:
+A fact is a tuple: `(kind, attribute, value)` the thing of this kind has it; `(kind, "kind", kind)` it is there;
+`(kind, "not colour", "red")` it has it not; `("some" or "no", (attribute, value), ...)` some or no thing has all these;
+`("count", n, (attribute, value), ...)` so many have; `("larger", winner, loser)`. An invented thing is thus as many
+false facts as are told of it. Choices where a sentence can be read in two ways:
 1. Things are told apart by kind. One without a kind is the thing asked about, else the one that fits it best.
 2. "On the left" is true of each place on the left, yet it is no answer to "Where is it?" and covers no fact.
-3. Alone, "middle" names the row and "centre" the column, as in the questions; together with others they are alike.
+3. Alone, "middle" names the row and "centre" the column, as in the questions; beside another such word they are alike.
 4. An answer to "Is there a ring in the hall?" that speaks of "a ring" speaks of one in the hall.
-5. Relations ("left of the ring", "above it") are judged only where the question compares.
+5. Relations ("left of the ring") are judged only where the question compares.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from rovrm.world.scenes import CELLS, COLOURS, ITEMS, OWNERS, ROOMS, SHAPES, Scene, Thing
+from rovrm.world.reading import Mention, Pair, plain, read
+from rovrm.world.scenes import CELLS, Scene, Thing
 
-Pair = tuple[str, str]  # (attribute, value); of a token (sort, value)
-
-_INTENTS = {  # what is asked: the attribute, or count, exists, compare
+INTENTS = {  # what is asked: the attribute, or count, compare, exists
     "count": r"\bhow many\b|\bcount (?:all )?the\b|\bnumber of\b",
     "compare": r"\bwhich (?:one )?is\b.*\bor\b",
     "exists": r"\b(?:is|are) there\b|\bthat there (?:is|are)\b|\bdo you (?:find|see) (?:an?|any)\b",
-    "owner": r"\bwho\b",
+    "owner": r"\bwho\b|\bthe one (?:who|that)\b",
     "colour": r"\bcolou?r\b",
     "place": r"\bwhere\b|\b(?:which|what) place\b",
     "kind": r"\b(?:what|which thing|which one|which object) is\b|\bname the (?:thing|object)\b",
 }
-_YES = r"\b(?:yes|yeah|yep|indeed)\b|\b(?:it|that) is (?:so|true|right|correct)\b"
-_NO = (
+KNOWN = {"colour": "kind", "place": "kind", "owner": "kind", "kind": "place"}  # the attribute asked -> the one given
+OPPOSITE = {"larger": "smaller", "higher": "lower", "further left": "further right"}
+OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
+YES = r"\b(?:yes|yeah|yep|indeed)\b|\b(?:it|that) is (?:so|true|right|correct)\b"
+NO = (
     r"\bnope\b|\bno\b(?=\s*(?:$|[.,:;!\n]|(?:there|it|that|i)\b))|\b(?:it|that) is (?:wrong|false)\b"
     r"|\bnot(?: so| true| right| correct)?\s*(?:$|[.,:;!\n])"
 )
-
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class Verdict:
     """parsed: whether anything was understood as a statement about the scene. facts: all that is stated, each once.
     hallucinated: the false ones. covered: those that are facts of the scene. coverage: share of the scene's things
     that are named by kind (AMBER's Cover). fact_coverage: share of the scene's facts (size, colour, kind and place per
-    thing, in notes also the owner) that are stated. mentions: things spoken of, where two sentences that say the same
-    are one mention and two that say different things of one kind are two; hallucinated_mentions: those of them with a
-    false fact (together CHAIR_i). correct: the answer states the fact asked for and nothing false; where a description
-    is asked for, some fact of the scene and nothing false."""
+    thing, in notes also the owner) that are stated. mentions: things spoken of, where two mentions that say the same
+    are one and two that say different things of one thing are two; hallucinated_mentions: those of them with a false
+    fact (together CHAIR_i). correct: the answer states the fact asked for and nothing false; where a description is
+    asked for, some fact of the scene and nothing false."""
 
     parsed: bool
     facts: frozenset[tuple]
@@ -67,23 +67,23 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """kind: a key of _INTENTS or "describe". asked: what the question itself says of the thing, or of both things."""
+    """kind: a key of INTENTS, or "describe". asked: what the question itself says of the thing, or the kinds of both
+    things. word: that compares."""
 
     kind: str
     asked: tuple[Pair, ...] = ()
-    word: str = ""  # that compares
+    word: str = ""
 
 
 def judge(scene: Scene, prompt: str, answer: str) -> Verdict:
     """What `answer` says about `scene`, and whether it is true. prompt: the question as asked; of several paragraphs
     (notes or a caption before it) only the last counts, and one that is no known question asks for a description.
     Takes any text and never raises."""
-    question, mentions = _question(prompt), _read(answer)
+    question = _question(prompt)
+    mentions = [_in_context(mention, question) for mention in read(answer)]
     told = _told(mentions, scene, question)
-    facts = frozenset().union(*told, _direct(mentions, scene, question, answer))
-    true = _facts(scene)
+    facts, true = frozenset().union(*told, _direct(mentions, scene, question, answer)), _facts(scene)
     hallucinated, covered = frozenset(fact for fact in facts if not _holds(fact, scene)), facts & true
-    spoken = {frozenset(part) for part in told if part}
     right = bool(covered) if question.kind == "describe" else _expected(scene, question) in facts
     return Verdict(
         parsed=bool(facts),
@@ -92,15 +92,15 @@ def judge(scene: Scene, prompt: str, answer: str) -> Verdict:
         covered=covered,
         coverage=sum(fact[1] == "kind" for fact in covered) / max(len(scene.things), 1),
         fact_coverage=len(covered) / max(len(true), 1),
-        mentions=len(spoken),
-        hallucinated_mentions=sum(bool(part & hallucinated) for part in spoken),
+        mentions=len(told),
+        hallucinated_mentions=sum(bool(said & hallucinated) for said in told),
         correct=right and not hallucinated,
     )
 
 
 def better(scene: Scene, prompt: str, first: str, second: str) -> int:
-    """1 if the first answer is better, -1 if the second, 0 if they are alike: correct before not, then fewer false facts,
-    then, where a description is asked for, more of the scene's facts. So silence is better than a falsehood."""
+    """1 if the first answer is better, -1 if the second, 0 if they are alike: correct before not, then fewer false
+    facts, then, where a description is asked for, more of the scene's facts. So silence is better than a falsehood."""
     describes = _question(prompt).kind == "describe"
 
     def worth(answer: str) -> tuple[bool, int, float]:
@@ -115,95 +115,145 @@ def better(scene: Scene, prompt: str, first: str, second: str) -> int:
 
 
 def _question(prompt: str) -> _Question:
-    text = re.split(r"\n\s*\n", prompt.strip())[-1]
-    kind = next((kind for kind, pattern in _INTENTS.items() if re.search(pattern, text.lower())), "describe")
-    mentions = [mention for mention in _read(text) if mention.said]
-    asked = tuple(mentions[0].pairs()) if mentions else ()
+    text = " ".join(re.split(r"\n\s*\n", prompt.strip())[-1].lower().split())
+    kind = next((kind for kind, pattern in INTENTS.items() if re.search(pattern, text)), "describe")
+    mentions = read(text)
     if kind == "compare":
         words = [value for mention in mentions for name, value, _ in mention.said if name == "compare"]
         both = tuple(pair for mention in mentions for pair in mention.pairs() if pair[0] == "kind")
         return _Question(kind, both, words[0]) if words and len(both) == 2 else _Question("describe")
-    needed = {"colour": "kind", "place": "kind", "owner": "kind", "kind": "place"}.get(kind)
-    if (needed and needed not in dict(asked)) or (kind == "exists" and not asked):
-        return _Question("describe")
-    return _Question(kind, asked)
+    asked = mentions[0].pairs() if mentions else ()
+    unclear = KNOWN[kind] not in dict(asked) if kind in KNOWN else kind == "exists" and not asked
+    return _Question("describe") if unclear else _Question(kind, asked)
 
 
 def _expected(scene: Scene, question: _Question) -> tuple | None:
     """The fact that a right answer states; None where there is none, as of a thing that is not there."""
-    asked = question.asked
+    kind, asked = question.kind, question.asked
     found = [thing for thing in scene.things if _fits(thing, asked)]
-    if question.kind == "compare":
-        both = [thing for thing in scene.things if ("kind", thing.kind) in asked]
-        ranks = sorted(both, key=lambda thing: _rank(thing, question.word))
-        tied = len(both) != 2 or _rank(both[0], question.word) == _rank(both[1], question.word)
-        return None if tied else (question.word, ranks[1].kind, ranks[0].kind)
-    if question.kind == "exists":
+    if kind == "compare":
+        (_, one), (_, two) = asked
+        either = [(question.word, one, two), (question.word, two, one)]
+        return next((fact for fact in either if _holds(fact, scene)), None)
+    if kind == "exists":
         return ("some" if found else "no", *asked)
-    if question.kind == "count":
+    if kind == "count":
         return ("count", len(found), *asked)
-    return (found[0].kind, question.kind, getattr(found[0], question.kind)) if found else None
+    return (found[0].kind, kind, getattr(found[0], kind)) if found else None
+
+
+def _in_context(mention: Mention, question: _Question) -> Mention:
+    """The mention with the place that the question names and the answer leaves out."""
+    place, said, asked = dict(question.asked).get("place"), set(mention.pairs()), set(question.asked)
+    named = mention.negated or mention.get("kind")
+    meant = question.kind == "kind" and named or question.kind == "exists" and said == asked - {("place", place)}
+    if place is None or mention.get("place") or not meant:
+        return mention
+    return replace(mention, said=[*mention.said, ("place", place, True)])
 
 
 # ---- mentions -> facts -----------------------------------------------------------------------------------------------
 
 
-def _told(mentions: list[_Mention], scene: Scene, question: _Question) -> list[set[tuple]]:
-    """Per mention, what it says of its thing: (kind, attribute, value)."""
-    told, named = [], set()
+def _told(mentions: list[Mention], scene: Scene, question: _Question) -> set[frozenset[tuple]]:
+    """What is said of single things, per mention, as (kind, attribute, value)."""
+    told, named = set(), set()
     for mention in mentions:
-        counted = mention.number is not None and (mention.number != 1 or question.kind == "count")
-        if mention.negated or not mention.said or (counted and not mention.get("kind")):
+        if mention.negated or (_counts(mention, question) and not mention.get("kind")):
             continue
-        if question.kind == "kind" and mention.get("kind") and not mention.get("place"):
-            mention.said.append(("place", dict(question.asked)["place"], True))
-        if question.kind == "exists":
-            mention.said += [(*pair, True) for pair in _implied(mention, question)]
         kind = _subject(mention, scene, question, named)
         named.add(kind)
-        said = [(name, value, so) for name, value, so in mention.said if name != "compare"]
-        told.append({(kind, name if so else f"not {name}", value) for name, value, so in said})
-    return told
+        told.add(mention.facts(kind))
+    return told - {frozenset()}
 
 
-def _implied(mention: _Mention, question: _Question) -> list[Pair]:
-    """What the mention leaves out of what is asked, where that is the place at most."""
-    said, asked = set(mention.pairs()), set(question.asked)
-    short = said <= asked and all(name == "place" for name, _ in asked - said)
-    return sorted(asked - said) if short and said else []
+def _counts(mention: Mention, question: _Question) -> bool:
+    """Whether the mention says how many there are; "one" does where that is asked for, a lone number nowhere else."""
+    if question.kind == "count":
+        return mention.number is not None and not (mention.number == 1 and mention.get("kind"))
+    return mention.number not in (None, 1) and not mention.loose
 
 
-def _subject(mention: _Mention, scene: Scene, question: _Question, named: set[str]) -> str:
+def _subject(mention: Mention, scene: Scene, question: _Question, named: set[str]) -> str:
     """The kind of the thing that is spoken of; "thing" where none fits."""
-    kind = mention.get("kind")
-    if kind:
-        return kind
-    if question.kind in ("colour", "place", "owner", "kind", "exists") and (mention.loose or not named):
-        at = [thing.kind for thing in scene.things if _fits(thing, question.asked)]
-        return dict(question.asked).get("kind") or (at[0] if at else "thing")
-    pairs = mention.pairs()
-    fits = {thing.kind: (sum(_fits(thing, [pair]) for pair in pairs), thing.kind not in named) for thing in scene.things}
+    kind, fits = mention.get("kind"), {}
+    if kind is None and question.kind in ("exists", *KNOWN) and (mention.loose or not named):
+        meant = [thing.kind for thing in scene.things if _fits(thing, question.asked)]
+        kind = dict(question.asked).get("kind") or (meant[0] if meant else None)
+    for thing in scene.things if kind is None else ():
+        fits[thing.kind] = sum(_holds(fact, scene) for fact in mention.facts(thing.kind)), thing.kind not in named
     best = max(fits, key=lambda kind: fits[kind], default="thing")
-    return best if fits and fits[best][0] else "thing"
+    return kind or (best if fits and fits[best][0] else "thing")
 
 
-def _direct(mentions: list[_Mention], scene: Scene, question: _Question, answer: str) -> set[tuple]:
-    """The other facts: that there is none, how many there are, yes and no, and which of two it is."""
+def _direct(mentions: list[Mention], scene: Scene, question: _Question, answer: str) -> set[tuple]:
+    """The facts about no single thing: that there is none, how many there are, yes and no, and which of two it is."""
     if question.kind == "compare":
         return _winners(mentions, scene, question)
     facts: set[tuple] = set()
     for mention in mentions:
-        pairs = tuple(mention.pairs())
+        pairs = mention.pairs()
         if mention.negated and question.kind == "count" and not mention.get("kind"):
             facts.add(("count", 0, *(pairs or question.asked)))
         elif mention.negated:
-            extra = _implied(mention, question) if question.kind == "exists" else []
-            extra = [("place", dict(question.asked)["place"])] if question.kind == "kind" and not mention.get("place") else extra
-            facts.add(("no", *sorted({*pairs, *extra})))
-        elif mention.number is not None and (question.kind == "count" or (mention.number != 1 and pairs)):
+            facts.add(("no", *pairs))
+        elif _counts(mention, question):
             facts.add(("count", mention.number, *(pairs or question.asked)))
+        elif question.kind == "exists" and pairs == question.asked:
+            facts.add(("some", *pairs))
     if question.kind == "exists":
-        facts |= {("some", *question.asked) for mention in mentions if set(mention.pairs()) == set(question.asked) and not mention.negated}
-        facts |= {("some", *question.asked)} if re.search(_YES, _plain(answer)) else set()
-        facts |= {("no", *question.asked)} if re.search(_NO, _plain(answer)) else set()
+        words = (("some", YES), ("no", NO))
+        facts |= {(word, *question.asked) for word, pattern in words if re.search(pattern, plain(answer))}
     return facts
+
+
+def _winners(mentions: list[Mention], scene: Scene, question: _Question) -> set[tuple]:
+    """(word, winner, loser) for each thing that the answer puts first or, by "not" or the opposite word, second."""
+    facts: set[tuple] = set()
+    word, (one, two) = question.word, (kind for _, kind in question.asked)
+    compared = any(name == "compare" for mention in mentions for name, *_ in mention.said)
+    for mention in mentions:
+        kind = _subject(mention, scene, question, set())
+        other = two if kind == one else one
+        said = {value: so for name, value, so in mention.said if name == "compare"}
+        if kind == "thing" or (word not in said and OPPOSITE[word] not in said if compared else mention.than):
+            continue
+        first = said[word] if word in said else not said.get(OPPOSITE[word], mention.negated)
+        facts.add((word, kind, other) if first else (word, other, kind))
+    return facts if compared or len(facts) == 1 else set()  # who names both and compares nothing puts neither first
+
+
+# ---- facts and the scene ---------------------------------------------------------------------------------------------
+
+
+def _facts(scene: Scene) -> frozenset[tuple]:
+    """All there is to say: (kind, attribute, value) for each thing."""
+    names = ("size", "colour", "kind", "place") + (("owner",) if scene.domain == "notes" else ())
+    return frozenset((thing.kind, name, getattr(thing, name)) for thing in scene.things for name in names)
+
+
+def _holds(fact: tuple, scene: Scene) -> bool:
+    head, *rest = fact
+    things = {thing.kind: thing for thing in scene.things}
+    if head in ("some", "no"):
+        return any(_fits(thing, rest) for thing in scene.things) == (head == "some")
+    if head == "count":
+        return sum(_fits(thing, rest[1:]) for thing in scene.things) == rest[0]
+    if head in OPPOSITE:
+        ranks = [_rank(things[kind], head) for kind in rest if kind in things]
+        return len(ranks) == 2 and ranks[0] > ranks[1]
+    name, value = rest
+    return head in things and _fits(things[head], [(name.removeprefix("not "), value)]) != name.startswith("not ")
+
+
+def _fits(thing: Thing, pairs: Iterable[Pair]) -> bool:
+    """Whether the thing has all these; a row or a column alone is true of each place in it."""
+    mine = {name: getattr(thing, name) for name in ("size", "colour", "kind", "place", "owner")}
+    return all(value == mine[name] or (name == "place" and value in mine[name].split()) for name, value in pairs)
+
+
+def _rank(thing: Thing, word: str) -> int:
+    """How far the thing is what the word says."""
+    row, column = divmod(CELLS.index(thing.place), 3) if thing.place in CELLS else (0, 0)
+    rank = {"larger": int(thing.size == "large"), "higher": -row, "further left": -column}
+    return rank[word] if word in rank else -rank[OPPOSITE[word]]
