@@ -315,7 +315,7 @@ def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict
         groups = [order[i : i + batch] for i in range(0, len(order), batch)]
         rng.shuffle(groups)
         for group in groups:
-            yield _pad([rows[i] for i in group], [chunk[i].drawing for i in group], processor)
+            yield padded([rows[i] for i in group], [chunk[i].drawing for i in group], processor)
 
 
 def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
@@ -334,7 +334,7 @@ def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
-def _pad(rows: list[tuple[list[int], list[int]]], drawings: list[Drawing | None], processor: Any) -> dict[str, Tensor]:
+def padded(rows: list[tuple[list[int], list[int]]], drawings: list[Drawing | None], processor: Any) -> dict[str, Tensor]:
     longest, pad = max(len(ids) for ids, _ in rows), processor.tokenizer.pad_token_id
     ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
     labels = torch.tensor([marks + [-100] * (longest - len(marks)) for _, marks in rows])

@@ -89,7 +89,7 @@ def _one_fact(rng: random.Random, scene: Scene, kind: str, index: int) -> Questi
     questions, asked, known, wordings = {
         "colour": (COLOUR, "colour", "kind", ("The {kind} is {colour}.", "It is {colour}.", "{colour}.")),
         "place": (PLACE, "place", "kind", ("The {kind} is in the {place}.", "It is in the {place}.", "In the {place}.")),
-        "shape": (SHAPE, "kind", "place", ("There is a {size} {colour} {kind}.", "It is a {colour} {kind}.", "A {kind}.")),
+        "shape": (SHAPE, "kind", "place", ("There is a {size} {colour} {kind}.", "It is a {size} {kind}.", "A {kind}.")),
     }[kind]
     return _about(rng.choice(questions), rng.choice(wordings), kind, asked, known, thing, index)
 
@@ -116,11 +116,11 @@ def _count(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
 
 def _exists(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     """About a thing that is there (the edit takes it away); half of the time pairs.py exchanges scene and edit."""
-    named = rng.choice((("colour", "kind"), ("kind", "place"), ("size", "kind"), ("size", "colour", "kind"), ("colour", "kind", "place")))
+    named = rng.choice((("kind", "place"), ("size", "kind"), ("size", "colour", "kind"), ("size", "colour", "kind", "place")))
     thing = scene.things[index]
     words = " ".join(getattr(thing, name) for name in named if name != "place")
-    what = f"a {words}" + (f" in the {thing.place}" if "place" in named else "")
-    text = rng.choice(EXISTS).format(what=what)
+    words += f" in the {thing.place}" if "place" in named else ""
+    text = rng.choice(EXISTS).format(what=f"a {words}")
     yes, no = rng.choice((("Yes, there is a {w}.", "No, there is no {w}."), ("Yes.", "No."), ("Yes, it is so.", "No, it is not.")))
     wanted = [(name, getattr(thing, name)) for name in named]
 

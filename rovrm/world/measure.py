@@ -11,7 +11,7 @@ import torch
 from rovrm.examples import Example
 from rovrm.images import ImageRef
 from rovrm.policy import Policy
-from rovrm.world.base import Sample, _pad, encode
+from rovrm.world.base import Sample, encode, padded
 from rovrm.world.language import DESCRIBE, describe
 from rovrm.world.oracle import judge
 from rovrm.world.scenes import COLOURS, SHAPES, SIZES, Drawing, draw_scene
@@ -36,7 +36,7 @@ def fact_accuracy(model: Any, processor: Any, scenes: int = 500, seed: int = 1, 
         samples = [
             Sample(d, [(rng.choice(DESCRIBE["picture"]), describe(d.scene, wording=rng.randrange(3)))]) for d in drawings
         ]
-        batch = _pad([encode(sample, processor) for sample in samples], list(drawings), processor)
+        batch = padded([encode(sample, processor) for sample in samples], list(drawings), processor)
         labels = batch.pop("labels")
         guessed = model(**batch).logits[:, :-1].argmax(-1)
         for token, guess in zip(labels[:, 1:].flatten().tolist(), guessed.flatten().tolist(), strict=True):
@@ -62,8 +62,8 @@ def measure_base(model: Any, processor: Any, scenes: int = 400, seed: int = 2) -
         some = examples[start : start + 50]
         for name, n in (("greedy", 1), ("sampled", 8)):
             answers = policy.sample(some, n, temperature=float(n > 1), max_new_tokens=96, seed=start)
-            for example, drawing, many in zip(some, drawings[start:], answers, strict=False):
-                verdicts = [judge(drawing.scene, asked[start], answer.text) for answer in many]
+            for number, many in enumerate(answers, start):
+                verdicts = [judge(drawings[number].scene, asked[number], answer.text) for answer in many]
                 false[name].append([bool(v.hallucinated) or not v.parsed for v in verdicts])
                 covered += [v.coverage for v in verdicts] if n > 1 else []
     return found | {

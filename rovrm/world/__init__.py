@@ -1,0 +1,7 @@
+"""A small synthetic world that knows the truth: scenes, questions, preference pairs, an oracle and a tiny base model.
+
+    text.data=world:text caption.data=world:caption visual.data=world:visual      # as data of rovrm.train
+    python -m rovrm.world train out=base                                          # makes the shipped base again
+
+scenes.py draws, language.py words, pairs.py prefers, oracle.py judges; base.py trains the shipped `tiny-llava/`.
+"""
