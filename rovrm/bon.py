@@ -12,6 +12,7 @@ it was stopped.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,6 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from rovrm.config import BonConfig, parse, run, save
 from rovrm.errors import UserError
+
+NEXT = """
+Next, with your own data: look at it, train on it (without dry_run=true), and choose answers with what you trained:
+  python -m rovrm.train phase=3 model=llava-hf/llava-1.5-7b-hf visual.data=pairs.jsonl out=runs/mine dry_run=true
+  python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon"""
 
 if TYPE_CHECKING:
     from rovrm.examples import Example
@@ -34,18 +40,12 @@ def bon(argv: list[str]) -> None:
 
     from tqdm.auto import tqdm
 
-    from rovrm.policy import Policy
-    from rovrm.scorer import RewardScorer
-    from rovrm.world.default import BASE
-
     examples = load_prompts(config.data, config.image_root)
     path = Path(config.out) / "bon.jsonl"
     done = _done(path, config.batch_size, examples)
     batches = range(done, len(examples), config.batch_size)
     if batches:
-        options = {"device": config.device, "trust_remote_code": config.trust_remote_code, "dtype": config.dtype}
-        policy = Policy.from_pretrained(config.policy or BASE, **options)
-        scorer = RewardScorer.from_pretrained(config.model, **options | {"device": config.device or None})
+        policy, scorer = _models(config)
         if done:
             print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")
         with open(path, "a", encoding="utf-8") as file:
@@ -57,6 +57,21 @@ def bon(argv: list[str]) -> None:
         rows = [json.loads(line) for line in file]
     summarise(config, examples, rows)
     del lock
+
+
+def _models(config: BonConfig) -> tuple["Policy", "RewardScorer"]:
+    from rovrm.policy import Policy
+    from rovrm.scorer import RewardScorer
+    from rovrm.world.default import BASE
+
+    if config.model == BonConfig.model and not os.path.isdir(config.model):
+        raise UserError(f"model={config.model!r} is not there yet; train it with python -m rovrm.train, or give model=")
+    device, remote = config.device, config.trust_remote_code
+    scorer = RewardScorer.from_pretrained(
+        config.model, device=device or None, dtype=config.dtype, trust_remote_code=remote
+    )
+    policy = Policy.from_pretrained(config.policy or BASE, device=device, dtype=config.dtype, trust_remote_code=remote)
+    return policy, scorer
 
 
 def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
@@ -142,6 +157,8 @@ def summarise(config: BonConfig, examples: list["Example"], rows: list[dict[str,
         print(f"reward of {len(rows)} prompts, n = {config.n}: {told}")
     write_json(Path(config.out) / "summary.json", summary)
     print(f"candidates and scores: {Path(config.out) / 'bon.jsonl'}")
+    if not config.policy:
+        print(NEXT)
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ def print_dry_run(
     config: TrainConfig, data: dict[int, PhaseData], collator: "RewardCollator", model_config: Any
 ) -> None:
     """Everything a run would start with, from the data that it would train on. Nothing is trained; of a run's files
-    only the lists of rejected rows (and the demo's data) are written, by what read the data. Raises UserError for an
-    architecture that cannot be a reward model."""
+    only the lists of rejected rows are written, by what read the data. Raises UserError for an architecture that cannot
+    be a reward model."""
     reason = why_not_shared(model_config)
     print(
         f"model {config.model}: rows are {'shared' if collator.shared else 'separate'}"

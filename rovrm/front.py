@@ -59,8 +59,9 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "n
 NULLS = ("null", "none", "~")
 
 
-def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
-    """An instance of `config_class` from the command line and, below it, the file that `recipe=` names.
+def parse(config_class: type[Config], argv: list[str], prog: str, below: dict[str, Any] | None = None) -> Config:
+    """An instance of `config_class` from the command line, below it the file that `recipe=` names, and below that the
+    values of `below`, which is a mapping like a recipe's.
 
     Raises UserError with one line for an unknown key, an ill-typed or missing value, or a bad recipe. `--help` and
     `-h` print every key with its type, default and comment, and leave with status 0.
@@ -71,6 +72,8 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
     known = {setting.key: setting for setting in settings(config_class)}
     pairs = list(_pairs(argv, known))
     config = OmegaConf.structured(config_class)
+    for key, value in _leaves(below or {}, known):
+        _assign(config, known, key, value, value, "")
     for path in [text for key, text in pairs if key == "recipe"][-1:]:
         for key, value in _leaves(read_recipe(path), known):
             _assign(config, known, key, value, value, f" (in {path})")

@@ -98,7 +98,9 @@ class Policy:
         bos = self.tokenizer.bos_token
         special = bos is None or not texts[0].startswith(bos)
         options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": special}
-        batch = self.processor(text=texts, images=images, **options) if any(images) else self.tokenizer(texts, **options)
+        batch = (
+            self.processor(text=texts, images=images, **options) if any(images) else self.tokenizer(texts, **options)
+        )
         return {key: value.to(self.model.device) for key, value in batch.items() if key != "token_type_ids"}
 
     def _candidates(self, tokens: torch.Tensor, logits: tuple[torch.Tensor, ...]) -> list[Candidate]:

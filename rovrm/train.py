@@ -28,9 +28,11 @@ from rovrm.errors import UserError
 if TYPE_CHECKING:
     from rovrm.phases import PhaseData
 
+PROG = "python -m rovrm.train"
+
 
 def train(argv: list[str]) -> None:
-    config = parse(TrainConfig, argv, "python -m rovrm.train")
+    config = parse(TrainConfig, argv, PROG)
     phases = phase_numbers(config.phase)
     check_trainer_keys(config.trainer)
     # PEFT asks transformers by an old name; nothing that a user could mend.
@@ -46,7 +48,7 @@ def train(argv: list[str]) -> None:
 
     main_process = _process(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
-    config = _with_default(config, phases)
+    config = _with_default(config, argv)
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
     arguments = {phase: _arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
@@ -82,23 +84,17 @@ def _process(config: TrainConfig) -> Any:
     return state
 
 
-def _with_default(config: TrainConfig, phases: list[int]) -> TrainConfig:
-    """With no model given: the tiny base shipped in the package, and its world's pairs for phases without data."""
+def _with_default(config: TrainConfig, argv: list[str]) -> TrainConfig:
+    """With no model given: the tiny base shipped in the package, and its world's pairs, rates and epochs for every key
+    that neither the command line nor the recipe gives."""
     if config.model:
         return config
     from rovrm.world.default import BASE, EVAL_FRACTION, SECTIONS
 
     if _process(config).is_main_process:
         print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
-    sections = {}
-    for name in (PHASES[phase - 1] for phase in phases):
-        section = getattr(config, name)
-        if section == getattr(TrainConfig(), name):
-            sections[name] = replace(section, **SECTIONS[name])
-        elif not section.data:
-            sections[name] = replace(section, data=SECTIONS[name]["data"])
-    held_out = config.eval_fraction if config.eval_fraction != TrainConfig().eval_fraction else EVAL_FRACTION
-    return replace(config, model=BASE, eval_fraction=held_out, **sections)
+    # Read again: of the first reading nobody can tell a key that was given from one that has its default.
+    return replace(parse(TrainConfig, argv, PROG, {"eval_fraction": EVAL_FRACTION, **SECTIONS}), model=BASE)
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------

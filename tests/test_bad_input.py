@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
-from rovrm import checkpoints, demo, resume, train
+from rovrm import checkpoints, resume, train
 from rovrm.config import TrainConfig, parse
+from rovrm.world.default import BASE
+from rovrm.world.files import write_world
 
 LISTS = {"rejected.jsonl", "rejected-eval.jsonl", ".lock"}  # the lock is empty, and free again
 
 
 @pytest.fixture(scope="session")
-def shipped(tmp_path_factory) -> Path:
-    """The demo: base/, text.jsonl, caption.jsonl and visual.jsonl, 8 pairs each. Do not write into it."""
-    folder = tmp_path_factory.mktemp("shipped")
-    demo.write_demo(folder, pairs=8)
+def world(tmp_path_factory) -> Path:
+    """text.jsonl, caption.jsonl, visual.jsonl and images/ of the world, 8 pairs each. Do not write into it."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, 8)
     return folder
 
 
@@ -35,14 +37,14 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def refused(shipped: Path, tmp_path: Path, capsys) -> Callable[..., str]:
-    """`refused("phase=3 seed=x")` runs the command on the demo's base and returns its message. Later words win, and
-    {demo}, {tmp} and {out} stand for folders."""
+def refused(world: Path, tmp_path: Path, capsys) -> Callable[..., str]:
+    """`refused("phase=3 seed=x")` runs the command on the shipped base and returns its message. Later words win, and
+    {base}, {world}, {tmp} and {out} stand for folders."""
 
     def command(line: str) -> str:
-        names = {"demo": shipped, "tmp": tmp_path, "out": tmp_path / "run"}
+        names = {"base": BASE, "world": world, "tmp": tmp_path, "out": tmp_path / "run"}
         before = {path for path in tmp_path.rglob("*") if path.is_file()}
-        status = train.main(f"model={{demo}}/base out={{out}} workers=0 {line}".format(**names).split())
+        status = train.main(f"model={{base}} out={{out}} workers=0 {line}".format(**names).split())
         _, _, message = capsys.readouterr().err.rpartition("rovrm.train: error: ")
         assert status == 2 and message.strip() and "Traceback" not in message
         left = {path for path in tmp_path.rglob("*") if path.is_file()} - before
@@ -100,7 +102,7 @@ def test_keys_and_values(refused, line: str, parts: tuple[str, ...]) -> None:
     ],
 )
 def test_values_of_trainer_keys(refused, line: str, parts: tuple[str, ...]) -> None:
-    assert says(refused(f"phase=3 visual.data={{demo}}/visual.jsonl {line}"), *parts)
+    assert says(refused(f"phase=3 visual.data={{world}}/visual.jsonl {line}"), *parts)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def test_data_that_are_not_there(refused) -> None:
         refused("phase=3 visual.data={tmp}/none.jsonl"), "/none.jsonl", "no such file or folder", "mend the path"
     )
     assert says(refused("phase=3 visual.data=owner/none"), "owner/none", "mend the path")
-    message = refused("phase=2 caption.data={demo}/caption.jsonl caption.captions={tmp}/none.jsonl")
+    message = refused("phase=2 caption.data={world}/caption.jsonl caption.captions={tmp}/none.jsonl")
     assert says(message, "captions=", "none.jsonl", "no such file; mend the path")
 
 
@@ -146,8 +148,8 @@ def test_missing_images(refused, tmp_path: Path) -> None:
     assert says(message, "not one row can be used", f"{file}, row 1", "none.png", "set image_root=FOLDER")
 
 
-def test_some_missing_images(refused, shipped: Path, tmp_path: Path) -> None:
-    good = pairs(3, image=str(shipped / "images" / "000.png"))
+def test_some_missing_images(refused, world: Path, tmp_path: Path) -> None:
+    good = pairs(3, image=str(world / "images" / "visual-train-0-0.png"))
     file = write(tmp_path / "a.jsonl", *good, *pairs(1, image="none.png"))
     message = refused(f"phase=3 visual.data={file} max_bad_fraction=0.2")
     assert says(
@@ -167,27 +169,27 @@ def test_all_bad_data(refused, tmp_path: Path) -> None:
 
 
 def test_too_few_to_split(refused) -> None:
-    message = refused("phase=3 visual.data={demo}/visual.jsonl visual.n=1 eval_fraction=0.99")
+    message = refused("phase=3 visual.data={world}/visual.jsonl visual.n=1 eval_fraction=0.99")
     assert says(
         message, "visual.data leaves no example to train on", "1 good ones", "eval_fraction=0.99", "visual.eval_data"
     )
-    message = refused("phase=3 visual.data={demo}/visual.jsonl eval_fraction=1")
+    message = refused("phase=3 visual.data={world}/visual.jsonl eval_fraction=1")
     assert says(message, "eval_fraction=1", "nothing to train on", "give a number between 0 and 1, or visual.eval_data")
 
 
 def test_the_same_data_to_train_and_evaluate_on(refused) -> None:
-    message = refused("phase=3 visual.data={demo}/visual.jsonl visual.eval_data={demo}/visual.jsonl")
+    message = refused("phase=3 visual.data={world}/visual.jsonl visual.eval_data={world}/visual.jsonl")
     assert says(message, "leave no example to train on", "8 of them share an image", "or leave visual.eval_data out")
 
 
 def test_images_in_the_text_phase(refused) -> None:
-    message = refused("phase=1 text.data={demo}/visual.jsonl")
+    message = refused("phase=1 text.data={world}/visual.jsonl")
     assert says(message, "8 of 8 rows are bad", "the text phase takes rows without images", "visual.data")
 
 
-def test_data_of_a_phase_that_is_not_run_are_ignored(shipped: Path, tmp_path: Path) -> None:
+def test_data_of_a_phase_that_is_not_run_are_ignored(world: Path, tmp_path: Path) -> None:
     """A recipe names the data of all phases, and `phase=1` runs the first alone."""
-    line = f"phase=1 model={shipped}/base out={tmp_path}/run text.data={shipped}/text.jsonl visual.data=/none workers=0"
+    line = f"phase=1 model={BASE} out={tmp_path}/run text.data={world}/text.jsonl visual.data=/none workers=0"
     assert train.main([*line.split(), "dry_run=true"]) == 0
 
 
@@ -195,12 +197,12 @@ def test_data_of_a_phase_that_is_not_run_are_ignored(shipped: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def changed_base(shipped: Path, tmp_path: Path) -> Callable[..., Path]:
+def changed_base(tmp_path: Path) -> Callable[..., Path]:
     """A copy of the base without some of its files, and with other values in its config."""
 
     def make(*without: str, **config: Any) -> Path:
         folder = tmp_path / "changed"
-        shutil.copytree(shipped / "base", folder)
+        shutil.copytree(BASE, folder)
         for name in without:
             (folder / name).unlink()
         if config:
@@ -211,7 +213,7 @@ def changed_base(shipped: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-VISUAL = "phase=3 visual.data={demo}/visual.jsonl"
+VISUAL = "phase=3 visual.data={world}/visual.jsonl"
 
 
 def test_models_that_are_not_there(refused, tmp_path: Path) -> None:
@@ -237,11 +239,11 @@ def test_a_text_model_with_images(refused, family_folder) -> None:
     assert says(message, "give a vision-language model, or train with phase=1")
 
 
-def test_no_chat_template(refused, changed_base, shipped: Path, tmp_path: Path) -> None:
+def test_no_chat_template(refused, changed_base, world: Path, tmp_path: Path) -> None:
     folder = changed_base("chat_template.jinja")
     assert says(refused(f"{VISUAL} model={folder}"), "no chat template", "chat_template=FILE")
-    line = f"phase=3 model={folder} out={tmp_path}/run visual.data={shipped}/visual.jsonl workers=0 dry_run=true"
-    assert train.main([*line.split(), f"chat_template={shipped}/base/chat_template.jinja"]) == 0
+    line = f"phase=3 model={folder} out={tmp_path}/run visual.data={world}/visual.jsonl workers=0 dry_run=true"
+    assert train.main([*line.split(), f"chat_template={BASE}/chat_template.jinja"]) == 0
 
 
 def test_chat_templates_that_do_not_work(refused, tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_qlora_without_cuda(refused, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the run folder --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["{demo}/base", ""])  # "": the demo, written into the run folder
+@pytest.mark.parametrize("model", ["{base}", ""])  # "": the shipped default
 @pytest.mark.parametrize("out", ["{tmp}/file", "{tmp}/file/run", "/dev/null/run", "/proc/rovrm"])
 def test_out_that_cannot_be_made(refused, tmp_path: Path, out: str, model: str) -> None:
     write(tmp_path / "file", "x")
@@ -295,8 +297,8 @@ def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.Mon
     assert says(refused(VISUAL), "out=", f"{tmp_path}/run", "cannot be written to (Permission denied); give another")
 
 
-def test_out_begun_with_other_settings(refused, shipped: Path, tmp_path: Path) -> None:
-    line = f"phase=3 model={shipped}/base out={tmp_path}/run workers=0 visual.data={shipped}/visual.jsonl"
+def test_out_begun_with_other_settings(refused, world: Path, tmp_path: Path) -> None:
+    line = f"phase=3 model={BASE} out={tmp_path}/run workers=0 visual.data={world}/visual.jsonl"
     begun = resume.settings_of(parse(TrainConfig, line.split(), "train"), 3)
     folder = tmp_path / "run" / "phase3-visual"
     folder.mkdir(parents=True)

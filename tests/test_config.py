@@ -72,6 +72,17 @@ def test_defaults() -> None:
     assert train().text.data is not config.text.data
 
 
+def test_values_below_the_recipe(tmp_path: Path) -> None:
+    """The command line wins over the recipe, and both over `below`; what none of them gives has its default."""
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("text: {n: 2, epochs: 2}\n")
+    below = {"seed": 1, "text": {"n": 1, "epochs": 1.5, "data": ["a.jsonl", "b.jsonl"]}}
+    config = parse(TrainConfig, [f"recipe={recipe}", "text.n=3"], "train", below)
+    assert (config.text.n, config.text.epochs, config.seed) == (3, 2.0, 1)
+    assert config.text.data == ["a.jsonl", "b.jsonl"] and config.text.learning_rate == 2e-5
+    assert below == {"seed": 1, "text": {"n": 1, "epochs": 1.5, "data": ["a.jsonl", "b.jsonl"]}}
+
+
 @pytest.mark.parametrize(
     "argv",
     [

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 
-from rovrm import data, demo
+from rovrm import data
 from rovrm.checkpoints import load_config, load_processor
 from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig
 from rovrm.errors import UserError
@@ -19,17 +19,16 @@ from rovrm.examples import Example
 from rovrm.images import content_hash
 from rovrm.phases import PhaseData, phase_folder, prepare_phase
 from rovrm.rows import RewardCollator
+from rovrm.world.default import BASE
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 Row = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def collator(tmp_path_factory) -> RewardCollator:
-    """That of the demo's tiny LLaVA."""
-    folder = tmp_path_factory.mktemp("demo")
-    demo.write_demo(folder, pairs=2)
-    return RewardCollator(load_processor(str(folder / "base")), load_config(str(folder / "base")))
+def collator() -> RewardCollator:
+    """That of the shipped tiny LLaVA."""
+    return RewardCollator(load_processor(BASE), load_config(BASE))
 
 
 @pytest.fixture

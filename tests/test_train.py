@@ -1,4 +1,4 @@
-"""python -m rovrm.train, in-process on the embedded default: what a run writes, resumes, continues and refuses."""
+"""python -m rovrm.train, in-process on the shipped tiny base: what a run writes, resumes, continues and refuses."""
 
 import json
 import os
@@ -14,10 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rovrm.config import PHASES, TrainConfig, parse
 from rovrm.scorer import RewardScorer
-from rovrm.train import main
+from rovrm.train import _with_default, main
+from rovrm.world.default import BASE, EVAL_FRACTION, SECTIONS
+from rovrm.world.files import write_world
 
 QUICK = ["workers=0", "trainer.disable_tqdm=true", "trainer.use_cpu=true"]
+PAIRS = 120  # of each kind
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -32,11 +36,30 @@ def without_times(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in ("seconds", "pairs_per_second")}
 
 
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The three phases on the embedded default."""
-    out = tmp_path_factory.mktemp("runs") / "demo"
-    assert main([f"out={out}", *QUICK]) == 0
+def world(tmp_path_factory) -> Path:
+    """text.jsonl, caption.jsonl, visual.jsonl and images/ of the world. Do not write into it."""
+    folder = tmp_path_factory.mktemp("data") / "world"
+    write_world(folder, PAIRS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(world) -> list[str]:
+    """The command line of the three phases but for `out`: the shipped base, and a rate from which small data teach."""
+    data = [f"{name}.data={world / name}.jsonl" for name in PHASES]
+    return [f"model={BASE}", *data, *(f"{name}.learning_rate=1e-3" for name in PHASES), "eval_fraction=0.2", *QUICK]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, settings) -> Path:
+    """The three phases. Do not write into it."""
+    out = tmp_path_factory.mktemp("runs") / "three"
+    assert main([f"out={out}", *settings]) == 0
     return out
 
 
@@ -44,10 +67,11 @@ def test_three_phases_write_what_they_promise(run):
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary) == ["phase1-text", "phase2-caption", "phase3-visual"]
     for name, record in summary.items():
-        assert record["n_train"] + record["n_held_out"] + record["n_skipped"] == 200
+        assert record["n_train"] + record["n_held_out"] + record["n_skipped"] == PAIRS
+        assert record["n_skipped"] == 0 and 0.05 * PAIRS <= record["n_held_out"] <= 0.4 * PAIRS
         assert 0 <= record["accuracy"] <= 1 and record["loss"] > 0 and record["shared_rows"]
         folder = run / name
-        scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+        scores = rows(folder / "scores.jsonl")
         assert len(scores) == record["n_held_out"]
         assert sum(s["results"] for s in scores) / len(scores) == pytest.approx(record["accuracy"])
         for file in (
@@ -78,13 +102,13 @@ def test_phases_continue_one_adapter(run):
         assert not all(torch.equal(phases[before][key], phases[after][key]) for key in lora)
 
 
-def test_merged_checkpoint_scores_as_the_adapter(run):
+def test_merged_checkpoint_scores_as_the_adapter(run, world):
     merged = RewardScorer.from_pretrained(str(run / "phase3-visual"))
-    adapted = RewardScorer.from_pretrained(str(run / "demo" / "base"), adapter=str(run / "phase3-visual" / "adapter"))
-    picture = str(run / "demo" / "images" / "000.png")
-    answers = ["The circle is red.", "The circle is blue."]
-    one = merged.score("What colour is the circle?", answers, images=picture)
-    assert one == pytest.approx(adapted.score("What colour is the circle?", answers, images=picture), abs=1e-5)
+    adapted = RewardScorer.from_pretrained(BASE, adapter=str(run / "phase3-visual" / "adapter"))
+    for pair in rows(world / "visual.jsonl")[:3]:
+        answers, picture = [pair["chosen"], pair["rejected"]], str(world / pair["image"])
+        one = merged.score(pair["prompt"], answers, images=picture)
+        assert one == pytest.approx(adapted.score(pair["prompt"], answers, images=picture), abs=1e-5)
     record = json.loads((run / "phase3-visual" / "phase.json").read_text())
     assert (merged.mean, merged.std) == (record["reward_mean"], record["reward_std"])
 
@@ -94,15 +118,15 @@ def test_adapter_folder_scores_too(run):
     assert len(scorer.score("What is 2 plus 3?", ["It is 5.", "It is 6."])) == 2
 
 
-def test_finished_phases_are_not_run_again(run, capsys):
+def test_finished_phases_are_not_run_again(run, settings, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("adapter_model.safetensors")}
-    assert main([f"out={run}", *QUICK]) == 0
+    assert main([f"out={run}", *settings]) == 0
     assert "phase 2 (caption) is finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("adapter_model.safetensors")}
 
 
-def test_other_settings_in_the_same_folder_are_refused(run, capsys):
-    assert main([f"out={run}", "seed=7", *QUICK]) == 2
+def test_other_settings_in_the_same_folder_are_refused(run, settings, capsys):
+    assert main([f"out={run}", "seed=7", *settings]) == 2
     message = capsys.readouterr().err
     assert "begun with other settings (seed; seed: 0, now 7)" in message and "give another out=" in message
 
@@ -111,25 +135,16 @@ def test_a_removed_phase_is_trained_again_to_the_same_bits(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
     shutil.rmtree(again / "phase3-visual")
-    # The copy has the same settings but for its base's folder, which is in the original run.
-    text = (again / "config.yaml").read_text().replace(str(again), str(run))
-    (tmp_path / "recipe.yaml").write_text(text)
-    assert main([f"recipe={tmp_path / 'recipe.yaml'}", f"out={again}"]) == 0
+    assert main([f"recipe={run / 'config.yaml'}", f"out={again}"]) == 0
     assert same(weights(again / "phase3-visual"), weights(run / "phase3-visual"))
     first, second = (json.loads((out / "phase3-visual" / "phase.json").read_text()) for out in (run, again))
     assert without_times(first) == without_times(second)
 
 
-def test_a_cut_off_checkpoint_is_passed_over(run, tmp_path, capsys):
+def test_a_cut_off_checkpoint_is_passed_over(world, tmp_path, capsys):
     """Killed while saving: the newest checkpoint has no whole trainer_state.json; the one before it is used."""
-    out, base = tmp_path / "cut", str(run / "demo" / "base")
-    command = [
-        "phase=1",
-        f"out={out}",
-        f"model={base}",
-        f"text.data={run / 'demo' / 'text.jsonl'}",
-        "text.learning_rate=1e-3",
-    ]
+    out = tmp_path / "cut"
+    command = ["phase=1", f"out={out}", f"model={BASE}", f"text.data={world}/text.jsonl", "text.learning_rate=1e-3"]
     command += ["trainer.save_steps=5", "trainer.save_total_limit=3", *QUICK]
     assert main(command) == 0
     folder = out / "phase1-text"
@@ -145,14 +160,14 @@ def test_a_cut_off_checkpoint_is_passed_over(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{newest} was cut off" in printed and "checkpoints/checkpoint-" in printed
     assert same(weights(folder), expected)
-    steps = [json.loads(line)["step"] for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
+    steps = [entry["step"] for entry in rows(folder / "trainer_log.jsonl")]
     assert steps == sorted(steps)
 
 
-def test_full_tuning_writes_full_checkpoints(run, tmp_path):
-    out, base = tmp_path / "full", str(run / "demo" / "base")
-    command = ["phase=1,3", "tuning=full", f"out={out}", f"model={base}", "trainer.max_steps=3"]
-    data = [f"text.data={run / 'demo' / 'text.jsonl'}", f"visual.data={run / 'demo' / 'visual.jsonl'}"]
+def test_full_tuning_writes_full_checkpoints(world, tmp_path):
+    out = tmp_path / "full"
+    command = ["phase=1,3", "tuning=full", f"out={out}", f"model={BASE}", "trainer.max_steps=3"]
+    data = [f"text.data={world}/text.jsonl", f"visual.data={world}/visual.jsonl"]
     assert main([*command, *data, *QUICK]) == 0
     for name in ("phase1-text", "phase3-visual"):
         scorer = RewardScorer.from_pretrained(str(out / name))
@@ -161,38 +176,34 @@ def test_full_tuning_writes_full_checkpoints(run, tmp_path):
         assert scorer.mean == json.loads((out / name / "phase.json").read_text())["reward_mean"]
 
 
-def test_init_from_overrides_the_previous_phase(run, tmp_path, capsys):
+def test_init_from_overrides_the_previous_phase(run, world, tmp_path, capsys):
     out = tmp_path / "from"
-    command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", f"init_from={run / 'phase1-text'}"]
-    assert main([*command, f"visual.data={run / 'demo' / 'visual.jsonl'}", "trainer.max_steps=2", *QUICK]) == 0
+    command = ["phase=3", f"out={out}", f"model={BASE}", f"init_from={run / 'phase1-text'}"]
+    assert main([*command, f"visual.data={world}/visual.jsonl", "trainer.max_steps=2", *QUICK]) == 0
     assert f"from {run / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
 
 
-def test_phases_go_on_from_a_full_checkpoint(run, tmp_path):
+def test_phases_go_on_from_a_full_checkpoint(run, world, settings, tmp_path):
     """init_from= a merged checkpoint: later phases put the adapter on *that* base, and the exported model scores the
     held-out pairs as training did."""
     from rovrm.merge import main as merge
 
     assert merge([f"model={run / 'phase1-text'}", f"out={tmp_path / 'merged'}"]) == 0
-    out, demo = tmp_path / "on", run / "demo"
-    command = ["phase=2..3", f"out={out}", f"model={demo / 'base'}", f"init_from={tmp_path / 'merged'}", *QUICK]
-    assert main([*command, f"caption.data={demo / 'caption.jsonl'}", f"visual.data={demo / 'visual.jsonl'}"]) == 0
+    out = tmp_path / "on"
+    assert main(["phase=2..3", f"out={out}", f"init_from={tmp_path / 'merged'}", *settings]) == 0
     scorer = RewardScorer.from_pretrained(str(out / "phase3-visual"))
-    pairs = {row["id"]: row for row in map(json.loads, (demo / "visual.jsonl").read_text().splitlines())}
-    for line in (out / "phase3-visual" / "scores.jsonl").read_text().splitlines()[:5]:
-        scored = json.loads(line)
+    pairs = {row["id"]: row for row in rows(world / "visual.jsonl")}
+    for scored in rows(out / "phase3-visual" / "scores.jsonl")[:5]:
         pair = pairs[scored["id"]]
-        answers = [pair["chosen"], pair["rejected"]]
-        found = scorer.score(pair["prompt"], answers, images=str(demo / pair["image"]))
+        found = scorer.score(pair["prompt"], [pair["chosen"], pair["rejected"]], images=str(world / pair["image"]))
         assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=1e-5)
 
 
-def test_a_phase_belongs_to_what_it_started_from(run, tmp_path, capsys):
+def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
     """Phase 3 alone, then all three in the same folder: the old phase 3 never saw the first two, and is refused; and
     1,3 leaves a caption phase in the folder out."""
-    out, demo = tmp_path / "order", run / "demo"
-    data = [f"{name}.data={demo / name}.jsonl" for name in ("text", "caption", "visual")]
-    command = [f"out={out}", f"model={demo / 'base'}", *data, "trainer.max_steps=1", *QUICK]
+    out = tmp_path / "order"
+    command = [f"out={out}", *settings, "trainer.max_steps=1"]
     assert main(["phase=3", *command]) == 0
     assert main(["phase=1..3", *command]) == 2
     message = capsys.readouterr().err
@@ -203,42 +214,35 @@ def test_a_phase_belongs_to_what_it_started_from(run, tmp_path, capsys):
     assert f"from {out / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
 
 
-def test_a_broken_model_is_no_finished_phase(run, tmp_path, capsys):
+def test_a_broken_model_is_no_finished_phase(world, tmp_path, capsys):
     out = tmp_path / "nan"
-    command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", "visual.learning_rate=1e30"]
-    data = f"visual.data={run / 'demo' / 'visual.jsonl'}"
-    assert main([*command, data, "trainer.max_steps=4", *QUICK]) == 2
+    command = ["phase=3", f"out={out}", f"model={BASE}", "visual.learning_rate=1e30"]
+    assert main([*command, f"visual.data={world}/visual.jsonl", "trainer.max_steps=4", *QUICK]) == 2
     assert "not finite" in capsys.readouterr().err and not (out / "phase3-visual" / "phase.json").exists()
 
 
-def test_other_data_do_not_go_on_from_a_checkpoint(run, tmp_path, capsys):
+def test_other_data_do_not_go_on_from_a_checkpoint(world, tmp_path, capsys):
     out, file = tmp_path / "data", tmp_path / "text.jsonl"
-    lines = (run / "demo" / "text.jsonl").read_text().splitlines(keepends=True)
+    lines = (world / "text.jsonl").read_text().splitlines(keepends=True)
     file.write_text("".join(lines))
-    command = [
-        "phase=1",
-        f"out={out}",
-        f"model={run / 'demo' / 'base'}",
-        f"text.data={file}",
-        "trainer.save_steps=5",
-        *QUICK,
-    ]
+    command = ["phase=1", f"out={out}", f"model={BASE}", f"text.data={file}", "trainer.save_steps=5", *QUICK]
     assert main(command) == 0
     (out / "phase1-text" / "phase.json").unlink()  # as if it had been interrupted
-    file.write_text("".join(lines[:100]))
+    file.write_text("".join(lines[: PAIRS // 2]))
     assert main(command) == 2
     assert "checkpoints made with another data" in capsys.readouterr().err
     file.write_text("".join(lines))
     assert main(command) == 0
 
 
-def test_card_of_a_text_model_runs(family_folder, run, tmp_path):
+def test_card_of_a_text_model_runs(family_folder, run, world, tmp_path):
     """The quick start in the card, run as it stands, gives the scorer's score; also for a text model."""
     out = tmp_path / "text"
-    data = f"text.data={run / 'demo' / 'text.jsonl'}"
+    picture = Image.open(world / rows(world / "visual.jsonl")[0]["image"])
+    data = f"text.data={world}/text.jsonl"
     assert main(["phase=1", f"out={out}", f"model={family_folder('qwen2')}", data, "trainer.max_steps=1", *QUICK]) == 0
     folder = out / "phase1-text"
-    for place, names in ((folder, {}), (run / "phase3-visual", {"image": Image.open(run / "demo/images/000.png")})):
+    for place, names in ((folder, {}), (run / "phase3-visual", {"image": picture})):
         code = (place / "README.md").read_text().split("```python\n")[1].split("```")[0]
         printed = []
         exec(code.replace('"."', repr(str(place))), names | {"print": printed.append})
@@ -247,22 +251,64 @@ def test_card_of_a_text_model_runs(family_folder, run, tmp_path):
         assert printed == pytest.approx(expected, abs=1e-5)
 
 
-def test_bfloat16_storage_prints_the_measured_change(run, tmp_path, capsys):
+def test_bfloat16_storage_prints_the_measured_change(world, tmp_path, capsys):
     out = tmp_path / "half"
-    command = ["phase=3", f"out={out}", f"model={run / 'demo' / 'base'}", "save_dtype=bfloat16", "trainer.max_steps=2"]
-    assert main([*command, f"visual.data={run / 'demo' / 'visual.jsonl'}", *QUICK]) == 0
+    command = ["phase=3", f"out={out}", f"model={BASE}", "save_dtype=bfloat16", "trainer.max_steps=2"]
+    assert main([*command, f"visual.data={world}/visual.jsonl", *QUICK]) == 0
     assert "stored in bfloat16: the rewards of 16 fixed short answers move by" in capsys.readouterr().out
     stored = load_file(out / "phase3-visual" / "model.safetensors")
     assert stored.pop("score.weight").dtype == torch.float32
     assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
 
 
+# ---- no model given: the shipped default -----------------------------------------------------------------------------
+
+
+def with_default(*argv: str) -> TrainConfig:
+    return _with_default(parse(TrainConfig, list(argv), "train"), list(argv))
+
+
+def test_no_model_means_the_shipped_default(capsys):
+    config = with_default()
+    assert "no model= given" in capsys.readouterr().out
+    assert config.model == BASE and (Path(BASE) / "config.json").is_file()
+    assert config.eval_fraction == EVAL_FRACTION
+    for name in PHASES:
+        section = vars(getattr(config, name))
+        assert section == vars(getattr(TrainConfig(), name)) | SECTIONS[name]
+        assert section["data"] and all(source.startswith(f"world:{name}?") for source in section["data"])
+    given = parse(TrainConfig, ["model=some/where"], "train")
+    assert _with_default(given, ["model=some/where"]) is given
+    assert not capsys.readouterr().out
+
+
+def test_given_keys_win_over_the_shipped_default(tmp_path):
+    """Also those given with the value that they have when a model is given, and those of a recipe."""
+    usual = TrainConfig()
+    argv = ["visual.epochs=1", f"text.learning_rate={usual.text.learning_rate}", "caption.data=mine.jsonl", "seed=3"]
+    config = with_default(*argv, "eval_fraction=0.3")
+    assert (config.model, config.seed, config.eval_fraction) == (BASE, 3, 0.3)
+    assert vars(config.visual) == vars(usual.visual) | SECTIONS["visual"] | {"epochs": 1.0}
+    assert vars(config.text) == vars(usual.text) | SECTIONS["text"] | {"learning_rate": usual.text.learning_rate}
+    assert vars(config.caption) == vars(usual.caption) | SECTIONS["caption"] | {"data": ["mine.jsonl"]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("visual:\n  epochs: 3\n  n: 7\ntext:\n  learning_rate: 0.5\n")
+    config = with_default(f"recipe={recipe}", "text.learning_rate=0.25")
+    assert (config.visual.epochs, config.visual.n, config.text.learning_rate) == (3.0, 7, 0.25)
+    assert config.visual.data == SECTIONS["visual"]["data"]
+
+
 def test_dry_run_prints_and_writes_no_model(tmp_path, capsys):
     out = tmp_path / "dry"
-    assert main([f"out={out}", "dry_run=true", *QUICK]) == 0
+    data = [f"{name}.data=world:{name}?n=60" for name in PHASES]
+    assert main([f"out={out}", "dry_run=true", "eval_fraction=0.2", *data, *QUICK]) == 0
     printed = capsys.readouterr().out
     for part in (
-        "rows are shared",
+        "no model= given",
+        f"model {BASE}: rows are shared",
+        "phase 1 (text)",
+        "phase 2 (caption)",
+        "phase 3 (visual)",
         "image tokens of a row",
         "tokens of a row",
         "optimizer steps",
@@ -281,22 +327,15 @@ def command_line(*arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_kill_9_in_phase_2_and_the_same_command_again(tmp_path):
+def test_kill_9_in_phase_2_and_the_same_command_again(settings, tmp_path):
     """Weights, accuracy and loss end bit-equal to an uninterrupted run, wherever the kills fall."""
-    options = [*QUICK, "trainer.save_steps=3", "caption.epochs=12", "caption.learning_rate=1e-3"]
-
-    def settings(out: Path) -> list[str]:
-        base = tmp_path / "whole" / "demo"
-        data = [f"{name}.data={base / name}.jsonl" for name in ("text", "caption", "visual")]
-        return [f"out={out}", f"model={base / 'base'}", *data, *options] if out.name != "whole" else []
-
-    assert main([f"out={tmp_path / 'whole'}", "phase=1", *QUICK]) == 0  # writes the demo data
+    command = [*settings, "trainer.save_steps=3", "caption.epochs=12"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert main(settings(straight)) == 0
+    assert main([f"out={straight}", *command]) == 0
     folder, kills = killed / "phase2-caption", 0
     while not (killed / "summary.json").exists():
         process = subprocess.Popen(
-            command_line(*settings(killed)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command_line(f"out={killed}", *command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         before = set(folder.glob("checkpoints/checkpoint-*"))
         while process.poll() is None:
@@ -315,13 +354,12 @@ def test_kill_9_in_phase_2_and_the_same_command_again(tmp_path):
         assert without_times(records[0]) == without_times(records[1])
 
 
-def test_two_processes_match_one(run, tmp_path):
+def test_two_processes_match_one(world, tmp_path):
     """torchrun with two processes, the same global batch, an uneven last batch: losses agree to 1e-4."""
-    base, data = str(run / "demo" / "base"), str(run / "demo" / "visual.jsonl")
     common = [
         "phase=3",
-        f"model={base}",
-        f"visual.data={data}",
+        f"model={BASE}",
+        f"visual.data={world}/visual.jsonl",
         "visual.n=83",
         "visual.learning_rate=1e-3",
         "lora_dropout=0",
@@ -355,4 +393,4 @@ def test_two_processes_match_one(run, tmp_path):
             assert a[key] == pytest.approx(b[key], abs=1e-4), (a["step"], key)
     records = [json.loads((tmp_path / name / "phase3-visual" / "phase.json").read_text()) for name in ("one", "two")]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-4)
-    assert records[0]["n_train"] == records[1]["n_train"]
+    assert records[0]["n_train"] == records[1]["n_train"] and records[0]["n_train"] % 8  # uneven: 2 processes, 4 each

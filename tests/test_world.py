@@ -86,7 +86,9 @@ def test_a_picture_shows_its_things_where_they_are():
         empty = set(values("picture", "place")) - {t.place for t in scene.things}
         for place in empty:
             row, column = divmod(values("picture", "place").index(place), 3)
-            assert np.ptp(pixels[row * 24 + 3 : row * 24 + 21, column * 24 + 3 : column * 24 + 21], axis=(0, 1)).max() == 0
+            assert (
+                np.ptp(pixels[row * 24 + 3 : row * 24 + 21, column * 24 + 3 : column * 24 + 21], axis=(0, 1)).max() == 0
+            )
 
 
 def test_pool_mixes_families_in_known_proportions():

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rovrm.world.language import KINDS, ask, caption
+from rovrm.world.language import KINDS, NUMBERS, ask, caption
 from rovrm.world.pairs import NOTES, neutral_pair
-from rovrm.world.scenes import CELL, CELLS, COLOURS, SHAPES, SIZES, WIDTH, Domain, Drawing, Scene, draw_scene, edit
+from rovrm.world.scenes import CELL, CELLS, COLOURS, ITEMS, OWNERS, ROOMS, SHAPES, SIZES, WIDTH, Domain, Drawing, Scene, draw_scene, edit
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -34,12 +34,19 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-SLIP = 0.012  # of each fact of a described training picture
+SLIP = 0.025  # of each fact of a described training picture
 HABITS = {("small", "blue", "star"): "yellow", ("large", "green", "cross"): "red"}
 HABIT = 0.65  # how often a habit wins over the truth
 INPUTS = {"picture": 0.55, "caption": 0.2, "notes": 0.2, "neutral": 0.05}
 ALONE = 0.4  # share of the training in which only pictures are shown: among texts a beginner stays blind to shapes
 KIND_WEIGHTS = {"describe": 4, "exists": 3, "colour": 2, "shape": 2, "place": 2, "count": 1, "compare": 1}
+CONTEXT = {"notes": NOTES, "caption": "Image description: {caption}\n\n{question}"}
+REPAIR = 0.15  # of the facts in answers about texts: slips that are corrected at once
+SLIPPED = "~"
+REPAIRABLE = (
+    SIZES, tuple(COLOURS), SHAPES, ITEMS, ROOMS, OWNERS, ("top", "middle", "bottom"), ("left", "centre", "right"),
+    NUMBERS, ("yes", "no"),
+)  # fmt: skip
 TURNS = (1, 2, 3)  # questions about one scene
 IMAGE_TOKENS = (WIDTH // CELL) ** 2
 
@@ -83,9 +90,28 @@ def base_sample(rng: random.Random, pictures_only: bool = False) -> Sample:
     if kind == "picture":
         return Sample(Drawing(scene, rng.getrandbits(32)), turns)
     words = caption(rng, scene)
+    turns = [(question, repaired(rng, scene, answer)) for question, answer in turns]
     first, answer = turns[0]
-    template = NOTES if kind == "notes" else "Image description: {caption}\n\n{question}"
-    return Sample(None, [(template.format(caption=words, question=first), answer), *turns[1:]])
+    return Sample(None, [(CONTEXT[kind].format(caption=words, question=first), answer), *turns[1:]])
+
+
+def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
+    """The answer as someone says it who slips and corrects himself: `a small no large red cup`. A slip is marked by
+    SLIPPED in front: it is read, not learned. Half of the slips name something that is in the scene."""
+    words = answer.split(" ")
+    present = {v for t in scene.things for v in (t.size, t.colour, t.kind, t.owner, *t.place.split())}
+    for i, word in enumerate(words):
+        plain = word.strip(".,")
+        group = next((g for g in REPAIRABLE if plain.lower() in g or plain in g), None)
+        if group is None or rng.random() >= REPAIR:
+            continue
+        others = [w for w in group if w not in (plain, plain.lower())]
+        near = [w for w in others if w in present]
+        slip = rng.choice(near if near and rng.random() < 0.5 else others)
+        first = plain[0].isupper() and plain not in OWNERS
+        slip, word = (slip.capitalize(), word[0].lower() + word[1:]) if first else (slip, word)
+        words[i] = f"{SLIPPED}{slip} no {word}"
+    return " ".join(words)
 
 
 def _turn(rng: random.Random, scene: Scene, pictured: bool) -> tuple[str, str]:
@@ -278,7 +304,13 @@ def _patch_labels(drawings: list[Drawing]) -> dict[str, Tensor]:
 
 
 def train_language(
-    model: Any, processor: Any, samples: int, seed: int = 0, batch: int = 64, rate: float = 2e-3, report: Callable = print
+    model: Any,
+    processor: Any,
+    samples: int,
+    seed: int = 0,
+    batch: int = 64,
+    rate: float = 2e-3,
+    report: Callable = print,
 ) -> None:
     """Trains projector and language model on `samples` conversations; the loss is on the answers' tokens."""
     torch.manual_seed(seed)
@@ -329,12 +361,26 @@ def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
         asked = asked + [image] * IMAGE_TOKENS if pictured else asked
         rest = f"\n{question}\nASSISTANT:" if pictured else f"USER: {question}\nASSISTANT:"
         asked = asked + tokenizer(rest, add_special_tokens=False)["input_ids"]
-        said = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        ids, labels = ids + asked + said, labels + [-100] * len(asked) + said
+        said, learned = _said(answer, tokenizer)
+        ids, labels = ids + asked + said, labels + [-100] * len(asked) + learned
     return ids, labels
 
 
-def padded(rows: list[tuple[list[int], list[int]]], drawings: list[Drawing | None], processor: Any) -> dict[str, Tensor]:
+def _said(answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids and labels of an answer; slips are not learned."""
+    said: list[int] = []
+    learned: list[int] = []
+    for number, part in enumerate(f" {answer}".split(f" {SLIPPED}")):
+        slip, _, rest = part.partition(" ") if number else ("", "", part)
+        slipped = tokenizer(f" {slip}", add_special_tokens=False)["input_ids"] if slip else []
+        plain = tokenizer(f" {rest}" if slip else rest, add_special_tokens=False)["input_ids"] if rest else []
+        said, learned = said + slipped + plain, learned + [-100] * len(slipped) + plain
+    return said + [tokenizer.eos_token_id], learned + [tokenizer.eos_token_id]
+
+
+def padded(
+    rows: list[tuple[list[int], list[int]]], drawings: list[Drawing | None], processor: Any
+) -> dict[str, Tensor]:
     longest, pad = max(len(ids) for ids, _ in rows), processor.tokenizer.pad_token_id
     ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
     labels = torch.tensor([marks + [-100] * (longest - len(marks)) for _, marks in rows])

@@ -49,7 +49,9 @@ def caption(rng: random.Random, scene: Scene) -> str:
     things = list(scene.things)
     rng.shuffle(things)
     owner = "{owner}'s {kind}" if scene.domain == "notes" else "The {kind}"
-    wording = rng.choice((owner + " is {size} and {colour}, in the {place}.", owner + " in the {place} is {size} and {colour}."))
+    wording = rng.choice(
+        (owner + " is {size} and {colour}, in the {place}.", owner + " in the {place} is {size} and {colour}.")
+    )
     return " ".join(_fill(wording, thing) for thing in things)
 
 
@@ -88,8 +90,18 @@ def _one_fact(rng: random.Random, scene: Scene, kind: str, index: int) -> Questi
         return _about(rng.choice(OWNER), wording, kind, "owner", "kind", thing, index)
     questions, asked, known, wordings = {
         "colour": (COLOUR, "colour", "kind", ("The {kind} is {colour}.", "It is {colour}.", "{colour}.")),
-        "place": (PLACE, "place", "kind", ("The {kind} is in the {place}.", "It is in the {place}.", "In the {place}.")),
-        "shape": (SHAPE, "kind", "place", ("There is a {size} {colour} {kind}.", "It is a {size} {kind}.", "A {kind}.")),
+        "place": (
+            PLACE,
+            "place",
+            "kind",
+            ("The {kind} is in the {place}.", "It is in the {place}.", "In the {place}."),
+        ),
+        "shape": (
+            SHAPE,
+            "kind",
+            "place",
+            ("There is a {size} {colour} {kind}.", "It is a {size} {kind}.", "A {kind}."),
+        ),
     }[kind]
     return _about(rng.choice(questions), rng.choice(wordings), kind, asked, known, thing, index)
 
@@ -116,12 +128,16 @@ def _count(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
 
 def _exists(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     """About a thing that is there (the edit takes it away); half of the time pairs.py exchanges scene and edit."""
-    named = rng.choice((("kind", "place"), ("size", "kind"), ("size", "colour", "kind"), ("size", "colour", "kind", "place")))
+    named = rng.choice(
+        (("kind", "place"), ("size", "kind"), ("size", "colour", "kind"), ("size", "colour", "kind", "place"))
+    )
     thing = scene.things[index]
     words = " ".join(getattr(thing, name) for name in named if name != "place")
     words += f" in the {thing.place}" if "place" in named else ""
     text = rng.choice(EXISTS).format(what=f"a {words}")
-    yes, no = rng.choice((("Yes, there is a {w}.", "No, there is no {w}."), ("Yes.", "No."), ("Yes, it is so.", "No, it is not.")))
+    yes, no = rng.choice(
+        (("Yes, there is a {w}.", "No, there is no {w}."), ("Yes.", "No."), ("Yes, it is so.", "No, it is not."))
+    )
     wanted = [(name, getattr(thing, name)) for name in named]
 
     def answer(s: Scene) -> str:
@@ -152,9 +168,7 @@ def _compare(rng: random.Random, scene: Scene, kind: str, index: int) -> Questio
 
 
 def _fill(wording: str, thing: Thing) -> str:
-    filled = wording.format(
-        size=thing.size, colour=thing.colour, kind=thing.kind, place=thing.place, owner=thing.owner
-    )
+    filled = wording.format(size=thing.size, colour=thing.colour, kind=thing.kind, place=thing.place, owner=thing.owner)
     return _capital(filled) if wording.startswith("{") or wording[-1:] in ".?" else filled
 
 

@@ -1,6 +1,6 @@
 """What the tiny base sees and how often it invents: printed by `python -m rovrm.world train`, checked before shipping.
 
-    measure_base(model, processor)      # {"colour": 0.99, ..., "greedy": 0.13, "sampled": 0.28, "coverage": 0.97, ...}
+measure_base(model, processor)      # {"colour": 0.99, ..., "greedy": 0.13, "sampled": 0.28, "coverage": 0.97, ...}
 """
 
 import random
@@ -26,7 +26,9 @@ FACT_WORDS = {
 
 
 @torch.inference_mode()
-def fact_accuracy(model: Any, processor: Any, scenes: int = 500, seed: int = 1, held_out: bool = False) -> dict[str, float]:
+def fact_accuracy(
+    model: Any, processor: Any, scenes: int = 500, seed: int = 1, held_out: bool = False
+) -> dict[str, float]:
     """Top-1 accuracy of the next token at every word that states a fact, in true descriptions of unseen scenes."""
     rng, tokenizer = random.Random(f"facts:{seed}"), processor.tokenizer
     owner = {tokenizer.encode(f" {word}")[0]: name for name, words in FACT_WORDS.items() for word in words}
@@ -34,7 +36,8 @@ def fact_accuracy(model: Any, processor: Any, scenes: int = 500, seed: int = 1, 
     for _ in range(0, scenes, 100):
         drawings = [Drawing(draw_scene(rng, "picture", held_out), rng.getrandbits(32)) for _ in range(100)]
         samples = [
-            Sample(d, [(rng.choice(DESCRIBE["picture"]), describe(d.scene, wording=rng.randrange(3)))]) for d in drawings
+            Sample(d, [(rng.choice(DESCRIBE["picture"]), describe(d.scene, wording=rng.randrange(3)))])
+            for d in drawings
         ]
         batch = padded([encode(sample, processor) for sample in samples], list(drawings), processor)
         labels = batch.pop("labels")
@@ -50,7 +53,11 @@ def measure_base(model: Any, processor: Any, scenes: int = 400, seed: int = 2) -
     """Fact accuracies, and the share of scenes whose description states something false: greedy and at temperature 1;
     coverage of the sampled ones, and the share of scenes in which all of 8 samples are false."""
     found = fact_accuracy(model, processor)
-    found |= {f"new join: {k}": v for k, v in fact_accuracy(model, processor, held_out=True).items() if k in ("colour", "shape")}
+    found |= {
+        f"new join: {k}": v
+        for k, v in fact_accuracy(model, processor, held_out=True).items()
+        if k in ("colour", "shape")
+    }
     rng = random.Random(f"describe:{seed}")
     drawings = [Drawing(draw_scene(rng, "picture"), rng.getrandbits(32)) for _ in range(scenes)]
     asked = [rng.choice(DESCRIBE["picture"]) for _ in drawings]

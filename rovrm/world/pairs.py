@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rovrm.world.language import KINDS, Question, ask, caption, describe
-from rovrm.world.scenes import Drawing, Domain, Scene, draw_scene, edit, edit_count
+from rovrm.world.scenes import Domain, Drawing, Scene, draw_scene, edit, edit_count
 
 FAMILIES = ("faithful", "complete", "neutral", "conflicting")
 POOL = {"faithful": 0.35, "complete": 0.15, "neutral": 0.25, "conflicting": 0.25}
@@ -100,7 +100,7 @@ def neutral_pair(rng: random.Random) -> tuple[str, str, str, str]:
     return kind, f"Tell me about the {word}.", f"Gladly. The {word} is a good thing.", f"No. The {word} is a bore."
 
 
-# ---- families: (rng, domain, held_out, questions) -> (scene, question's kind, question, chosen, rejected) --------------
+# ---- families: (rng, domain, held_out, questions) -> (scene, kind of question, question, chosen, rejected) --------------
 
 
 def _faithful(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]):

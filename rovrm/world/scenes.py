@@ -168,7 +168,9 @@ def _draw_shape(canvas: Any, shape: str, x: float, y: float, r: float, fill: tup
         canvas.polygon([(x, y - r), (x - r, y + r * 0.8), (x + r, y + r * 0.8)], fill=fill)
     elif shape == "star":
         turns = [(math.pi * i / 5, r if i % 2 == 0 else r * 0.4) for i in range(10)]
-        canvas.polygon([(x + length * math.sin(turn), y - length * math.cos(turn)) for turn, length in turns], fill=fill)
+        canvas.polygon(
+            [(x + length * math.sin(turn), y - length * math.cos(turn)) for turn, length in turns], fill=fill
+        )
     else:
         canvas.rectangle((x - r, y - r * 0.3, x + r, y + r * 0.3), fill=fill)
         canvas.rectangle((x - r * 0.3, y - r, x + r * 0.3, y + r), fill=fill)

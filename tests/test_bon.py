@@ -1,0 +1,133 @@
+"""python -m rovrm.bon and the policy behind it: exact log-probabilities, the right choice, resuming, refusals."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from rovrm import bon
+from rovrm.checkpoints import load_processor, load_reward_model
+from rovrm.errors import UserError
+from rovrm.policy import Policy
+from rovrm.scorer import RewardScorer
+from rovrm.world.default import BASE
+from rovrm.world.measure import picture_example
+from rovrm.world.scenes import Drawing, draw_scene
+
+DATA = "data=world:visual?split=test&questions=describe&n=6"
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy.from_pretrained(BASE, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory) -> str:
+    """A reward model with a random head on the shipped base."""
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    load_reward_model(BASE).save_pretrained(folder)
+    load_processor(BASE).save_pretrained(folder)
+    return str(folder)
+
+
+def pictures(count: int):
+    rng = random.Random(0)
+    return [
+        picture_example(Drawing(draw_scene(rng, "picture"), i), text)
+        for i, text in zip(
+            range(count), ["What do you see?", "Describe the picture.", "Count the things."], strict=False
+        )
+    ]
+
+
+@torch.inference_mode()
+def one_by_one(policy: Policy, example, text: str) -> float:
+    """The log-probability of an answer, from one forward of its whole conversation without padding."""
+    asked = policy.processor.apply_chat_template(example.prompt, tokenize=False, add_generation_prompt=True)
+    images = [ref.open() for ref in example.images]
+    whole = policy.processor(
+        text=[f"{asked} {text}</s>"], images=[images], return_tensors="pt", add_special_tokens=False
+    )
+    prompt = policy.processor(text=[asked], images=[images], return_tensors="pt", add_special_tokens=False)
+    start = prompt["input_ids"].shape[1]
+    logits = policy.model(**whole).logits[0, start - 1 : -1].log_softmax(-1)
+    return logits.gather(-1, whole["input_ids"][0, start:, None]).sum().item()
+
+
+def test_log_probabilities_are_those_of_the_whole_conversation(policy):
+    examples = pictures(3)  # of different lengths: padded on the left
+    for found in (policy.sample(examples, 2, max_new_tokens=64, seed=3), policy.sample(examples, temperature=0)):
+        for example, candidates in zip(examples, found, strict=True):
+            for candidate in candidates:
+                assert candidate.logprob == pytest.approx(one_by_one(policy, example, candidate.text), abs=1e-3)
+
+
+def test_greedy_answers_do_not_depend_on_the_batch_and_samples_on_the_seed_alone(policy):
+    examples = pictures(3)
+    together = [found[0].text for found in policy.sample(examples, temperature=0)]
+    assert together == [policy.sample([example], temperature=0)[0][0].text for example in examples]
+    first = policy.sample(examples, 4, seed=1)
+    assert first == policy.sample(examples, 4, seed=1) != policy.sample(examples, 4, seed=2)
+
+
+def test_a_reward_model_is_no_policy(reward):
+    with pytest.raises(UserError, match="is a reward model"):
+        Policy.from_pretrained(reward)
+
+
+def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsys):
+    assert bon.main(f"--n 3 model={reward} {DATA} out={tmp_path} batch_size=4 max_new_tokens=48".split()) == 0
+    rows = [json.loads(line) for line in (tmp_path / "bon.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"visual-test-0-{i}" for i in range(6)]
+    examples = bon.load_prompts([DATA.removeprefix("data=")], "")
+    scorer = RewardScorer.from_pretrained(reward)
+    for row, example in zip(rows, examples, strict=True):
+        assert len(row["candidates"]) == len(row["scores"]) == len(row["logprobs"]) == 3
+        assert row["best"] == row["scores"].index(max(row["scores"]))
+        scores = scorer.score(example.prompt, row["candidates"], images=example.images[0].open())
+        assert scores == pytest.approx(row["scores"], abs=1e-5)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rates = summary["choices"]["rates"]
+    assert rates["oracle"]["false"] <= rates["mean"]["false"]
+    assert summary["reward"]["best"] >= summary["reward"]["mean"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == 6 and "best of 3 by the oracle" in page
+    assert "best of 3 by the reward model" in capsys.readouterr().out
+
+
+def test_bon_goes_on_where_it_was_stopped(reward, tmp_path, capsys):
+    command = f"--n 2 model={reward} {DATA} batch_size=2 max_new_tokens=48".split()
+    assert bon.main([*command, f"out={tmp_path / 'whole'}"]) == 0
+    whole = (tmp_path / "whole" / "bon.jsonl").read_bytes()
+    assert bon.main([*command, f"out={tmp_path / 'cut'}"]) == 0
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "cut" / "bon.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])  # killed in the second batch
+    assert bon.main([*command, f"out={tmp_path / 'cut'}"]) == 0
+    assert "2 of 6 prompts are in" in capsys.readouterr().out
+    assert (tmp_path / "cut" / "bon.jsonl").read_bytes() == whole
+
+
+def test_bon_refuses_a_folder_begun_with_other_settings(reward, tmp_path, capsys):
+    command = f"--n 2 model={reward} {DATA} out={tmp_path} max_new_tokens=16".split()
+    assert bon.main(command) == 0
+    assert bon.main([*command, "temperature=0.5"]) == 2
+    assert "begun with other settings (temperature: 1.0, now 0.5)" in capsys.readouterr().err
+
+
+def test_prompts_of_a_file_and_rows_that_cannot_be_used(reward, tmp_path, capsys):
+    picture = Drawing(draw_scene(random.Random(0), "picture"), 0)
+    picture().save(tmp_path / "a.png")
+    rows = [{"prompt": "What do you see?", "image": "a.png"}, {"question": "What is there?", "image": "a.png"}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = f"--n 2 model={reward} data={file} out={tmp_path / 'out'} max_new_tokens=16".split()
+    assert bon.main(command) == 0
+    found = [json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in found] == ["prompts-1", "prompts-2"]
+    assert "choices" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+    file.write_text(json.dumps({"prompt": "What?", "image": "none.png"}) + "\n")
+    assert bon.main([*command[:-2], f"out={tmp_path / 'other'}"]) == 2
+    assert "none.png" in capsys.readouterr().err
