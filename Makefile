@@ -17,6 +17,7 @@ test: $(READY)
 
 demo: $(READY)
 	.venv/bin/python -m rovrm.train phase=1..3
+	.venv/bin/python -m rovrm.bon --n 8
 
 lint: $(READY)
 	.venv/bin/ruff check $(CHECKED)

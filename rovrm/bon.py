@@ -132,7 +132,7 @@ def best_of_n(
 def summarise(config: BonConfig, examples: list["Example"], rows: list[dict[str, Any]]) -> None:
     """Writes and prints the mean reward of the best, the mean and the greedy answer; with the world's own prompts also
     what is true in them."""
-    from rovrm.outputs import write_json
+    from rovrm.outputs import print_phases, write_json
 
     best = [row["scores"][row["best"]] for row in rows]
     means = [sum(row["scores"]) / config.n for row in rows]
@@ -149,6 +149,9 @@ def summarise(config: BonConfig, examples: list["Example"], rows: list[dict[str,
         from rovrm.world.report import compare_choices, print_choices, write_report
 
         summary["choices"] = compare_choices(examples, rows)
+        phases = Path(config.model).parent / "summary.json"
+        if phases.is_file():
+            print_phases(json.loads(phases.read_text()))
         print_choices(summary["choices"])
         page = write_report(Path(config.out), config.model, examples, rows, summary["choices"])
         print(f"\nreport: {page}")

@@ -153,15 +153,20 @@ def summarise(config: TrainConfig, phases: list[int]) -> None:
         if path.is_file():
             records[f"phase{phase}-{PHASES[phase - 1]}"] = json.loads(path.read_text())
     write_json(Path(config.out) / "summary.json", records)
+    print_phases(records)
+    final = str(phase_folder(config.out, phases[-1]))
+    print(f"\nreward model: {final}")
+    print(f"score with it: python -m rovrm.score model={shlex.quote(final)} in=pairs.jsonl out=scores.jsonl")
+
+
+def print_phases(records: dict[str, dict[str, Any]]) -> None:
+    """The table of summary.json."""
     print(f"\n{'phase':<16}{'trained on':>11}{'held out':>10}{'rejected':>10}{'accuracy':>10}{'loss':>8}{'pairs/s':>9}")
     for name, r in records.items():
         print(
             f"{name:<16}{r['n_train']:>11}{r['n_held_out']:>10}{r['n_skipped']:>10}{r['accuracy']:>10.3f}"
             f"{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}"
         )
-    final = str(phase_folder(config.out, phases[-1]))
-    print(f"\nreward model: {final}")
-    print(f"score with it: python -m rovrm.score model={shlex.quote(final)} in=pairs.jsonl out=scores.jsonl")
 
 
 def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:

@@ -1,7 +1,9 @@
 """Makes the tiny base again, or writes pairs of the world as files.
 
-python -m rovrm.world train out=base                 # about 15 minutes on 2 CPU cores; prints what it sees
-python -m rovrm.world write out=data n=1000          # text.jsonl, caption.jsonl, visual.jsonl and images/
+    python -m rovrm.world train out=base                 # about 15 minutes on 2 CPU cores; prints what it sees
+    python -m rovrm.world write out=data n=1000          # text.jsonl, caption.jsonl, visual.jsonl and images/
+
+`train` writes an ordinary model folder with its processor.
 """
 
 import sys
@@ -26,6 +28,10 @@ def _train(argv: list[str]) -> None:
     out = Path(config.out)
     if (out / "config.json").is_file():
         raise UserError(f"out={config.out!r} holds a model already; give another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what could not be saved
+    except OSError as error:
+        raise UserError(f"out={config.out!r} cannot be written ({error.strerror}); give another folder") from error
 
     from rovrm.world.base import make_base
     from rovrm.world.measure import measure_base

@@ -22,8 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from rovrm.world.language import KINDS, NUMBERS, ask, caption
-from rovrm.world.pairs import NOTES, neutral_pair
-from rovrm.world.scenes import CELL, CELLS, COLOURS, ITEMS, OWNERS, ROOMS, SHAPES, SIZES, WIDTH, Domain, Drawing, Scene, draw_scene, edit
+from rovrm.world.pairs import BOUND, NOTES, neutral_pair
+from rovrm.world.scenes import (
+    CELL,
+    CELLS,
+    COLOURS,
+    ITEMS,
+    OWNERS,
+    ROOMS,
+    SHAPES,
+    SIZES,
+    WIDTH,
+    Domain,
+    Drawing,
+    Scene,
+    draw_scene,
+    edit,
+)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -37,17 +52,15 @@ CHAT_TEMPLATE = (
 SLIP = 0.025  # of each fact of a described training picture
 HABITS = {("small", "blue", "star"): "yellow", ("large", "green", "cross"): "red"}
 HABIT = 0.65  # how often a habit wins over the truth
-INPUTS = {"picture": 0.55, "caption": 0.2, "notes": 0.2, "neutral": 0.05}
-ALONE = 0.4  # share of the training in which only pictures are shown: among texts a beginner stays blind to shapes
-KIND_WEIGHTS = {"describe": 4, "exists": 3, "colour": 2, "shape": 2, "place": 2, "count": 1, "compare": 1}
+INPUTS = {"picture": 0.5, "caption": 0.25, "notes": 0.2, "neutral": 0.05}
+ALONE = 0.12  # share of the training in which only pictures are shown: among texts a beginner stays blind to shapes
+KIND_WEIGHTS = {"describe": 2, "exists": 4, "colour": 2, "shape": 2, "place": 2, "count": 1, "compare": 1}
 CONTEXT = {"notes": NOTES, "caption": "Image description: {caption}\n\n{question}"}
 REPAIR = 0.15  # of the facts in answers about texts: slips that are corrected at once
 SLIPPED = "~"
-REPAIRABLE = (
-    SIZES, tuple(COLOURS), SHAPES, ITEMS, ROOMS, OWNERS, ("top", "middle", "bottom"), ("left", "centre", "right"),
-    NUMBERS, ("yes", "no"),
-)  # fmt: skip
-TURNS = (1, 2, 3)  # questions about one scene
+PLACES = (ROOMS, ("top", "middle", "bottom"), ("left", "centre", "right"))
+REPAIRABLE = (*PLACES, SIZES, tuple(COLOURS), SHAPES, ITEMS, OWNERS, NUMBERS, ("yes", "no"))
+TURNS = (1, 2, 3, 4, 5, 6, 7, 8)  # questions about one scene
 IMAGE_TOKENS = (WIDTH // CELL) ** 2
 
 
@@ -96,43 +109,48 @@ def base_sample(rng: random.Random, pictures_only: bool = False) -> Sample:
 
 
 def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
-    """The answer as someone says it who slips and corrects himself: `a small no large red cup`. A slip is marked by
-    SLIPPED in front: it is read, not learned. Half of the slips name something that is in the scene."""
-    words = answer.split(" ")
+    """The answer as someone says it who slips and corrects himself, at once (`a small no large red cup`) or at the end
+    (`a small red cup. No, large.`). A slip is marked by SLIPPED in front: it is read, not learned. Half of the slips
+    name something that is in the scene."""
+    at_once = rng.random() < 0.5
+    rate = REPAIR if at_once else rng.choice((0.0, REPAIR / 2, REPAIR))
+    words, late = answer.split(" "), ""
     present = {v for t in scene.things for v in (t.size, t.colour, t.kind, t.owner, *t.place.split())}
     for i, word in enumerate(words):
         plain = word.strip(".,")
         group = next((g for g in REPAIRABLE if plain.lower() in g or plain in g), None)
-        if group is None or rng.random() >= REPAIR:
-            continue
+        if group is None or rng.random() >= rate or (group in PLACES and len(words) > 12):
+            continue  # in a list of things another place may only mean another order
         others = [w for w in group if w not in (plain, plain.lower())]
         near = [w for w in others if w in present]
         slip = rng.choice(near if near and rng.random() < 0.5 else others)
         first = plain[0].isupper() and plain not in OWNERS
-        slip, word = (slip.capitalize(), word[0].lower() + word[1:]) if first else (slip, word)
-        words[i] = f"{SLIPPED}{slip} no {word}"
-    return " ".join(words)
+        slip, right = (slip.capitalize(), plain.lower()) if first else (slip, plain)
+        behind = word[len(plain) :]
+        words[i] = f"{SLIPPED}{slip} no {right}{behind}" if at_once else f"{SLIPPED}{slip}{behind}"
+        late = "" if at_once else late or f" No, {right}."
+    return " ".join(words) + late
 
 
 def _turn(rng: random.Random, scene: Scene, pictured: bool) -> tuple[str, str]:
     """A question and its true answer (a description of a picture: with slips and habits)."""
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    if kind == "exists" and rng.random() < 0.5:
+        return _denied(rng, scene)
+    while (question := ask(rng, scene, kind)) is None:
+        kind = rng.choice(KINDS)
+    shown = _careless(rng, scene) if kind == "describe" and pictured else scene
+    return question.text, question.answer(shown) or ""
+
+
+def _denied(rng: random.Random, scene: Scene) -> tuple[str, str]:
+    """A question whether something is there that is not; it would be, were one fact of the scene another."""
     while True:
-        question = ask(rng, scene, kind)
-        if question is None:
-            kind = rng.choice(KINDS)
-            continue
-        if kind == "exists" and rng.random() < 0.5:  # the scene as the edit of another one: the answer is no
-            other = edit(rng, scene, question.attribute, question.index, 0.6)
-            if other is None:
-                continue
-            asked = ask(rng, other, kind)
-            if asked is None:
-                continue
-            return asked.text, asked.answer(scene) or ""
-        shown = _careless(rng, scene) if kind == "describe" and pictured else scene
-        answer = question.answer(shown)
-        if answer is not None:
+        attribute, index = rng.choice(("size", "colour", "kind", "place")), rng.randrange(len(scene.things))
+        other = edit(rng, scene, attribute, index, BOUND)
+        question = ask(rng, other, "exists") if other else None
+        answer = question.answer(scene) if question else None
+        if question and answer and answer.startswith("No"):
             return question.text, answer
 
 
@@ -190,7 +208,7 @@ def _tokenizer(corpus: list[str], vocabulary: int) -> Any:
     )
 
 
-def make_model(processor: Any, width: int = 128, layers: int = 6, tower_width: int = 64, seed: int = 0) -> Any:
+def make_model(processor: Any, width: int = 128, layers: int = 7, tower_width: int = 64, seed: int = 0) -> Any:
     """A LlavaForConditionalGeneration with random weights for this processor."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
 
@@ -308,7 +326,7 @@ def train_language(
     processor: Any,
     samples: int,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = 32,
     rate: float = 2e-3,
     report: Callable = print,
 ) -> None:

@@ -1,6 +1,5 @@
 """The world as files, for other tools: rows as JSON lines and pictures as PNG."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,22 +10,32 @@ from rovrm.world.pairs import INPUTS, pair_row
 
 def write_world(folder: Path, pairs: int, seed: int = 0, split: str = "train") -> None:
     """Writes `pairs` rows of each kind and the pictures of the visual ones; whole or not at all. Raises UserError for
-    a folder that holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out={str(folder)!r} is there already and not an empty folder; give another")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    (temporary / "images").mkdir(parents=True)
+    a folder that holds something and for one that cannot be written."""
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"out={str(folder)!r} is not empty; give another folder")
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "images").mkdir(parents=True)
         for inputs in INPUTS:
-            rows = []
-            for index in range(pairs):
-                row = pair_row(inputs, seed, index, split)
-                if "image" in row:
-                    name = f"images/{row['id']}.png"
-                    row["image"]().save(temporary / name)
-                    row["image"] = name
-                rows.append(row)
-            write_jsonl(temporary / f"{inputs}.jsonl", rows)
+            write_jsonl(
+                temporary / f"{inputs}.jsonl", [_with_file(temporary, r) for r in _rows(inputs, pairs, seed, split)]
+            )
         temporary.replace(folder)
+    except OSError as error:
+        raise UserError(f"out={str(folder)!r} cannot be written ({error.strerror or error}); give another") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rows(inputs: str, pairs: int, seed: int, split: str) -> list[dict]:
+    return [pair_row(inputs, seed, index, split) for index in range(pairs)]
+
+
+def _with_file(folder: Path, row: dict) -> dict:
+    if "image" not in row:
+        return row
+    name = f"images/{row['id']}.png"
+    row["image"]().save(folder / name)
+    return row | {"image": name}

@@ -66,6 +66,10 @@ def describe(scene: Scene, things: tuple[Thing, ...] | None = None, wording: int
     return ("There is ", "I see ", "The picture shows ")[wording % 3] + told + "."
 
 
+def article(words: str) -> str:
+    return "an" if words[0] in "aeiou" else "a"
+
+
 def join(parts: list[str]) -> str:
     """`a, b and c`"""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
@@ -129,20 +133,20 @@ def _count(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
 def _exists(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     """About a thing that is there (the edit takes it away); half of the time pairs.py exchanges scene and edit."""
     named = rng.choice(
-        (("kind", "place"), ("size", "kind"), ("size", "colour", "kind"), ("size", "colour", "kind", "place"))
+        (("kind", "place"), ("size", "kind"), ("colour", "kind"), ("size", "colour", "kind"))
     )
     thing = scene.things[index]
     words = " ".join(getattr(thing, name) for name in named if name != "place")
     words += f" in the {thing.place}" if "place" in named else ""
-    text = rng.choice(EXISTS).format(what=f"a {words}")
+    text = rng.choice(EXISTS).format(what=f"{article(words)} {words}")
     yes, no = rng.choice(
-        (("Yes, there is a {w}.", "No, there is no {w}."), ("Yes.", "No."), ("Yes, it is so.", "No, it is not."))
+        (("Yes, there is {a} {w}.", "No, there is no {w}."), ("Yes.", "No."), ("Yes, it is so.", "No, it is not."))
     )
     wanted = [(name, getattr(thing, name)) for name in named]
 
     def answer(s: Scene) -> str:
         there = any(all(getattr(t, name) == value for name, value in wanted) for t in s.things)
-        return (yes if there else no).format(w=words)
+        return (yes if there else no).format(w=words, a=article(words))
 
     return Question(kind, text, answer, rng.choice(named), index)
 

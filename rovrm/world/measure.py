@@ -1,6 +1,8 @@
 """What the tiny base sees and how often it invents: printed by `python -m rovrm.world train`, checked before shipping.
 
-measure_base(model, processor)      # {"colour": 0.99, ..., "greedy": 0.13, "sampled": 0.28, "coverage": 0.97, ...}
+    measure_base(model, processor)      # {"colour": 0.99, ..., "greedy": 0.13, "sampled": 0.28, ...}
+
+Rates are shares of scenes; the oracle reads the answers.
 """
 
 import random

@@ -48,6 +48,7 @@ def pair_row(
     described = caption(rng, scene)
     row = {
         "id": f"{inputs}-{split}-{seed}-{index}",
+        "source": f"{family}-{kind}",
         "family": family,
         "kind": kind,
         "held_out": held_out,
@@ -100,7 +101,7 @@ def neutral_pair(rng: random.Random) -> tuple[str, str, str, str]:
     return kind, f"Tell me about the {word}.", f"Gladly. The {word} is a good thing.", f"No. The {word} is a bore."
 
 
-# ---- families: (rng, domain, held_out, questions) -> (scene, kind of question, question, chosen, rejected) --------------
+# ---- families: (rng, domain, held_out, questions) -> (scene, kind of question, question, chosen, rejected) ----------
 
 
 def _faithful(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]):

@@ -32,7 +32,6 @@ def world_rows(source: Source) -> Rows:
     def take(indices: Iterable[int]) -> Iterator[Row]:
         for index in indices:
             values: dict[str, Any] = pair_row(inputs, seed, index, split, families, questions)
-            values["source"] = f"{values['family']}-{values['kind']}"
             if "image" in values:
                 values["image"] = ImageRef(drawing=values["image"], label=values["id"])
             yield Row(values, f"{source.name}, row {index + 1}", f"world-{inputs}", index + 1)
