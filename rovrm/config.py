@@ -172,7 +172,7 @@ class WorldConfig:
 @dataclass
 class WorldTrainConfig:
     out: str  # folder to write
-    samples: int = limited(160_000, ABOVE_ZERO)  # conversations that the language model learns from
+    samples: int = limited(128_000, ABOVE_ZERO)  # conversations that the language model learns from
     seed: int = limited(0, SEED)  # seed of weights and samples
 
 

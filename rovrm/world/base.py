@@ -80,9 +80,9 @@ def make_base(out: Path, samples: int, seed: int = 0, report: Callable = print) 
     report(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
     train_tower(model, processor, seed=seed, report=report)
     train_language(model, processor, samples, seed=seed, report=report)
-    model.save_pretrained(out)
+    model.half().save_pretrained(out)  # half the bytes; what is measured and used is what is stored
     processor.save_pretrained(out)
-    return model, processor
+    return model.float(), processor
 
 
 def _text(sample: Sample) -> str:
