@@ -89,12 +89,12 @@ def _with_default(config: TrainConfig, argv: list[str]) -> TrainConfig:
     that neither the command line nor the recipe gives."""
     if config.model:
         return config
-    from rovrm.world.default import BASE, EVAL_FRACTION, SECTIONS
+    from rovrm.world.default import BASE, SECTIONS, SETTINGS
 
     if _process(config).is_main_process:
         print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
     # Read again: of the first reading nobody can tell a key that was given from one that has its default.
-    return replace(parse(TrainConfig, argv, PROG, {"eval_fraction": EVAL_FRACTION, **SECTIONS}), model=BASE)
+    return replace(parse(TrainConfig, argv, PROG, SETTINGS | SECTIONS), model=BASE)
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from rovrm.config import PHASES, TrainConfig, parse
 from rovrm.scorer import RewardScorer
 from rovrm.train import _with_default, main
-from rovrm.world.default import BASE, EVAL_FRACTION, SECTIONS
+from rovrm.world.default import BASE, SECTIONS, SETTINGS
 from rovrm.world.files import write_world
 
 QUICK = ["workers=0", "trainer.disable_tqdm=true", "trainer.use_cpu=true"]
@@ -272,7 +272,7 @@ def test_no_model_means_the_shipped_default(capsys):
     config = with_default()
     assert "no model= given" in capsys.readouterr().out
     assert config.model == BASE and (Path(BASE) / "config.json").is_file()
-    assert config.eval_fraction == EVAL_FRACTION
+    assert {key: getattr(config, key) for key in SETTINGS} == SETTINGS
     for name in PHASES:
         section = vars(getattr(config, name))
         assert section == vars(getattr(TrainConfig(), name)) | SECTIONS[name]
@@ -354,17 +354,17 @@ def test_kill_9_in_phase_2_and_the_same_command_again(settings, tmp_path):
         assert without_times(records[0]) == without_times(records[1])
 
 
-def test_two_processes_match_one(world, tmp_path):
+def test_two_processes_match_one(tmp_path):
     """torchrun with two processes, the same global batch, an uneven last batch: losses agree to 1e-4."""
     common = [
         "phase=3",
         f"model={BASE}",
-        f"visual.data={world}/visual.jsonl",
-        "visual.n=83",
+        "visual.data=world:visual?n=59",
+        "visual.eval_data=world:visual?n=24&seed=9",
         "visual.learning_rate=1e-3",
         "lora_dropout=0",
     ]
-    common += ["batch_size=4", "eval_fraction=0.2", "trainer.logging_steps=1", *QUICK]
+    common += ["batch_size=4", "trainer.logging_steps=1", *QUICK]
     assert main([*common, f"out={tmp_path / 'one'}", "trainer.gradient_accumulation_steps=2"]) == 0
     torchrun = [
         sys.executable,
