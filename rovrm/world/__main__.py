@@ -1,6 +1,6 @@
 """Makes the tiny base again, or writes pairs of the world as files.
 
-    python -m rovrm.world train out=base                 # about 25 minutes on 2 CPU cores; prints what it sees
+    python -m rovrm.world train out=base                 # takes a good half hour on 2 cores; prints what it sees
     python -m rovrm.world write out=data n=1000          # text.jsonl, caption.jsonl, visual.jsonl and images/
 
 `train` writes an ordinary model folder with its processor.
