@@ -93,6 +93,9 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"data: two prompts have the id {twice!r}; give every row its own id")
+    bare = next((example.id for example in examples if not example.images), None)
+    if bare is not None and any(example.images for example in examples):
+        raise UserError(f"data: prompt {bare!r} has no image, others have; give prompts with and without in two runs")
     return examples
 
 
@@ -146,14 +149,15 @@ def summarise(config: BonConfig, examples: list["Example"], rows: list[dict[str,
         },
     }
     if all(example.images and example.images[0].drawing is not None for example in examples):
-        from rovrm.world.report import compare_choices, print_choices, write_report
+        from rovrm.world.report import compare_choices, judge_rows, print_choices, write_report
 
-        summary["choices"] = compare_choices(examples, rows)
+        judged = judge_rows(examples, rows)
+        summary["choices"] = compare_choices(judged, rows)
         phases = Path(config.model).parent / "summary.json"
         if phases.is_file():
             print_phases(json.loads(phases.read_text()))
         print_choices(summary["choices"])
-        page = write_report(Path(config.out), config.model, examples, rows, summary["choices"])
+        page = write_report(Path(config.out), config.model, examples, rows, judged, summary["choices"])
         print(f"\nreport: {page}")
     else:
         told = ", ".join(f"{name} {value:.3f}" for name, value in summary["reward"].items())

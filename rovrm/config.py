@@ -21,6 +21,7 @@ __all__ = [
     "ScoreConfig",
     "TrainConfig",
     "WorldConfig",
+    "WorldMeasureConfig",
     "WorldTrainConfig",
     "check_trainer_keys",
     "parse",
@@ -167,6 +168,11 @@ class WorldConfig:
     n: int = limited(1000, ABOVE_ZERO)  # pairs of each kind
     seed: int = limited(0, SEED)  # seed of the pairs
     split: Literal["train", "test"] = "train"  # scenes for training, or for testing
+
+
+@dataclass
+class WorldMeasureConfig:
+    model: str = ""  # folder of a base; empty = the shipped one
 
 
 @dataclass

@@ -42,8 +42,8 @@ class ImageRef:
     """One image, not read before `open()`: a file, a cell of a data set, a PIL image in memory, or one drawn on demand.
 
     path: the file. image: the PIL image. drawing: a hashable function that draws the image, the same each time.
-    dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives
-        the stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
+    dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives the
+        stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
     label: the image's name in the data, on which captions are joined; without it the path, or the name embedded.
 
     Equal and hashable by what it points to (a PIL image: by identity). Picklable: a memory-mapped data set is pickled

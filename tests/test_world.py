@@ -171,6 +171,8 @@ def test_world_sources_read_like_any_data_set():
         ("world:text?seed=-1", "seed='-1'"),
         ("world:text?split=dev", "'dev'"),
         ("world:text?colour=red", "'colour'"),
+        ("world:text?questions=colour:2+place", "no weights"),
+        ("world:text?revision=main", "revision"),
     ],
 )
 def test_bad_world_sources_are_named(source, named):

@@ -9,21 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rovrm.world.base import (
-    REPAIRABLE,
-    SLIPPED,
-    Sample,
-    base_sample,
-    encode,
-    make_model,
-    padded,
-    pixels,
-    repaired,
-    train_language,
-    train_tower,
-)
+from rovrm.world.base import encode, make_model, padded, pixels, train_language, train_tower
 from rovrm.world.default import BASE
 from rovrm.world.language import KINDS, ask
+from rovrm.world.lessons import REPAIRABLE, SLIPPED, Sample, base_sample, repaired
 from rovrm.world.measure import fact_accuracy
 from rovrm.world.oracle import judge
 from rovrm.world.scenes import HELD_OUT, Drawing, draw_scene

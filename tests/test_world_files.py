@@ -104,7 +104,7 @@ def refused(capsys, *argv: str) -> str:
 
 
 def test_unknown_commands(capsys):
-    assert "'paint', takes train or write" in refused(capsys, "paint", "out=x")
+    assert "'paint', takes train or measure or write" in refused(capsys, "paint", "out=x")
     assert "no command" in refused(capsys)
     assert main(["--help"]) == 0
     assert "python -m rovrm.world write out=" in capsys.readouterr().out

@@ -407,10 +407,10 @@ def test_mentions_count_things_spoken_of_each_wording_once(answer, mentions, fal
         (SEE, "a circle", "a red circle and a dog", 1),
         (SEE, "a dog", "a dog and a cat", 1),
         (SEE, "a red circle", "the circle is red", 0),
-        (SEE, "", "a dog", 1),
+        (SEE, "", "a dog", -1),
         ("Where is the square?", "Bottom right.", "It is in the bottom right.", 0),
         ("Where is the square?", "Bottom right.", "There is a circle.", 1),
-        ("Where is the square?", "", "Top left.", 1),
+        ("Where is the square?", "", "Top left.", -1),
         ("Where is the square?", "Bottom right.", "The small blue square is in the bottom right.", 0),
     ],
 )

@@ -1,6 +1,7 @@
 """Makes the tiny base again, or writes pairs of the world as files.
 
     python -m rovrm.world train out=base                 # takes a good half hour on 2 cores; prints what it sees
+    python -m rovrm.world measure                        # what the shipped base sees and how often it invents
     python -m rovrm.world write out=data n=1000          # text.jsonl, caption.jsonl, visual.jsonl and images/
 
 `train` writes an ordinary model folder with its processor.
@@ -9,12 +10,12 @@
 import sys
 from pathlib import Path
 
-from rovrm.config import WorldConfig, WorldTrainConfig, parse, run
+from rovrm.config import WorldConfig, WorldMeasureConfig, WorldTrainConfig, parse, run
 from rovrm.errors import UserError
 
 
 def world(argv: list[str]) -> None:
-    commands = {"train": _train, "write": _write}
+    commands = {"train": _train, "measure": _measure, "write": _write}
     if not argv or argv[0] not in commands:
         if argv and argv[0] in ("-h", "--help"):
             print(__doc__)
@@ -37,7 +38,22 @@ def _train(argv: list[str]) -> None:
     from rovrm.world.measure import measure_base
 
     model, processor = make_base(out, config.samples, config.seed)
-    for name, value in measure_base(model, processor).items():
+    _print(measure_base(model, processor))
+
+
+def _measure(argv: list[str]) -> None:
+    config = parse(WorldMeasureConfig, argv, "python -m rovrm.world measure")
+
+    from rovrm.policy import Policy
+    from rovrm.world.default import BASE
+    from rovrm.world.measure import measure_base
+
+    policy = Policy.from_pretrained(config.model or BASE, device="cpu")
+    _print(measure_base(policy.model, policy.processor))
+
+
+def _print(found: dict[str, float]) -> None:
+    for name, value in found.items():
         print(f"{name:<20}{value:.3f}")
 
 

@@ -1,7 +1,7 @@
 """What `python -m rovrm.train` and `python -m rovrm.bon` do when no model is given: the shipped base in its world.
 
-Chosen on validation pairs (seeds that neither this data nor the test split uses). The pairs are descriptions, which is
-what best-of-n then chooses among; on short answers alone the reward head has not learned yet (see README).
+Rates and sizes are the better of the few runs made, one seed each, by the held-out pairs of the phases. The pairs are
+descriptions, which is what best-of-n then chooses among; short answers the reward head has not learned yet (README).
 """
 
 from pathlib import Path

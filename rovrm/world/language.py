@@ -132,9 +132,7 @@ def _count(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
 
 def _exists(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     """About a thing that is there (the edit takes it away); half of the time pairs.py exchanges scene and edit."""
-    named = rng.choice(
-        (("kind", "place"), ("size", "kind"), ("colour", "kind"), ("size", "colour", "kind"))
-    )
+    named = rng.choice((("kind", "place"), ("size", "kind"), ("colour", "kind"), ("size", "colour", "kind")))
     thing = scene.things[index]
     words = " ".join(getattr(thing, name) for name in named if name != "place")
     words += f" in the {thing.place}" if "place" in named else ""

@@ -1,6 +1,6 @@
-"""What the tiny base sees and how often it invents: printed by `python -m rovrm.world train`, checked before shipping.
+"""What the tiny base sees and how often it invents: printed by `python -m rovrm.world train` and `measure`.
 
-    measure_base(model, processor)      # {"colour": 0.99, ..., "greedy": 0.13, "sampled": 0.28, ...}
+    measure_base(model, processor)      # {"colour": ..., "greedy": ..., "sampled": ..., ...}
 
 Rates are shares of scenes; the oracle reads the answers.
 """
@@ -13,17 +13,18 @@ import torch
 from rovrm.examples import Example
 from rovrm.images import ImageRef
 from rovrm.policy import Policy
-from rovrm.world.base import Sample, encode, padded
+from rovrm.world.base import encode, padded
 from rovrm.world.language import DESCRIBE, describe
+from rovrm.world.lessons import Sample
 from rovrm.world.oracle import judge
-from rovrm.world.scenes import COLOURS, SHAPES, SIZES, Drawing, draw_scene
+from rovrm.world.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Drawing, draw_scene
 
 FACT_WORDS = {
     "size": SIZES,
     "colour": tuple(COLOURS),
     "shape": SHAPES,
-    "row": ("top", "middle", "bottom"),
-    "column": ("left", "centre", "right"),
+    "row": ROWS,
+    "column": COLUMNS,
 }
 
 
@@ -73,7 +74,7 @@ def measure_base(model: Any, processor: Any, scenes: int = 400, seed: int = 2) -
             answers = policy.sample(some, n, temperature=float(n > 1), max_new_tokens=96, seed=start)
             for number, many in enumerate(answers, start):
                 verdicts = [judge(drawings[number].scene, asked[number], answer.text) for answer in many]
-                false[name].append([bool(v.hallucinated) or not v.parsed for v in verdicts])
+                false[name].append([v.false for v in verdicts])
                 covered += [v.coverage for v in verdicts] if n > 1 else []
     return found | {
         "greedy": sum(map(sum, false["greedy"])) / scenes,

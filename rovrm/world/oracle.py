@@ -52,7 +52,7 @@ class Verdict:
     thing, in notes also the owner) that are stated. mentions: things spoken of, where two mentions that say the same
     are one and two that say different things of one thing are two; hallucinated_mentions: those of them with a false
     fact (together CHAIR_i). correct: the answer states the fact asked for and nothing false; where a description is
-    asked for, some fact of the scene and nothing false."""
+    asked for, some fact of the scene and nothing false. worth: what `better` compares."""
 
     parsed: bool
     facts: frozenset[tuple]
@@ -63,6 +63,12 @@ class Verdict:
     mentions: int
     hallucinated_mentions: int
     correct: bool
+    worth: tuple[bool, bool, int, float]
+
+    @property
+    def false(self) -> bool:
+        """Whether the answer says something false, or nothing that can be read."""
+        return bool(self.hallucinated) or not self.parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +90,27 @@ def judge(scene: Scene, prompt: str, answer: str) -> Verdict:
     told = _told(mentions, scene, question)
     facts, true = frozenset().union(*told, _direct(mentions, scene, question, answer)), _facts(scene)
     hallucinated, covered = frozenset(fact for fact in facts if not _holds(fact, scene)), facts & true
-    right = bool(covered) if question.kind == "describe" else _expected(scene, question) in facts
+    describes, fact_coverage = question.kind == "describe", len(covered) / max(len(true), 1)
+    right = bool(covered) if describes else _expected(scene, question) in facts
+    correct = right and not hallucinated
     return Verdict(
         parsed=bool(facts),
         facts=facts,
         hallucinated=hallucinated,
         covered=covered,
         coverage=sum(fact[1] == "kind" for fact in covered) / max(len(scene.things), 1),
-        fact_coverage=len(covered) / max(len(true), 1),
+        fact_coverage=fact_coverage,
         mentions=len(told),
         hallucinated_mentions=sum(bool(said & hallucinated) for said in told),
-        correct=right and not hallucinated,
+        correct=correct,
+        worth=(correct, bool(facts), -len(hallucinated), fact_coverage * describes),
     )
 
 
 def better(scene: Scene, prompt: str, first: str, second: str) -> int:
-    """1 if the first answer is better, -1 if the second, 0 if they are alike: correct before not, then fewer false
-    facts, then, where a description is asked for, more of the scene's facts. So silence is better than a falsehood."""
-    describes = _question(prompt).kind == "describe"
-
-    def worth(answer: str) -> tuple[bool, int, float]:
-        verdict = judge(scene, prompt, answer)
-        return verdict.correct, -len(verdict.hallucinated), verdict.fact_coverage * describes
-
-    one, two = worth(first), worth(second)
+    """1 if the first answer is better, -1 if the second, 0 if they are alike: correct before not, then readable before
+    not, then fewer false facts, then, where a description is asked for, more of the scene's facts."""
+    one, two = judge(scene, prompt, first).worth, judge(scene, prompt, second).worth
     return (one > two) - (one < two)
 
 

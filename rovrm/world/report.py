@@ -1,8 +1,9 @@
 """What best-of-n gains where the truth is known: the table of choices, and report.html.
 
-    choices = compare_choices(examples, rows)       # of rovrm.bon: prompts about pictures of the world, and bon.jsonl
+    judged = judge_rows(examples, rows)             # of rovrm.bon: prompts about pictures of the world, and bon.jsonl
+    choices = compare_choices(judged, rows)
     print_choices(choices)
-    write_report(Path("runs/demo/bon"), "runs/demo/phase3-visual", examples, rows, choices)
+    write_report(Path("runs/demo/bon"), "runs/demo/phase3-visual", examples, rows, judged, choices)
 
 Every way of choosing one of the n candidates is judged by the oracle on the same scenes: greedy decoding, a candidate
 at random (the mean), the shortest, the one the policy itself finds most probable, the reward model's best, and the best
@@ -22,7 +23,7 @@ import numpy as np
 
 from rovrm.examples import Example
 from rovrm.messages import text_of
-from rovrm.world.oracle import Verdict, better, judge
+from rovrm.world.oracle import Verdict, judge
 
 CHOICES = {
     "greedy": "greedy decoding",
@@ -35,13 +36,12 @@ CHOICES = {
 RESAMPLES = 2000
 
 
-def compare_choices(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def compare_choices(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rates over prompts by choice, the ratios that matter with intervals, and the accuracy of the reward model on the
     policy's own pairs (two candidates of one prompt that the oracle does not find equal)."""
-    judged = [_judge_row(example, row) for example, row in zip(examples, rows, strict=True)]
     n = len(rows[0]["candidates"])
     table: dict[str, dict[str, np.ndarray]] = {name: _rates(judged, rows, pick) for name, pick in _PICKS.items()}
-    pairs = [_pair_results(e, row) for e, row in zip(examples, rows, strict=True)]
+    pairs = [_pair_results(verdicts, row) for verdicts, row in zip(judged, rows, strict=True)]
     false = {name: values["false"] for name, values in table.items()}
     return {
         "n": n,
@@ -50,7 +50,7 @@ def compare_choices(examples: Sequence[Example], rows: Sequence[dict[str, Any]])
         "reward_over_mean": _ratio(false["reward"], false["mean"]),
         "reward_over_greedy": _ratio(false["reward"], false["greedy"]),
         "reward_over_logprob": _ratio(false["reward"], false["logprob"]),
-        "all_candidates_false": int(sum(all(_is_false(v) for v in verdicts[:-1]) for verdicts in judged)),
+        "all_candidates_false": int(sum(all(v.false for v in verdicts[:-1]) for verdicts in judged)),
         "own_pairs": _pair_accuracy(pairs),
     }
 
@@ -58,24 +58,19 @@ def compare_choices(examples: Sequence[Example], rows: Sequence[dict[str, Any]])
 # ---- judging ---------------------------------------------------------------------------------------------------------
 
 
-def _judge_row(example: Example, row: dict[str, Any]) -> list[Verdict]:
-    """Verdicts of the candidates, and last of the greedy answer."""
-    scene, prompt = _scene(example), text_of(example.prompt[-1]["content"])
-    return [judge(scene, prompt, text) for text in [*row["candidates"], row["greedy"]["text"]]]
-
-
-def _scene(example: Example) -> Any:
-    return example.images[0].drawing.scene  # type: ignore[union-attr]
-
-
-def _is_false(verdict: Verdict) -> bool:
-    return bool(verdict.hallucinated) or not verdict.parsed
+def judge_rows(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> list[list[Verdict]]:
+    """Per prompt the verdicts of the candidates, and last that of the greedy answer."""
+    judged = []
+    for example, row in zip(examples, rows, strict=True):
+        drawing: Any = example.images[0].drawing
+        prompt = text_of(example.prompt[-1]["content"])
+        judged.append([judge(drawing.scene, prompt, text) for text in [*row["candidates"], row["greedy"]["text"]]])
+    return judged
 
 
 def _best(verdicts: Sequence[Verdict]) -> int:
-    """The oracle's choice: readable, fewest false facts, then most facts."""
-    keys = [(not v.parsed, len(v.hallucinated), -v.fact_coverage) for v in verdicts]
-    return min(range(len(verdicts)), key=lambda i: keys[i])
+    """The oracle's choice, the first of equal ones."""
+    return max(range(len(verdicts)), key=lambda i: verdicts[i].worth)
 
 
 # (verdicts of candidates and greedy, row) -> which of them are chosen; several stand for their mean
@@ -98,7 +93,7 @@ def _rates(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]], pick: Pi
         return np.array([np.mean([value(verdict) for verdict in some]) for some in chosen], dtype=float)
 
     return {
-        "false": mean(_is_false),
+        "false": mean(lambda v: v.false),
         "false_facts": mean(lambda v: len(v.hallucinated)),
         "coverage": mean(lambda v: v.coverage),
         "fact_coverage": mean(lambda v: v.fact_coverage),
@@ -106,16 +101,15 @@ def _rates(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]], pick: Pi
     }
 
 
-def _pair_results(example: Example, row: dict[str, Any]) -> list[float]:
+def _pair_results(verdicts: list[Verdict], row: dict[str, Any]) -> list[float]:
     """1, 0 or 0.5 (equal rewards) per pair of different candidates that the oracle orders."""
-    scene, prompt = _scene(example), text_of(example.prompt[-1]["content"])
-    scores = dict(zip(row["candidates"], row["scores"], strict=True))
-    texts, results = sorted(scores), []
-    for i, first in enumerate(texts):
-        for second in texts[:i]:
-            order = better(scene, prompt, first, second)
+    answers = list(dict(zip(row["candidates"], zip(row["scores"], verdicts, strict=False), strict=True)).values())
+    results = []
+    for i, (score, verdict) in enumerate(answers):
+        for other_score, other in answers[:i]:
+            order = (verdict.worth > other.worth) - (verdict.worth < other.worth)
             if order:
-                results.append(0.5 + 0.5 * order * np.sign(scores[first] - scores[second]))
+                results.append(0.5 + 0.5 * order * np.sign(score - other_score))
     return results
 
 
@@ -190,12 +184,13 @@ def write_report(
     model: str,
     examples: Sequence[Example],
     rows: Sequence[dict[str, Any]],
+    judged: list[list[Verdict]],
     choices: dict[str, Any],
     scenes: int = 20,
 ) -> Path:
     """Writes report.html into `out`: both tables and `scenes` pictures with all their answers and rewards; first those
     where the reward model gained most over greedy decoding, then those where it was most wrong."""
-    gains = [_gain(example, row) for example, row in zip(examples, rows, strict=True)]
+    gains = [_gain(verdicts, row) for verdicts, row in zip(judged, rows, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: -gains[i])
     shown = [*order[: scenes // 2], *order[len(order) - scenes // 2 :]] if len(order) > scenes else order
     parts = [f"<h1>Best of {choices['n']}</h1>", _phases(Path(model)), _choices_table(choices)]
@@ -205,16 +200,15 @@ def write_report(
         "listed behind an answer. First the pictures where choosing gained most over greedy decoding, last those where "
         "the choice was worst.</small></p>"
     )
-    parts += [_scene_block(examples[i], rows[i]) for i in shown]
+    parts += [_scene_block(examples[i], rows[i], judged[i]) for i in shown]
     page = out / "report.html"
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>rovrm: best of n</title><style>{STYLE}</style>"
     page.write_text(head + "\n".join(parts) + "</html>\n", encoding="utf-8")
     return page
 
 
-def _gain(example: Example, row: dict[str, Any]) -> float:
+def _gain(verdicts: list[Verdict], row: dict[str, Any]) -> float:
     """False facts saved against greedy decoding; a candidate without false facts that was passed over costs half."""
-    verdicts = _judge_row(example, row)
     chosen, greedy, best = (len(verdicts[i].hallucinated) for i in (row["best"], -1, _best(verdicts[:-1])))
     return greedy - chosen - 0.5 * (chosen - best)
 
@@ -241,12 +235,11 @@ def _choices_table(choices: dict[str, Any]) -> str:
     return "".join([*lines, "</table>"])
 
 
-def _scene_block(example: Example, row: dict[str, Any]) -> str:
+def _scene_block(example: Example, row: dict[str, Any], verdicts: list[Verdict]) -> str:
     drawing: Any = example.images[0].drawing
     stored = io.BytesIO()
     drawing(4).save(stored, "PNG")
     picture = base64.b64encode(stored.getvalue()).decode()
-    verdicts = _judge_row(example, row)
     chosen = row["candidates"][row["best"]]
     answers = {text: (score, v) for text, score, v in zip(row["candidates"], row["scores"], verdicts, strict=False)}
     ranked = sorted(answers.items(), key=lambda item: -item[1][0])
@@ -260,7 +253,7 @@ def _scene_block(example: Example, row: dict[str, Any]) -> str:
 
 
 def _answer(text: str, score: float, verdict: Verdict, mark: str, before: str = "") -> str:
-    kind = "false" if _is_false(verdict) else "true"
+    kind = "false" if verdict.false else "true"
     wrong = "; ".join(sorted(" ".join(str(part) for part in fact) for fact in verdict.hallucinated))
     wrong = wrong or ("" if verdict.parsed else "unreadable")
     behind = f" <mark>{html.escape(wrong)}</mark>" if wrong else ""

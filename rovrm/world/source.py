@@ -1,8 +1,9 @@
 """The world as a data source: `text.data=world:text?n=8192`, `visual.data=world:visual`.
 
 Rows are made when they are read, so a source of any size costs nothing until then. Options besides those of every
-source: `seed`, `split` (train, test), `families` and `questions` (`faithful+neutral`, or with weights
-`faithful:0.8+conflicting:0.2`). Without `n` a source has 4,096 rows.
+source: `seed`, `split` (train, test), `families` (`faithful+neutral`, or with weights
+`faithful:0.8+conflicting:0.2`) and `questions` (`colour+place`, of the families that ask about a fact).
+Without `n` a source has 4,096 rows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,10 @@ def world_rows(source: Source) -> Rows:
     split = source.split or "train"
     if split not in SPLITS:
         raise UserError(f"source {source.text!r}: no split {split!r}; takes {', '.join(SPLITS)}")
+    if source.config or source.revision:
+        raise UserError(f"source {source.text!r}: the world takes neither config nor revision; leave them out")
+    if ":" in source.options.get("questions", ""):
+        raise UserError(f"source {source.text!r}: questions takes no weights; it takes names joined by +")
     seed = _seed(source)
     families = _weights(source, "families", FAMILIES)
     questions = tuple(_weights(source, "questions", KINDS) or KINDS)
