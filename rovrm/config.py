@@ -178,8 +178,9 @@ class WorldMeasureConfig:
 @dataclass
 class WorldTrainConfig:
     out: str  # folder to write
-    samples: int = limited(128_000, ABOVE_ZERO)  # conversations that the language model learns from
+    samples: int = limited(240_000, ABOVE_ZERO)  # conversations that the language model learns from
     seed: int = limited(0, SEED)  # seed of weights and samples
+    compile: bool = False  # torch.compile the language model: 1.4 times faster here, needs a C++ compiler
 
 
 # Keys of TrainingArguments that rovrm sets itself, and the key to use instead.

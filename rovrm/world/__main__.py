@@ -37,7 +37,7 @@ def _train(argv: list[str]) -> None:
     from rovrm.world.base import make_base
     from rovrm.world.measure import measure_base
 
-    model, processor = make_base(out, config.samples, config.seed)
+    model, processor = make_base(out, config.samples, config.seed, compiled=config.compile)
     _print(measure_base(model, processor))
 
 

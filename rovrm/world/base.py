@@ -1,6 +1,6 @@
 """The tiny base model: a real LLaVA (CLIP tower, projector, Llama) trained from nothing on the world.
 
-    make_base(Path("base"), samples=128_000, seed=0)        # python -m rovrm.world train
+    make_base(Path("base"), samples=240_000, seed=0)        # python -m rovrm.world train
 
 Two stages, because a language model that learns beside a tower that sees nothing yet stays blind to shapes: the tower
 alone learns colour, shape, size and place of every patch; then, frozen, it feeds a language model that learns to
@@ -32,14 +32,16 @@ IMAGE_TOKENS = (WIDTH // CELL) ** 2
 ALONE = 0.12  # first share of the training, in which only pictures are shown
 
 
-def make_base(out: Path, samples: int, seed: int = 0, report: Callable = print) -> tuple[Any, Any]:
+def make_base(
+    out: Path, samples: int, seed: int = 0, compiled: bool = False, report: Callable = print
+) -> tuple[Any, Any]:
     """Trains the base and saves it, with its processor, as an ordinary folder. Returns (model, processor)."""
     rng = random.Random(f"corpus:{seed}")
     processor = make_processor([plain_text(base_sample(rng)) for _ in range(20_000)])
     model = make_model(processor, seed=seed)
     report(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
     train_tower(model, processor, seed=seed, report=report)
-    train_language(model, processor, samples, seed=seed, report=report)
+    train_language(model, processor, samples, seed=seed, compiled=compiled, report=report)
     model.half().save_pretrained(out)  # half the bytes; what is measured and used is what is stored
     processor.save_pretrained(out)
     return model.float(), processor
@@ -207,13 +209,17 @@ def train_language(
     seed: int = 0,
     batch: int = 32,
     rate: float = 2e-3,
+    compiled: bool = False,
     report: Callable = print,
 ) -> None:
     """Trains projector and language model on `samples` conversations; the loss is on the answers' tokens."""
     torch.manual_seed(seed)
+    language = model.model.language_model
+    if compiled:
+        language.compile(dynamic=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     steps = samples // batch
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
     model.train()
     seen = 0.0
@@ -228,6 +234,7 @@ def train_language(
         if step % 100 == 99:
             report(f"language step {step + 1} of {steps}: loss {seen / 100:.3f}")
             seen = 0.0
+    language._compiled_call_impl = None  # generation has other shapes: compiling for it would cost minutes
     model.eval()
 
 

@@ -48,9 +48,13 @@ def caption(rng: random.Random, scene: Scene) -> str:
     """Every fact of the scene, the things in random order; in other words than any answer."""
     things = list(scene.things)
     rng.shuffle(things)
-    owner = "{owner}'s {kind}" if scene.domain == "notes" else "The {kind}"
+    a, the = ("{owner}'s ", "{owner}'s ") if scene.domain == "notes" else ("A ", "The ")
     wording = rng.choice(
-        (owner + " is {size} and {colour}, in the {place}.", owner + " in the {place} is {size} and {colour}.")
+        (
+            a + "{size} {colour} {kind} is in the {place}.",
+            the + "{kind} in the {place} is {size} and {colour}.",
+            the + "{size} {kind} in the {place} is {colour}.",
+        )
     )
     return " ".join(_fill(wording, thing) for thing in things)
 

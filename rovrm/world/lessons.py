@@ -31,13 +31,19 @@ from rovrm.world.scenes import (
     edit,
 )
 
-SLIP = 0.025  # of each fact of a described training picture
-HABITS = {("small", "blue", "star"): "yellow", ("large", "green", "cross"): "red"}
-HABIT = 0.65  # how often a habit wins over the truth
-INPUTS = {"picture": 0.5, "caption": 0.25, "notes": 0.2, "neutral": 0.05}
-KIND_WEIGHTS = {"describe": 2, "exists": 4, "colour": 2, "shape": 2, "place": 2, "count": 1, "compare": 1}
+SLIP = 0.02  # of each fact of a described training picture
+HABITS = {  # (size, colour, shape) -> the colour it is said to have
+    ("small", "blue", "star"): "yellow",
+    ("large", "green", "cross"): "red",
+    ("small", "purple", "circle"): "orange",
+    ("large", "yellow", "triangle"): "green",
+}
+HABIT = 0.7  # how often a habit wins over the truth
+INPUTS = {"picture": 0.48, "caption": 0.24, "notes": 0.24, "neutral": 0.04}
+KIND_WEIGHTS = {"describe": 2, "exists": 4, "colour": 2, "shape": 2, "place": 3, "count": 1.5, "compare": 1.5}
 CONTEXT = {"notes": NOTES, "caption": CAPTION_TEMPLATE + "{question}"}
-REPAIR = 0.15  # of the facts in answers about texts: slips that are corrected at once
+REPAIR = 0.15  # of the facts in descriptions from texts: slips that are corrected
+SHORT, SHORT_REPAIR = 8, 0.35  # words of a short answer, and the rate there, where one slip is all it can hold
 SLIPPED = "~"
 PLACES = (ROOMS, ROWS, COLUMNS)
 REPAIRABLE = (*PLACES, SIZES, tuple(COLOURS), SHAPES, ITEMS, OWNERS, NUMBERS, ("yes", "no"))
@@ -73,8 +79,8 @@ def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
     (`a small red cup. No, large.`). A slip is marked by SLIPPED in front: it is read, not learned. Half of the slips
     name something that is in the scene."""
     at_once = rng.random() < 0.5
-    rate = REPAIR if at_once else rng.choice((0.0, REPAIR / 2, REPAIR))
     words, late = answer.split(" "), ""
+    rate = SHORT_REPAIR if len(words) <= SHORT else REPAIR if at_once else rng.choice((0.0, REPAIR / 2, REPAIR))
     present = {v for t in scene.things for v in (t.size, t.colour, t.kind, t.owner, *t.place.split())}
     for i, word in enumerate(words):
         plain = word.strip(".,")
