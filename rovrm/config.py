@@ -140,7 +140,7 @@ class BonConfig:
     n: int = limited(8, ABOVE_ZERO)  # candidates per prompt
     model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
     policy: str = ""  # vision-language model that answers, folder or hub id; empty = the shipped tiny one
-    data: list[str] = field(default_factory=lambda: ["world:visual?split=test&questions=describe&n=400"])  # prompts
+    data: list[str] = field(default_factory=lambda: ["world:visual?split=test&questions=describe&n=800"])  # prompts
     out: str = "runs/demo/bon"  # folder to write
     image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
     temperature: float = limited(1.0, ABOVE_ZERO)  # of sampling

@@ -13,7 +13,7 @@ from rovrm.world.base import encode, make_model, padded, pixels, train_language,
 from rovrm.world.default import BASE
 from rovrm.world.language import KINDS, ask
 from rovrm.world.lessons import REPAIRABLE, SLIPPED, Sample, base_sample, repaired
-from rovrm.world.measure import fact_accuracy
+from rovrm.world.measure import fact_accuracy, measure_base
 from rovrm.world.oracle import judge
 from rovrm.world.scenes import HELD_OUT, Drawing, draw_scene
 
@@ -53,6 +53,13 @@ def test_the_shipped_base_captions_a_scene_without_rovrm(processor):
 
 def test_the_shipped_base_sees_every_kind_of_fact(model, processor):
     assert min(fact_accuracy(model, processor, scenes=200).values()) > 0.9
+
+
+def test_the_shipped_base_leaves_something_to_align(model, processor):
+    """Bounds are those of the full measure (5 to 20 and 20 to 35 %) and two standard errors of 100 scenes."""
+    found = measure_base(model, processor, scenes=100)
+    assert 0.05 <= found["greedy"] <= 0.28 and 0.16 <= found["sampled"] <= 0.40
+    assert found["all of 8"] < 0.1 and found["coverage"] > 0.9
 
 
 def test_pixels_are_those_of_the_processor(processor):

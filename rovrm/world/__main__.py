@@ -1,6 +1,6 @@
 """Makes the tiny base again, or writes pairs of the world as files.
 
-    python -m rovrm.world train out=base                 # takes a good half hour on 2 cores; prints what it sees
+    python -m rovrm.world train out=base compile=true    # 40 to 60 minutes on 2 cores; prints what it sees
     python -m rovrm.world measure                        # what the shipped base sees and how often it invents
     python -m rovrm.world write out=data n=1000          # text.jsonl, caption.jsonl, visual.jsonl and images/
 

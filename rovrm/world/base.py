@@ -36,6 +36,7 @@ def make_base(
     out: Path, samples: int, seed: int = 0, compiled: bool = False, report: Callable = print
 ) -> tuple[Any, Any]:
     """Trains the base and saves it, with its processor, as an ordinary folder. Returns (model, processor)."""
+    torch.set_flush_denormal(True)  # numbers below 1e-38, of which Adam keeps many, are slow on a CPU
     rng = random.Random(f"corpus:{seed}")
     processor = make_processor([plain_text(base_sample(rng)) for _ in range(20_000)])
     model = make_model(processor, seed=seed)
