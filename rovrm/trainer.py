@@ -131,6 +131,21 @@ class RewardTrainer(Trainer):
         loader = batch_loader(planned, self.collator, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
         return self.accelerator.prepare(loader)
 
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Every weight, by the names of the checkpoint. Trainer compares a saved file's names with the model's own, but
+        `save_pretrained` writes those of the base family: of a whole model it would load nothing but the head."""
+        model = self.model if model is None else model
+        if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)  # adapters, and their own formats
+        model.load_state_dict(load_reward_model(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(getattr(dataloader.dataset, "examples", dataloader.dataset))  # type: ignore[arg-type]
 

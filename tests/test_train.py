@@ -176,6 +176,40 @@ def test_full_tuning_writes_full_checkpoints(world, tmp_path):
         assert scorer.mean == json.loads((out / name / "phase.json").read_text())["reward_mean"]
 
 
+@pytest.mark.parametrize("cut", (6, 3))
+def test_full_tuning_resumes_with_the_checkpoints_weights(world, tmp_path, cut):
+    """Cut off behind its last checkpoint, and between two: weights and record end bit-equal. The checkpoint's names
+    are those of the base family, not of the reward model."""
+    out = tmp_path / "full"
+    command = ["phase=3", "tuning=full", f"out={out}", f"model={BASE}", f"visual.data={world}/visual.jsonl"]
+    command += ["trainer.max_steps=6", "trainer.save_steps=3", "visual.learning_rate=1e-3", *QUICK]
+    assert main(command) == 0
+    folder = out / "phase3-visual"
+    expected, record = load_file(folder / "model.safetensors"), json.loads((folder / "phase.json").read_text())
+    for path in (folder / "phase.json", folder / "model.safetensors"):
+        path.unlink()
+    if cut == 3:
+        shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    assert main(command) == 0
+    assert same(load_file(folder / "model.safetensors"), expected)
+    assert without_times(json.loads((folder / "phase.json").read_text())) == without_times(record)
+
+
+def test_the_best_checkpoint_is_loaded_with_all_its_weights(world, tmp_path):
+    out = tmp_path / "best"
+    command = ["phase=3", "tuning=full", f"out={out}", f"model={BASE}", f"visual.data={world}/visual.jsonl", *QUICK]
+    command += ["trainer.max_steps=6", "trainer.save_steps=3", "visual.learning_rate=1e-3", "trainer.eval_steps=3"]
+    command += ["trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true"]
+    assert main([*command, "trainer.metric_for_best_model=eval_loss"]) == 0
+    folder = out / "phase3-visual"
+    states = [json.loads(path.read_text()) for path in folder.glob("checkpoints/*/trainer_state.json")]
+    best = max(states, key=lambda state: state["global_step"])["best_model_checkpoint"]
+    assert same(load_file(folder / "model.safetensors"), load_file(Path(best) / "model.safetensors"))
+    assert json.loads((folder / "phase.json").read_text())["loss"] == pytest.approx(
+        min(row["eval_loss"] for row in rows(folder / "trainer_log.jsonl") if "eval_loss" in row)
+    )
+
+
 def test_init_from_overrides_the_previous_phase(run, world, tmp_path, capsys):
     out = tmp_path / "from"
     command = ["phase=3", f"out={out}", f"model={BASE}", f"init_from={run / 'phase1-text'}"]
