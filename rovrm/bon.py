@@ -187,8 +187,32 @@ def _take_folder(config: BonConfig) -> Any:
                 f"{config.out} was begun with other settings ({changed[0]}: {before.get(changed[0])!r}, now "
                 f"{now[changed[0]]!r}); give another out=, or remove that folder"
             )
+    _check_models(config)
     save(config, noted)
     return lock
+
+
+def _check_models(config: BonConfig) -> None:
+    """Notes which models made the candidates. Raises UserError where another now lies in the place of one of them."""
+    from rovrm.outputs import write_json
+
+    path, now = Path(config.out) / "models.json", {"model": _mark(config.model), "policy": _mark(config.policy)}
+    if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
+        before = json.loads(path.read_text())
+        changed = next((key for key in now if before.get(key) != now[key]), None)
+        if changed:
+            raise UserError(
+                f"{config.out} holds answers and scores of another {changed} that lay in {getattr(config, changed)!r}; "
+                "give another out=, or remove that folder"
+            )
+    write_json(path, now)
+
+
+def _mark(folder: str) -> dict[str, list[int]]:
+    """Size and time of each file of weights in a folder; nothing for a hub id."""
+    files = sorted(Path(folder).rglob("*.safetensors")) if folder and os.path.isdir(folder) else []
+    kept = [file for file in files if "checkpoints" not in file.parts]
+    return {str(file.relative_to(folder)): [file.stat().st_size, file.stat().st_mtime_ns] for file in kept}
 
 
 def _done(path: Path, batch_size: int, examples: Sequence["Example"]) -> int:

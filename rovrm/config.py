@@ -63,6 +63,7 @@ def _is_phase(text: str) -> bool:
 
 SEED = Limit("from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 PHASE = Limit(PHASE_WORDS, _is_phase)
+SAMPLES = Limit("1000 or more: with fewer nothing is learned", lambda v: v >= 1000)
 
 
 # In the dataclasses, the comment beside a field (and the comment lines below it) is its line in `--help`.
@@ -178,7 +179,7 @@ class WorldMeasureConfig:
 @dataclass
 class WorldTrainConfig:
     out: str  # folder to write
-    samples: int = limited(240_000, ABOVE_ZERO)  # conversations that the language model learns from
+    samples: int = limited(240_000, SAMPLES)  # conversations that the language model learns from
     seed: int = limited(0, SEED)  # seed of weights and samples
     compile: bool = False  # torch.compile the language model: 1.4 times faster here, needs a C++ compiler
 

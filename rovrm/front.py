@@ -80,8 +80,10 @@ def parse(config_class: type[Config], argv: list[str], prog: str, below: dict[st
     for key, text in pairs:
         if key != "recipe":
             _assign(config, known, key, text, _from_text(text, _find(known, key, text)[1]), "")
+    required = OmegaConf.missing_keys(OmegaConf.structured(config_class)) | {"out"}
     for setting in known.values():
-        if setting.path in OmegaConf.missing_keys(config):
+        empty = setting.path in required and OmegaConf.select(config, setting.path, default="") == ""
+        if empty:  # an empty folder name would mean the working directory
             raise UserError(f"{setting.key}: got nothing, takes {setting.takes} ({setting.comment})")
     return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from rovrm.errors import UserError
 from rovrm.policy import Policy
 from rovrm.scorer import RewardScorer
 from rovrm.world.default import BASE
+from rovrm.world.language import describe
 from rovrm.world.measure import picture_example
+from rovrm.world.report import compare_choices, judge_rows, print_choices
 from rovrm.world.scenes import Drawing, draw_scene
 
 DATA = "data=world:visual?split=test&questions=describe&n=6"
@@ -115,6 +118,33 @@ def test_bon_refuses_a_folder_begun_with_other_settings(reward, tmp_path, capsys
     assert bon.main(command) == 0
     assert bon.main([*command, "temperature=0.5"]) == 2
     assert "begun with other settings (temperature: 1.0, now 0.5)" in capsys.readouterr().err
+
+
+def test_bon_refuses_scores_of_a_model_that_is_gone(reward, tmp_path, capsys):
+    command = f"--n 2 model={tmp_path / 'model'} {DATA} out={tmp_path / 'out'} max_new_tokens=16".split()
+    shutil.copytree(reward, tmp_path / "model")
+    assert bon.main(command) == 0
+    assert bon.main(command) == 0  # the same model: nothing is sampled again
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(reward, tmp_path / "model", copy_function=shutil.copy)  # without the times: another model's
+    capsys.readouterr()
+    assert bon.main(command) == 2
+    assert "answers and scores of another model" in capsys.readouterr().err
+
+
+def test_nothing_is_claimed_where_nothing_is_false(capsys):
+    """The truth told by all, and one candidate each: no ratio, no pair, no sentence about less or more."""
+    examples, rows = pictures(2), []
+    for example in examples:
+        text = describe(example.images[0].drawing.scene)
+        told = {"text": text, "score": 0.0, "logprob": 0.0}
+        rows.append({"candidates": [text], "scores": [0.0], "best": 0, "logprobs": [0.0], "greedy": told})
+    choices = compare_choices(judge_rows(examples, rows), rows)
+    assert choices["reward_over_mean"] == {"ratio": None, "ci95": None} and choices["own_pairs"]["accuracy"] is None
+    print_choices(choices)
+    printed = capsys.readouterr().out
+    assert "too few false answers by greedy" in printed and "no pair to order" in printed
+    assert "times as often" not in printed
 
 
 def test_prompts_of_a_file_and_rows_that_cannot_be_used(reward, tmp_path, capsys):

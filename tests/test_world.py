@@ -173,6 +173,7 @@ def test_world_sources_read_like_any_data_set():
         ("world:text?colour=red", "'colour'"),
         ("world:text?questions=colour:2+place", "no weights"),
         ("world:text?revision=main", "revision"),
+        ("world:text?families=faithful+faithful:9", "'faithful' twice; it takes one weight"),
     ],
 )
 def test_bad_world_sources_are_named(source, named):

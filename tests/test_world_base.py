@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from rovrm.world import base
 from rovrm.world.base import encode, make_model, padded, pixels, train_language, train_tower
 from rovrm.world.default import BASE
 from rovrm.world.language import KINDS, ask
@@ -129,6 +130,15 @@ def test_training_never_shows_a_held_out_join():
         sample = base_sample(rng)
         if sample.drawing:
             assert not any((t.colour, t.kind) in HELD_OUT for t in sample.drawing.scene.things)
+            said = " ".join(answer for _, answer in sample.turns)
+            assert not any(f"{colour} {kind}" in said for colour, kind in HELD_OUT)
+
+
+def test_the_tower_never_sees_a_held_out_join(processor, monkeypatch):
+    seen: list[Drawing] = []
+    monkeypatch.setattr(base, "pixels", lambda some, processor: seen.extend(some) or pixels(some, processor))
+    train_tower(make_model(processor, width=32, layers=1, tower_width=32), processor, steps=20)
+    assert len(seen) == 20 * 64 and not any(drawing.scene.held_out() for drawing in seen)
 
 
 def test_both_stages_train(processor):

@@ -129,7 +129,9 @@ def test_write(tmp_path, capsys):
         (["write", "out=x", "n=0"], "n: got '0', takes a whole number above 0"),
         (["write", "out=x", "split=dev"], "split: got 'dev', takes one of train, test"),
         (["write", "out=x", "pairs=5"], "unknown key pairs"),
-        (["train", "samples=9"], "out: got nothing"),
+        (["train", "samples=2000"], "out: got nothing"),
+        (["train", "out="], "out: got nothing"),
+        (["train", "out=x", "samples=999"], "samples: got '999', takes a whole number 1000 or more"),
     ],
 )
 def test_bad_settings(tmp_path, monkeypatch, capsys, argv, named):
@@ -140,6 +142,6 @@ def test_bad_settings(tmp_path, monkeypatch, capsys, argv, named):
 
 def test_train_does_not_write_over_a_model(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
-    message = refused(capsys, "train", f"out={tmp_path}", "samples=1")
+    message = refused(capsys, "train", f"out={tmp_path}", "samples=1000")
     assert str(tmp_path) in message and "holds a model already; give another folder" in message
     assert content(tmp_path) == {"config.json": b"{}"}

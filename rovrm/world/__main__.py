@@ -1,6 +1,6 @@
 """Makes the tiny base again, or writes pairs of the world as files.
 
-    python -m rovrm.world train out=base compile=true    # 40 to 60 minutes on 2 cores; prints what it sees
+    python -m rovrm.world train out=base compile=true    # about an hour on 2 cores, in one go; prints what it sees
     python -m rovrm.world measure                        # what the shipped base sees and how often it invents
     python -m rovrm.world write out=data n=1000          # text.jsonl, caption.jsonl, visual.jsonl and images/
 
@@ -31,6 +31,8 @@ def _train(argv: list[str]) -> None:
         raise UserError(f"out={config.out!r} holds a model already; give another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what could not be saved
+        (out / ".probe").touch()
+        (out / ".probe").unlink()
     except OSError as error:
         raise UserError(f"out={config.out!r} cannot be written ({error.strerror}); give another folder") from error
 

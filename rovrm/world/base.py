@@ -159,7 +159,7 @@ def train_tower(model: Any, processor: Any, steps: int = 1000, seed: int = 0, re
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        drawings = [Drawing(draw_scene(rng, "picture", None), rng.getrandbits(32)) for _ in range(64)]
+        drawings = [Drawing(draw_scene(rng, "picture"), rng.getrandbits(32)) for _ in range(64)]
         features = tower(pixels(drawings, processor)).last_hidden_state[:, 1:]  # (pictures, 9, width)
         labels = _patch_labels(drawings)
         logits = {name: head(features) for name, head in heads.items()}

@@ -18,6 +18,7 @@ from rovrm.world.scenes import (
     CELLS,
     COLOURS,
     COLUMNS,
+    HELD_OUT,
     ITEMS,
     OWNERS,
     ROOMS,
@@ -87,6 +88,8 @@ def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
         group = next((g for g in REPAIRABLE if plain.lower() in g or plain in g), None)
         if group is None or rng.random() >= rate or (group in PLACES and len(words) > 12):
             continue  # in a list of things another place may only mean another order
+        if late:
+            continue  # of several slips the end could correct only one
         others = [w for w in group if w not in (plain, plain.lower())]
         near = [w for w in others if w in present]
         slip = rng.choice(near if near and rng.random() < 0.5 else others)
@@ -94,7 +97,7 @@ def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
         slip, right = (slip.capitalize(), plain.lower()) if first else (slip, plain)
         behind = word[len(plain) :]
         words[i] = f"{SLIPPED}{slip} no {right}{behind}" if at_once else f"{SLIPPED}{slip}{behind}"
-        late = "" if at_once else late or f" No, {right}."
+        late = "" if at_once else f" No, {right}."
     return " ".join(words) + late
 
 
@@ -114,21 +117,22 @@ def _denied(rng: random.Random, scene: Scene) -> tuple[str, str]:
     while True:
         attribute, index = rng.choice(("size", "colour", "kind", "place")), rng.randrange(len(scene.things))
         other = edit(rng, scene, attribute, index, BOUND)
-        question = ask(rng, other, "exists") if other else None
+        question = ask(rng, other, "exists") if other and not other.held_out() else None
         answer = question.answer(scene) if question else None
         if question and answer and answer.startswith("No"):
             return question.text, answer
 
 
 def _careless(rng: random.Random, scene: Scene) -> Scene:
-    """The scene as a careless captioner tells it."""
+    """The scene as a careless captioner tells it; never a join of colour and shape that is held out."""
     things = []
     for thing in scene.things:
         habit = HABITS.get((thing.size, thing.colour, thing.kind))
         if habit and rng.random() < HABIT:
             thing = replace(thing, colour=habit)
         slips = {"size": SIZES, "colour": tuple(COLOURS), "kind": SHAPES, "place": CELLS}
-        things.append(replace(thing, **{a: rng.choice(v) for a, v in slips.items() if rng.random() < SLIP}))
+        told = replace(thing, **{a: rng.choice(v) for a, v in slips.items() if rng.random() < SLIP})
+        things.append(thing if (told.colour, told.kind) in HELD_OUT else told)
     return scene.with_things(things)
 
 

@@ -37,7 +37,7 @@ def pair_row(
 
     inputs: text (notes), caption (rows with a picture's caption) or visual (rows with the picture and its caption; of
     the faithful family unless told otherwise). families: weights. split: training rows hold no scene with a held-out
-    join of colour and shape; every second test row holds one, and has `held_out` true.
+    join of colour and shape; half of the test rows, drawn at random, hold one, and has `held_out` true.
     """
     rng = random.Random(f"world:{inputs}:{split}:{seed}:{index}")
     weights = families or ({"faithful": 1.0} if inputs == "visual" else POOL)
@@ -127,7 +127,7 @@ def _conflicting(rng: random.Random, domain: Domain, held_out: bool, questions: 
     sort = rng.choice(("inverted", "inverted", "embellished", "longer"))
     if sort == "embellished":
         scene = draw_scene(rng, domain, held_out)
-        while (larger := edit_count(rng, scene)) is None or len(larger.things) < len(scene.things):
+        while (larger := edit_count(rng, scene)) is None or _unfit(larger, scene):
             scene = draw_scene(rng, domain, held_out)
         question, wording = ask(rng, scene, "describe"), rng.randrange(6)
         assert question is not None
@@ -135,6 +135,10 @@ def _conflicting(rng: random.Random, domain: Domain, held_out: bool, questions: 
     scene, _, question, right, wrong = faithful_pair(rng, domain, held_out, questions)
     longer = f"{wrong} {rng.choice(FLOURISHES)}" if sort == "longer" else wrong
     return scene, question.kind, question.text, longer, right
+
+
+def _unfit(larger: Scene, scene: Scene) -> bool:
+    return len(larger.things) < len(scene.things) or larger.held_out() != scene.held_out()
 
 
 _PAIRS = {"faithful": _faithful, "complete": _complete, "neutral": _neutral, "conflicting": _conflicting}

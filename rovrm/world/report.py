@@ -114,7 +114,9 @@ def _pair_results(verdicts: list[Verdict], row: dict[str, Any]) -> list[float]:
 
 
 def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
-    """Accuracy over all pairs, and a bootstrap interval over prompts."""
+    """Accuracy over all pairs, and a bootstrap interval over prompts; None where there is no pair."""
+    if not any(pairs):
+        return {"pairs": 0, "accuracy": None, "ci95": None}
     sums, counts = np.array([sum(some) for some in pairs]), np.array([len(some) for some in pairs])
     draws = _resamples(len(pairs))
     low, high = np.quantile(sums[draws].sum(1) / np.maximum(counts[draws].sum(1), 1), (0.025, 0.975))
@@ -122,11 +124,14 @@ def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
 
 
 def _ratio(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Mean of the one over the mean of the other, per prompt (prompts,), with the interval of the ratio."""
+    """Mean of the one over the mean of the other, per prompt (prompts,), with the interval of the ratio; None where the
+    other is so seldom above zero that it is not so in every resample."""
     draws = _resamples(len(first))
-    ratios = first[draws].mean(1) / np.maximum(second[draws].mean(1), 1e-9)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return {"ratio": float(first.mean() / max(second.mean(), 1e-9)), "ci95": [float(low), float(high)]}
+    below = second[draws].mean(1)
+    if not below.min() > 0:
+        return {"ratio": None, "ci95": None}
+    low, high = np.quantile(first[draws].mean(1) / below, (0.025, 0.975))
+    return {"ratio": float(first.mean() / second.mean()), "ci95": [float(low), float(high)]}
 
 
 def _resamples(prompts: int) -> np.ndarray:
@@ -155,6 +160,9 @@ def verdict_lines(choices: dict[str, Any]) -> list[str]:
     ]
     for name, other in (("mean", "the mean candidate"), ("greedy", "greedy"), ("logprob", "the most probable")):
         found = choices[f"reward_over_{name}"]
+        if found["ratio"] is None:
+            lines.append(f"too few false answers by {other} to compare the reward model's best with")
+            continue
         low, high = found["ci95"]
         told = "less often than" if high < 1 else "more often than" if low > 1 else "not surely less often than"
         lines.append(
@@ -162,6 +170,8 @@ def verdict_lines(choices: dict[str, Any]) -> list[str]:
             f"({low:.2f} to {high:.2f})"
         )
     own = choices["own_pairs"]
+    if not own["pairs"]:
+        return [*lines, "the oracle finds no candidate better than another: no pair to order"]
     lines.append(
         f"the reward model orders {own['accuracy']:.3f} ({own['ci95'][0]:.3f} to {own['ci95'][1]:.3f}) of the policy's "
         f"own {own['pairs']} pairs as the oracle does"

@@ -31,7 +31,6 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 CELLS = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 ROOMS = ("kitchen", "garden", "hall", "office", "attic", "cellar")
 OWNERS = ("Ann", "Ben", "Eva", "Max", "Mia", "Tom")
-ATTRIBUTES = ("size", "colour", "kind", "place", "owner")
 # Colour and shape that no training scene joins: what a model knows of them it has put together itself.
 HELD_OUT = frozenset({("red", "star"), ("blue", "ring"), ("green", "square"), ("orange", "cross")})
 COUNTS = (2, 3, 4)  # of things, equally likely, so that one more and one less are too (see `edit_count`)

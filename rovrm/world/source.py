@@ -61,6 +61,8 @@ def _weights(source: Source, option: str, known: tuple[str, ...]) -> dict[str, f
         name, _, weight = part.partition(":")
         if name not in known:
             raise UserError(f"source {source.text!r}: {option} has no {name!r}; takes {', '.join(known)}, joined by +")
+        if name in weights:
+            raise UserError(f"source {source.text!r}: {option} has {name!r} twice; it takes one weight")
         try:
             weights[name] = float(weight or 1)
         except ValueError:
