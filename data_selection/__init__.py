@@ -1,5 +1,6 @@
 """Choosing training data by per-example gradient features and optimal transport.
 
-Nothing is here yet: selection comes in a later version, and until then rovrm draws `n` examples at random or takes the
-first `n`. This package will know tensors and modules only and must not import rovrm.
+Two stages with files between them: gradients.py makes features, transport.py scores a pool's rows against a target's;
+choose.py joins checks, preprocessing and a score. This package knows tensors and modules only, and does not import
+rovrm.
 """

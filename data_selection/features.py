@@ -1,0 +1,75 @@
+"""Features as the scores read them: block by block, made unit, centred, freed from near-duplicates.
+
+    pool = Features(array)                                  # (n, d): numpy, memory-mapped or torch
+    pool, target = prepare(pool, Features(other), unit=True, centre=True)
+    for start, rows in pool.blocks(): ...                   # rows (block, d), float32 (float64 stays)
+
+The pool is never held as a whole in float32: a pass converts one block at a time. The order unit -> minus the pool's
+mean -> unit matters: centring raw gradients lets the few largest norms set the mean.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 4096  # rows that are in memory in full precision at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """source: (n, d) array or tensor that can be sliced. rows: which rows count, in order; None for all.
+    unit: each row is scaled to length 1; mean: (d,) is subtracted after that, and the row made unit again."""
+
+    source: Any
+    rows: np.ndarray | None = None
+    unit: bool = False
+    mean: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) if self.rows is None else len(self.rows)
+
+    @property
+    def width(self) -> int:
+        return self.source.shape[1]
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """(len(rows), d) of these features, prepared."""
+        raw = self.source[rows if self.rows is None else self.rows[rows]]
+        values = torch.as_tensor(np.asarray(raw) if not isinstance(raw, Tensor) else raw)
+        values = values if values.dtype == torch.float64 else values.float()
+        if self.unit:
+            values = _unit(values)
+        return values if self.mean is None else _unit(values - self.mean.to(values))
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of every block in order."""
+        for start in range(0, len(self), size):
+            yield start, self.take(np.arange(start, min(start + size, len(self))))
+
+    def all(self) -> Tensor:
+        return self.take(np.arange(len(self)))
+
+    def without(self, dropped: np.ndarray) -> "Features":
+        """These features but for the rows where `dropped` (n,) is true."""
+        kept = np.flatnonzero(~dropped)
+        return replace(self, rows=kept if self.rows is None else self.rows[kept])
+
+
+def prepare(pool: Features, target: Features, unit: bool, centre: bool) -> tuple[Features, Features]:
+    """Both sides made unit and, with `centre`, freed from the direction that the whole pool shares."""
+    pool, target = replace(pool, unit=unit), replace(target, unit=unit)
+    if not centre:
+        return pool, target
+    total = torch.zeros(pool.width, dtype=torch.float64)
+    for _, rows in pool.blocks():
+        total += rows.double().sum(0)
+    mean = (total / len(pool)).float()
+    return replace(pool, mean=mean), replace(target, mean=mean)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

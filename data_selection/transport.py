@@ -1,0 +1,261 @@
+"""Scores of pool rows against target rows: how much each helps to cover the target. One function per method.
+
+    values = capped_ot(Features(pool), target, k=1000)      # (n,), higher is better; the k best are the choice
+
+Every function takes `pool` (Features, n rows), `target` (m, d) and `k`, makes one or more passes over the pool in
+blocks, and returns (n,) float64 scores. The ground cost is the Euclidean distance ||x_i - t_j||, as in RoVRM (arXiv
+2408.12109). These are the transport problems behind the scores:
+
+    capped_ot    min <P, C>, P1 <= 1/k, P'1 = 1/m       the k-subset nearest to the target in Wasserstein distance
+    soft_nn      the same without the cap, entropic     every target takes from its softmax of near rows
+    gotd         P1 = 1/n: the whole pool; score = -dual potential  (GOT-D, Kang et al. 2024)
+    knn          every target gives equal mass to its near rows
+    round_robin  the targets choose their nearest free row in turns
+    max_cos      cosine to the nearest target row  (LESS, Xia et al. 2024, every target row a subtask)
+    mean_l2      minus the mean transport distance of Dirac to Dirac, ||x_i - t_j||, over targets  (the paper)
+    random       a seeded draw
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_selection.features import Features
+
+CERTAIN = 1e-6  # relative gap between a plan's cost and its dual bound that counts as solved
+SOFT = (
+    0.25  # epsilon over the gap between a target's nearest rows and its k/10-th nearest: chosen on synthetic mixtures
+)
+EXACT_CELLS = 10_000_000  # of the dense problem that `gotd` solves exactly; beyond it is entropic
+DENSE_CELLS = 2_000_000_000  # of the cost matrix that the entropic `gotd` keeps in float32: 8 GB
+
+
+def mean_l2(pool: Features, target: Tensor, k: int) -> Tensor:
+    return _by_rows(pool, lambda rows: -_distance(rows, target).double().mean(1))
+
+
+def max_cos(pool: Features, target: Tensor, k: int) -> Tensor:
+    aims = torch.nn.functional.normalize(target, dim=1)
+    return _by_rows(pool, lambda rows: (torch.nn.functional.normalize(rows, dim=1) @ aims.T).max(1).values.double())
+
+
+def knn(pool: Features, target: Tensor, k: int) -> Tensor:
+    """Each target shares its mass among its 10 k / m nearest rows; equal shares are told apart by distance."""
+    depth = min(len(pool), max(1, -(-10 * k // len(target))))
+    near, distance = nearest(pool, target, depth)
+    counts = torch.bincount(near.flatten(), minlength=len(pool)).double()
+    closest = torch.full((len(pool),), torch.inf, dtype=torch.float64)
+    closest.scatter_reduce_(0, near.flatten(), distance.flatten().double(), "amin")
+    far = distance.max().double() * 2 + 1
+    return (counts + 0.5 * (1 - closest.clamp(max=far) / far)) / (depth * len(target))
+
+
+def soft_nn(pool: Features, target: Tensor, k: int) -> Tensor:
+    """P_ij = softmax_i(-C_ij / eps_j) / m; the score is the mass that row i receives. Two passes."""
+    depth = min(len(pool), max(2, k // 10))
+    _, distance = nearest(pool, target, depth)
+    epsilon = (SOFT * (distance[:, -1] - distance[:, 0])).clamp_min(1e-6)
+    total = torch.full((len(target),), -torch.inf, dtype=torch.float64)
+    for _, rows in pool.blocks():
+        logits = (-_distance(rows, target) / epsilon).double()
+        total = torch.logaddexp(total, logits.logsumexp(0))
+    return _by_rows(pool, lambda rows: ((-_distance(rows, target) / epsilon).double() - total).exp().mean(1))
+
+
+def round_robin(pool: Features, target: Tensor, k: int) -> Tensor:
+    """The targets, nearest first in each round, take their nearest free row until k rows are taken."""
+    depth = min(len(pool), max(16, -(-4 * k // len(target))))
+    while True:
+        near, distance = nearest(pool, target, depth)
+        order = _turns(near.numpy(), distance.numpy(), len(pool), k)
+        if order is not None:
+            break
+        depth = min(len(pool), 2 * depth)  # some target had no free row left among its nearest
+    scores = max_cos(pool, target, k) - 2.0  # below every chosen row
+    scores[torch.from_numpy(order)] = torch.arange(k, 0, -1, dtype=torch.float64)
+    return scores
+
+
+def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
+    """Exact partial transport. The score s_i = max_j (v_j - C_ij), with v the targets' dual prices, is by complementary
+    slackness at least 0 for every row of the plan and at most 0 for every other.
+
+    Solved by POT on each target's nearest rows; s over the *whole* pool then gives the dual bound
+    mean(v) - sum_i max(0, s_i) / k. If the plan costs more than that, the lists are made longer: what is returned is
+    the optimum of the full problem. Raises ArithmeticError where POT stops short."""
+    depth = min(len(pool), max(16, -(-4 * k // len(target))))
+    while True:
+        near, distance = nearest(pool, target, depth)
+        plan, prices, cost = _capped_plan(near.numpy(), distance.double().numpy(), k)
+        slack = _slack(pool, target, torch.from_numpy(prices))
+        bound = prices.mean() - slack.clamp_min(0).sum().item() / k
+        if cost is not None and cost - bound <= CERTAIN * max(cost, 1e-12):
+            break
+        if depth == len(pool):
+            raise ArithmeticError(
+                f"capped_ot: the plan costs {cost}, its dual bound is {bound}: POT stopped short of the optimum"
+            )
+        depth = min(len(pool), 2 * depth)
+    mass = torch.zeros(len(pool), dtype=torch.float64)
+    mass[torch.from_numpy(plan[0])] = torch.from_numpy(plan[1])
+    return mass + 1e-3 * torch.tanh(slack)  # rows of the plan first; prices order them, and those that are left
+
+
+def gotd(pool: Features, target: Tensor, k: int) -> Tensor:
+    """Minus the dual potential of every pool row in the transport of the whole pool to the target: how the distance
+    falls as the row gains mass. Exact up to EXACT_CELLS; beyond, entropic with a tenth of the near-target gap."""
+    cells = len(pool) * len(target)
+    if cells > DENSE_CELLS:
+        raise MemoryError(
+            f"gotd: {len(pool)} x {len(target)} costs do not fit; take knn or capped_ot, or fewer targets"
+        )
+    cost = torch.cat([_distance(rows, target) for _, rows in pool.blocks()])
+    if cells > EXACT_CELLS:
+        depth = min(len(pool), max(2, k // 10))
+        near = cost.topk(depth, dim=0, largest=False).values
+        return -_sinkhorn_potential(cost, 0.1 * (near[-1] - near[0]).median().item())
+    import ot
+
+    _, log = ot.emd([], [], cost.double().numpy(), numItermax=100_000_000, log=True)
+    if log["warning"]:
+        raise ArithmeticError(f"gotd: POT stopped short of the optimum: {log['warning']}")
+    return -torch.from_numpy(log["u"])
+
+
+def random(pool: Features, target: Tensor, k: int, seed: int = 0) -> Tensor:
+    return torch.rand(len(pool), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "capped_ot": capped_ot,
+    "knn": knn,
+    "soft_nn": soft_nn,
+    "round_robin": round_robin,
+    "gotd": gotd,
+    "max_cos": max_cos,
+    "mean_l2": mean_l2,
+    "random": random,
+}
+
+
+def wasserstein(rows: Tensor, target: Tensor) -> float:
+    """W1 of two sets of vectors (n, d), (m, d) of equal weights, Euclidean, by POT."""
+    import ot
+
+    cost = _distance(rows, target).double().numpy()
+    value, log = ot.emd2([], [], cost, numItermax=100_000_000, log=True)
+    if log["warning"]:
+        raise ArithmeticError(f"wasserstein: POT stopped short of the optimum: {log['warning']}")
+    return float(value)
+
+
+# ---- passes over the pool --------------------------------------------------------------------------------------------
+
+
+def _distance(rows: Tensor, target: Tensor) -> Tensor:
+    """(rows, m) Euclidean distances."""
+    return torch.cdist(rows, target.to(rows))
+
+
+def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.cat([score(rows) for _, rows in pool.blocks()])
+
+
+def _slack(pool: Features, target: Tensor, prices: Tensor) -> Tensor:
+    """(n,) max_j (prices_j - C_ij)"""
+    return _by_rows(pool, lambda rows: (prices - _distance(rows, target).double()).max(1).values)
+
+
+def nearest(pool: Features, target: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """(m, depth) indices and distances of each target's nearest pool rows, nearest first."""
+    index = torch.empty(len(target), 0, dtype=torch.long)
+    distance = torch.empty(len(target), 0)
+    for start, rows in pool.blocks():
+        found = _distance(rows, target).T  # (m, block)
+        here = torch.arange(start, start + len(rows)).expand(len(target), -1)
+        distance, index = torch.cat([distance.to(found), found], 1), torch.cat([index, here], 1)
+        distance, order = distance.topk(min(depth, distance.shape[1]), dim=1, largest=False)
+        index = index.gather(1, order)
+    return index, distance
+
+
+# ---- solvers ---------------------------------------------------------------------------------------------------------
+
+
+def _turns(near: np.ndarray, distance: np.ndarray, rows: int, k: int) -> np.ndarray | None:
+    """The first k rows taken in turns; None where a target's list runs out before that."""
+    targets, depth = near.shape
+    taken = np.zeros(rows, dtype=bool)
+    at = np.zeros(targets, dtype=np.int64)
+    order: list[int] = []
+    while len(order) < k:
+        for j in range(targets):
+            while at[j] < depth and taken[near[j, at[j]]]:
+                at[j] += 1
+            if at[j] == depth and depth < rows:
+                return None
+        free = np.flatnonzero(at < depth)
+        for j in free[np.argsort(distance[free, at[free]], kind="stable")]:
+            while at[j] < depth and taken[near[j, at[j]]]:
+                at[j] += 1
+            if at[j] < depth and len(order) < k:
+                taken[near[j, at[j]]] = True
+                order.append(int(near[j, at[j]]))
+    return np.array(order)
+
+
+def _capped_plan(
+    near: np.ndarray, distance: np.ndarray, k: int
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, float | None]:
+    """Partial transport on the graph of nearest rows. Returns ((rows of the plan, share of their cap), the targets'
+    prices (m,), the cost, or None where the graph holds too few rows).
+
+    As a balanced problem in whole numbers: every row sends m, every target takes k; what the rows keep goes to an
+    absent target at no cost, and an absent row serves, at a cost no plan would pay, targets that cannot be filled."""
+    import ot
+    from scipy.sparse import coo_matrix
+
+    targets, depth = near.shape
+    rows, local = np.unique(near, return_inverse=True)
+    n = len(rows)
+    dear = 1e3 * (distance.max() + 1e-9)
+    source = np.concatenate([local.ravel(), np.arange(n), np.full(targets + 1, n)])
+    sink = np.concatenate([np.repeat(np.arange(targets), depth), np.full(n, targets), np.arange(targets + 1)])
+    costs = np.concatenate([distance.ravel(), np.zeros(n), np.full(targets, dear), [0.0]])
+    sends = np.append(np.full(n, float(targets)), float(k * targets))
+    takes = np.append(np.full(targets, float(k)), float(n * targets))
+    graph = coo_matrix((costs, (source, sink)), shape=(n + 1, targets + 1))
+    plan, log = ot.emd(sends, takes, graph, numItermax=1_000_000_000, log=True, center_dual=False)
+    if log["warning"]:
+        raise ArithmeticError(f"capped_ot: POT stopped short of the optimum: {log['warning']}")
+    plan = plan.tocoo()
+    real = (plan.col < targets) & (plan.data > 0.5)
+    prices = log["v"][:targets] - log["v"][targets]
+    if (plan.row[real] == n).any():
+        return (rows[:0], np.zeros(0)), prices, None
+    used, share = np.unique(plan.row[real], return_inverse=True)
+    mass = np.bincount(share, weights=plan.data[real]) / targets
+    spent = (graph.tocsr()[plan.row[real], plan.col[real]].A1 * plan.data[real]).sum() / (k * targets)
+    return (rows[used], mass), prices, float(spent)
+
+
+def _sinkhorn_potential(cost: Tensor, epsilon: float, limit: int = 2000) -> Tensor:
+    """(n,) dual potential of the pool in entropic transport between equal weights, in units of the cost; log domain."""
+    n, m = cost.shape
+    epsilon = max(epsilon, 1e-6)
+    price = torch.zeros(m, dtype=torch.float64)
+    for _ in range(limit):
+        total = torch.full((m,), -torch.inf, dtype=torch.float64)
+        potential = []
+        for part in cost.split(4096):
+            part = part.double()
+            f = -epsilon * (((price - part) / epsilon).logsumexp(1) - np.log(m))
+            total = torch.logaddexp(total, ((f[:, None] - part) / epsilon).logsumexp(0))
+            potential.append(f)
+        new = -epsilon * (total - np.log(n))
+        step, price = (new - price).abs().max().item(), new
+        if step < 1e-3 * epsilon:
+            return torch.cat(potential)
+    raise ArithmeticError(f"gotd: no fixed point after {limit} rounds (last step {step:.2g}, epsilon {epsilon:.2g})")

@@ -1,0 +1,189 @@
+"""The whole choice on mixtures whose worth is known, its checks, and its command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mixtures import mixture, quality
+from safetensors.torch import save_file
+
+from data_selection.__main__ import main
+from data_selection.choose import SelectionError, choose, near_duplicates, representative
+from data_selection.features import Features, prepare
+from data_selection.transport import wasserstein
+
+K = 400
+
+
+@pytest.fixture(scope="module")
+def mix():
+    return mixture(0)
+
+
+def of(mix, method: str, preprocess=None) -> dict[str, float]:
+    chosen = choose(mix.pool, mix.target, K, method, preprocess)
+    distance = wasserstein(mix.pool[torch.from_numpy(chosen.indices)], mix.held_out)
+    return quality(mix, chosen.indices) | {"distance": distance}
+
+
+def test_the_paper_takes_decoys_on_the_mean_of_several_modes(mix):
+    found = of(mix, "paper")
+    assert found["decoys"] > 0.95 and found["precision"] < 0.05
+    assert found["distance"] > of(mix, "random")["distance"] - 0.05  # no better than chance
+
+
+@pytest.mark.parametrize(
+    ("method", "unique", "worst"),
+    [("capped_ot", 0.88, 0.75), ("round_robin", 0.88, 0.75), ("knn", 0.95, 0.7), ("soft_nn", 0.95, 0.6)],
+)
+def test_methods_that_cover_the_target(mix, method: str, unique: float, worst: float):
+    found = of(mix, method)
+    assert found["unique"] > unique and found["worst"] > worst
+    assert found["distance"] < 0.7 * of(mix, "random")["distance"]
+
+
+@pytest.mark.parametrize("method", ("max_cos", "gotd"))
+def test_methods_that_starve_a_mode(mix, method: str):
+    """Everything they take is on target, but one mode gets far less than its share."""
+    found = of(mix, method)
+    assert found["unique"] > 0.95 and found["worst"] < 0.6
+
+
+def test_capped_transport_is_the_nearest_set(mix):
+    """Of all methods it is the nearest to the target it sees, by construction; duplicates left in."""
+    target = prepare(Features(mix.pool), Features(mix.target), unit=True, centre=False)[1].all()
+    distances = {}
+    for method in ("capped_ot", "knn", "round_robin", "soft_nn", "max_cos", "gotd"):
+        rows = mix.pool[torch.from_numpy(choose(mix.pool, mix.target, K, method, ["unit"]).indices)]
+        distances[method] = wasserstein(rows, target)
+    assert min(distances, key=distances.__getitem__) == "capped_ot"
+
+
+def test_copies_count_once(mix):
+    twice = torch.cat([mix.pool, mix.pool[:100] * 3.0])
+    dropped = near_duplicates(prepare(Features(twice), Features(mix.target), True, True)[0], mix.target, K)
+    assert not dropped[:100][~near_duplicates(Features(mix.pool, unit=True), mix.target, K)[:100]].any()
+    on_target = mix.mode[:100] >= 0
+    assert dropped[len(mix.pool) :][on_target].mean() > 0.8  # far from every target row nobody looks
+    chosen = choose(mix.pool, mix.target, K, "knn").indices
+    copies = np.bincount(mix.copy[chosen])
+    assert copies.max() <= 2  # of 50: copies at the edge of every target's list may be missed
+
+
+def test_scores_rows_and_targets_agree(mix):
+    choice = choose(mix.pool, mix.target, K)
+    assert len(set(choice.indices.tolist())) == K == len(choice.nearest)
+    values = choice.scores[choice.indices]
+    assert (np.diff(values) <= 0).all() and values.min() >= np.delete(choice.scores, choice.indices).max()
+    assert np.isneginf(choice.scores[choice.duplicates]).all() and not choice.duplicates[choice.indices].any()
+    everything = choose(mix.pool, mix.target, 0, "all")
+    assert everything.indices.tolist() == list(range(len(mix.pool)))
+
+
+def test_random_is_seeded(mix):
+    first, again, other = (choose(mix.pool, mix.target, K, "random", seed=seed).indices for seed in (1, 1, 2))
+    assert first.tolist() == again.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("method", ("kmeans", "random"))
+def test_representatives(mix, method: str):
+    rows = representative(mix.held_out, 40, method)
+    assert len(set(rows.tolist())) == 40 and rows.max() < 1000
+    assert rows.tolist() == representative(mix.held_out, 40, method).tolist()
+    if method == "kmeans":
+        drawn = representative(mix.held_out, 40, "random")
+        assert wasserstein(mix.held_out[rows], mix.held_out) < wasserstein(mix.held_out[drawn], mix.held_out)
+
+
+def test_representatives_of_few_different_rows():
+    rows = torch.eye(4).repeat(5, 1)
+    assert len(set(representative(rows, 10).tolist())) == 10
+    with pytest.raises(SelectionError, match="at most as many"):
+        representative(rows, 21)
+
+
+def rows(n: int, width: int = 4) -> torch.Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(n))
+
+
+def spoiled(value: float) -> torch.Tensor:
+    bad = rows(30)
+    bad[17] = value
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("pool", "target", "k", "options", "told"),
+    [
+        (rows(30), rows(9), 31, {}, "k=31 of a pool of 30 rows; .*method=all"),
+        (rows(30), rows(9), 0, {}, "k=0 of a pool"),
+        (rows(30), rows(7), 5, {}, "the target has 7 rows; give at least 8"),
+        (rows(30), rows(9, 5), 5, {}, "width 4, the target's 5"),
+        (spoiled(float("nan")), rows(9), 5, {}, "pool row 17 is not finite"),
+        (spoiled(0.0), rows(9), 5, {}, "pool row 17 is all zero"),
+        (rows(30), spoiled(float("inf")), 5, {}, "target row 17 is not finite"),
+        (rows(30)[0], rows(9), 5, {}, r"pool has shape \(4,\)"),
+        (rows(30), rows(9), 5, {"method": "best"}, "method='best'; takes capped_ot, "),
+        (rows(30), rows(9), 5, {"preprocess": ["white"]}, "preprocess has 'white'; takes unit, centre, dedup"),
+        (rows(1).repeat(30, 1) + 0.001 * rows(30), rows(9), 5, {"preprocess": ["unit", "dedup"]}, "near-duplicates"),
+    ],
+)
+def test_bad_input_is_named(pool, target, k, options, told):
+    with pytest.raises(SelectionError, match=told):
+        choose(pool, target, k, **options)
+
+
+@pytest.mark.parametrize("kind", ("npy", "safetensors"))
+def test_command(mix, tmp_path, kind: str, capsys):
+    for name, values in (("pool", mix.pool), ("target", mix.target)):
+        if kind == "npy":
+            np.save(tmp_path / f"{name}.npy", values.numpy().astype(np.float16))
+        else:
+            save_file({"features": values.half(), "norms": values.norm(dim=1)}, tmp_path / f"{name}.safetensors")
+    words = [f"pool={tmp_path}/pool.{kind}", "--target", f"{tmp_path}/target.{kind}", "k=50", f"out={tmp_path}/out"]
+    assert main([*words, "--method=knn", "preprocess=unit,dedup"]) == 0
+    assert "50 of 4000 rows by knn" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "selected.json").read_text())
+    assert (record["method"], record["k"], record["preprocess"]) == ("knn", 50, ["unit", "dedup"])
+    twin = choose(mix.pool.half(), mix.target.half(), 50, "knn", ["unit", "dedup"])
+    assert record["indices"] == twin.indices.tolist()
+    assert np.load(tmp_path / "out" / "scores.npy").tolist() == twin.scores.tolist()
+    assert main([*words, "method=paper"]) == 0
+    assert json.loads((tmp_path / "out" / "selected.json").read_text())["preprocess"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "pool= is missing"),
+        (["pool=nowhere.npy", "target=b.npy", "k=5", "out=o"], "nowhere.npy: no such file"),
+        (["pool=a.txt", "target=b.npy", "k=five", "out=o"], "k and seed take whole numbers"),
+        (["pool=a.npy", "taget=b.npy"], "got 'taget=b.npy'; takes pool=, target="),
+        (["--pool"], "got '--pool'"),
+    ],
+)
+def test_bad_commands(words, told, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("data_selection: ") and error.count("\n") == 1
+
+
+def test_bad_files(tmp_path, capsys):
+    (tmp_path / "a.npy").write_bytes(b"no array")
+    (tmp_path / "a.safetensors").write_bytes(b"no tensors")
+    (tmp_path / "a.txt").write_text("1 2")
+    save_file({"a": rows(9), "b": rows(9)}, tmp_path / "two.safetensors")
+    for name, told in (
+        ("a.npy", "is no array of numbers"),
+        ("a.safetensors", "is no safetensors file"),
+        ("a.txt", "takes .npy or .safetensors"),
+        ("two.safetensors", "holds a, b; name the matrix 'features'"),
+    ):
+        assert main([f"pool={tmp_path / name}", f"target={tmp_path / name}", "k=5", f"out={tmp_path}/out"]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    assert "selected.json" in capsys.readouterr().out

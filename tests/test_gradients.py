@@ -1,0 +1,141 @@
+"""Features against gradients taken one by one, and the sketch against its theory."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from data_selection.gradients import GradientFeatures, _places, lora_layers, sketch
+
+TOKENS, LISTS = 12, 5
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    adapted = get_peft_model(
+        LlamaForSequenceClassification(config),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS"),
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return adapted.eval()
+
+
+def margins(model, ids: torch.Tensor) -> torch.Tensor:
+    """(lists,): the reward of the first of two rows of each list minus that of the second."""
+    rewards = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
+    return rewards[0::2] - rewards[1::2]
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(1, 50, (2 * LISTS, TOKENS), generator=torch.Generator().manual_seed(1))
+    return ids, torch.arange(LISTS).repeat_interleave(2)
+
+
+def one_by_one(model, ids: torch.Tensor) -> torch.Tensor:
+    found = []
+    for i in range(LISTS):
+        model.zero_grad()
+        margins(model, ids[2 * i : 2 * i + 2]).sum().backward()
+        found.append(torch.cat([layer.weight.grad.flatten() for layer in lora_layers(model).values()]))
+    model.zero_grad()
+    return torch.stack(found)
+
+
+def in_order(model, features: GradientFeatures, ids: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Unsketched features, the layers in the order of `lora_layers`."""
+    found = features(margins(model, ids), owner)
+    sizes = [layer.weight.numel() for name in features.found for layer in [features.layers[name]]]
+    parts = dict(zip(features.found, found.split(sizes, dim=1), strict=True))
+    return torch.cat([parts[name] for name in features.layers], 1)
+
+
+@pytest.mark.parametrize("checkpointing", (None, False, True))
+def test_batched_gradients_are_those_of_one_by_one(model, checkpointing):
+    ids, owner = rows()
+    twin = one_by_one(model, ids)
+    if checkpointing is not None:
+        model.train()  # checkpointing is off in eval mode; this model has no dropout
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        model.enable_input_require_grads()
+    with GradientFeatures(model, lora_layers(model), width=0) as features:
+        found = in_order(model, features, ids, owner)
+    assert (found - twin).norm() < 1e-5 * twin.norm()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_sketched_features_are_the_sketch_of_the_gradients(model):
+    ids, owner = rows()
+    twin = one_by_one(model, ids)
+    layers = lora_layers(model)
+    with GradientFeatures(model, layers, width=256, seed=3) as features:
+        found = features(margins(model, ids), owner)
+    parts = twin.split([layer.weight.numel() for layer in layers.values()], dim=1)
+    want = sum(
+        sketch(part, _places(name, layer.weight, 256, 3), 256)
+        for part, (name, layer) in zip(parts, layers.items(), strict=True)
+    )
+    assert torch.allclose(found, want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_subset_of_layers_and_weights_of_ones_own(model):
+    ids, owner = rows()
+    layers = lora_layers(model, lambda name: ".1." in name and "lora_B" in name)
+    assert len(layers) == 2
+    with GradientFeatures(model, layers, width=0) as features:
+        plain = features(margins(model, ids), owner)
+    with GradientFeatures(model, layers, width=0, weigh=lambda name, g: 2 * g) as features:
+        assert torch.equal(features(margins(model, ids), owner), 2 * plain)
+
+
+def test_no_warm_up_is_noticed(model):
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.zeros_(parameter)
+    ids, owner = rows()
+    with GradientFeatures(model, lora_layers(model, lambda name: "lora_A" in name), width=0) as features:
+        assert not features(margins(model, ids), owner).any()
+
+
+@pytest.mark.parametrize("width", (512, 2048))
+def test_inner_products_survive_the_sketch(width: int):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.nn.functional.normalize(torch.randn(40, 20_000, generator=generator), dim=1)
+    exact = values @ values.T
+    errors = []
+    for seed in range(20):
+        small = sketch(values, _places("a", torch.empty(200, 100), width, seed), width)
+        errors.append((small @ small.T - exact)[torch.triu(torch.ones(40, 40), 1) > 0])
+    error = torch.stack(errors)
+    assert error.pow(2).mean().sqrt().item() == pytest.approx(width**-0.5, rel=0.1)
+    assert abs(error.mean().item()) < 4 * width**-0.5 / error.numel() ** 0.5
+
+
+def test_places_depend_on_seed_name_and_shape():
+    weight = torch.empty(8, 8)
+    same = _places("a", weight, 64, 0)
+    assert torch.equal(same, _places("a", weight, 64, 0))
+    for other in (_places("b", weight, 64, 0), _places("a", weight, 64, 1), _places("a", torch.empty(4, 16), 64, 0)):
+        assert not torch.equal(same, other)
+
+
+def test_errors(model):
+    with pytest.raises(ValueError, match="no layers"):
+        GradientFeatures(model, {}, 16)
+    with pytest.raises(ValueError, match="has a bias"):
+        GradientFeatures(model, {"one": torch.nn.Linear(2, 2)}, 16)
+    with GradientFeatures(model, {"idle": torch.nn.Linear(2, 2, bias=False)}, 16) as features:
+        with pytest.raises(ValueError, match="no gradient reaches layer 'idle'"):
+            features(margins(model, rows()[0]), rows()[1])
