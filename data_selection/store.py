@@ -1,0 +1,109 @@
+"""Features on disk, in shards that are written as they come and never written twice.
+
+    store = Store(Path("features"), ids, {"model": "...", "seed": 0, "width": 4096})
+    for shard in store.missing():                        # after a kill: only what is not there yet
+        store.write(shard, features)                     # (rows of the shard, width), of ids[store.rows(shard)]
+    features, norms = store.load()                       # (n, width) float16 unit rows, (n,) float32
+
+Rows are kept as unit vectors in float16 (a gradient's size would leave its range) with their norms beside them in
+float32. The folder notes what the features were made from; another model, seed, width or list of ids is refused, so
+stale rows are never mixed in. Shards are renamed into place whole, so any number of processes may write them.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SHARD = 512  # rows: at a width of 4,096, 4 MB
+
+
+class StoreError(ValueError):
+    """A problem with what is stored or should be, with its remedy."""
+
+
+class Store:
+    """ids: the rows' names, in order. made_from: what decides the features, as JSON values by name."""
+
+    def __init__(self, folder: Path, ids: Sequence[str], made_from: dict[str, Any], shard: int = SHARD):
+        self.folder, self.ids, self.shard = folder, list(ids), shard
+        names = hashlib.sha1("\n".join(self.ids).encode()).hexdigest()
+        self.note = json.loads(json.dumps(made_from)) | {"rows": len(self.ids), "ids": names, "shard": shard}
+        self.mark = hashlib.sha1(json.dumps(self.note, sort_keys=True).encode()).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_note(folder / "store.json")
+
+    def _check_note(self, path: Path) -> None:
+        if not path.is_file():
+            _replace(path, json.dumps(self.note, indent=2).encode())
+            return
+        before = json.loads(path.read_text())
+        changed = sorted(key for key in before.keys() | self.note.keys() if before.get(key) != self.note.get(key))
+        if changed:
+            raise StoreError(
+                f"{self.folder} holds features made from something else ({changed[0]}: {before.get(changed[0])!r}, now "
+                f"{self.note.get(changed[0])!r}); give another folder, or remove that one"
+            )
+
+    def __len__(self) -> int:
+        """Number of shards."""
+        return -(-len(self.ids) // self.shard)
+
+    def rows(self, shard: int) -> range:
+        """Row numbers of a shard."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, len(self.ids)))
+
+    def missing(self) -> list[int]:
+        """Shards that are not there yet, or were made from something else."""
+        return [shard for shard in range(len(self)) if not self._is_whole(shard)]
+
+    def write(self, shard: int, features: Tensor) -> None:
+        """Raises StoreError for a row that has no direction, by its id."""
+        rows = features.float().cpu()
+        norms = rows.norm(dim=1)
+        bad = ~torch.isfinite(norms) | (norms == 0)
+        if len(rows) != len(self.rows(shard)):
+            raise StoreError(f"shard {shard} takes {len(self.rows(shard))} rows, got {len(rows)}")
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            what = (
+                "is all zero: LoRA's B matrices are still zero (warm the model up first), or its responses are the same"
+                if norms[row] == 0
+                else "is not finite: look for broken weights, or for a row that overflows"
+            )
+            raise StoreError(f"the gradient of row {self.ids[self.rows(shard)[row]]!r} {what}")
+        path = self._path(shard)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"features": (rows / norms[:, None]).half(), "norms": norms}, temporary, {"mark": self.mark})
+        os.replace(temporary, path)
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """(n, width) float16 unit rows and (n,) float32 norms. Raises StoreError while shards are missing."""
+        missing = self.missing()
+        if missing:
+            raise StoreError(f"{self.folder}: {len(missing)} of {len(self)} shards are missing; extract them first")
+        parts = [load_file(self._path(shard)) for shard in range(len(self))]
+        return torch.cat([part["features"] for part in parts]), torch.cat([part["norms"] for part in parts])
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"features-{shard:05d}.safetensors"
+
+    def _is_whole(self, shard: int) -> bool:
+        try:
+            with safe_open(self._path(shard), "pt") as file:
+                return (file.metadata() or {}).get("mark") == self.mark
+        except (OSError, SafetensorError):
+            return False
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,81 @@
+"""Shards of features: round trip, going on after a kill, and refusing what is stale."""
+
+import pytest
+import torch
+
+from data_selection.store import Store, StoreError
+
+IDS = [f"row-{i}" for i in range(23)]
+MADE_FROM = {"model": "tiny", "seed": 0, "width": 6}
+
+
+def features() -> torch.Tensor:
+    return 1e3 * torch.randn(23, 6, generator=torch.Generator().manual_seed(0))
+
+
+def filled(folder, shards=None) -> Store:
+    store = Store(folder, IDS, MADE_FROM, shard=5)
+    for shard in store.missing() if shards is None else shards:
+        rows = store.rows(shard)
+        store.write(shard, features()[rows.start : rows.stop])
+    return store
+
+
+def test_round_trip(tmp_path):
+    store = filled(tmp_path)
+    assert len(store) == 5 and list(store.rows(4)) == [20, 21, 22] and store.missing() == []
+    units, norms = store.load()
+    assert units.dtype == torch.float16 and norms.dtype == torch.float32
+    assert torch.equal(norms, features().norm(dim=1))  # 2,400 and more: beyond what a sum of halves would keep
+    assert torch.allclose(units.float() * norms[:, None], features(), rtol=2e-3, atol=2e-3 * 1e3)
+
+
+def test_goes_on_with_what_is_missing_and_ends_in_the_same_bytes(tmp_path):
+    filled(tmp_path / "straight")
+    filled(tmp_path / "killed", [0, 3])
+    (tmp_path / "killed" / "features-00003.safetensors").write_bytes(b"cut off")
+    (tmp_path / "killed" / "features-00001.99.tmp").write_bytes(b"half")
+    store = Store(tmp_path / "killed", IDS, MADE_FROM, shard=5)
+    assert store.missing() == [1, 2, 3, 4]
+    with pytest.raises(StoreError, match="4 of 5 shards are missing"):
+        store.load()
+    filled(tmp_path / "killed")
+    for file in (tmp_path / "straight").iterdir():
+        assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("ids", "made_from", "named"),
+    [
+        (IDS, MADE_FROM | {"model": "large"}, "model: 'tiny', now 'large'"),
+        (IDS, MADE_FROM | {"width": 7}, "width: 6, now 7"),
+        (IDS[:-1], MADE_FROM, "ids"),
+        (IDS[::-1], MADE_FROM, "ids"),
+        (IDS, MADE_FROM | {"layers": "q_proj"}, "layers: None, now 'q_proj'"),
+    ],
+)
+def test_stale_features_are_refused(tmp_path, ids, made_from, named):
+    filled(tmp_path)
+    with pytest.raises(StoreError, match=named):
+        Store(tmp_path, ids, made_from, shard=5)
+
+
+def test_a_shard_of_another_store_is_not_taken(tmp_path):
+    filled(tmp_path / "one")
+    other = Store(tmp_path / "other", IDS, MADE_FROM | {"seed": 1}, shard=5)
+    (tmp_path / "one" / "features-00002.safetensors").rename(tmp_path / "other" / "features-00002.safetensors")
+    assert 2 in other.missing()
+
+
+def test_rows_without_a_direction_are_named(tmp_path):
+    store = Store(tmp_path, IDS, MADE_FROM, shard=5)
+    bad = features()[5:10]
+    bad[2] = 0
+    with pytest.raises(StoreError, match="'row-7' is all zero: LoRA's B matrices are still zero"):
+        store.write(1, bad)
+    bad[2, 1] = float("nan")
+    with pytest.raises(StoreError, match="'row-7' is not finite"):
+        store.write(1, bad)
+    with pytest.raises(StoreError, match="shard 4 takes 3 rows, got 5"):
+        store.write(4, features()[:5])
+    assert store.missing() == [0, 1, 2, 3, 4]
