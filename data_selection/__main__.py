@@ -39,23 +39,23 @@ def read_features(path: str) -> Any:
 
     file = Path(path)
     if not file.is_file():
-        raise SelectionError(f"{path}: no such file")
+        raise SelectionError(f"{path}: no such file; mend the path")
     if file.suffix == ".npy":
         try:
             return np.load(file, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise SelectionError(f"{path} is no array of numbers ({error})") from error
+            raise SelectionError(f"{path} is no array of numbers ({error}); write it with numpy.save") from error
     if file.suffix != ".safetensors":
-        raise SelectionError(f"{path}: takes .npy or .safetensors")
+        raise SelectionError(f"{path}: takes .npy or .safetensors; convert it to one of them")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(file)
     except SafetensorError as error:
-        raise SelectionError(f"{path} is no safetensors file ({error})") from error
-    if len(tensors) > 1 and "features" not in tensors:
-        raise SelectionError(f"{path} holds {', '.join(sorted(tensors))}; name the matrix 'features'")
+        raise SelectionError(f"{path} is no safetensors file ({error}); write it with safetensors") from error
+    if len(tensors) != 1 and "features" not in tensors:
+        raise SelectionError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; name the matrix 'features'")
     return tensors.get("features", next(iter(tensors.values())))
 
 

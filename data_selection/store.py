@@ -7,7 +7,7 @@
 
 Rows are kept as unit vectors in float16 (a gradient's size would leave its range) with their norms beside them in
 float32. The folder notes what the features were made from; another model, seed, width or list of ids is refused, so
-stale rows are never mixed in. Shards are renamed into place whole, so any number of processes may write them.
+stale rows are never mixed in. Shards are renamed into place whole.
 """
 
 import hashlib

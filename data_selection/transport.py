@@ -25,9 +25,7 @@ from torch import Tensor
 from data_selection.features import Features
 
 CERTAIN = 1e-6  # relative gap between a plan's cost and its dual bound that counts as solved
-SOFT = (
-    0.25  # epsilon over the gap between a target's nearest rows and its k/10-th nearest: chosen on synthetic mixtures
-)
+SOFT = 0.25  # epsilon over the gap from a target's nearest row to its k/10-th nearest: chosen on synthetic mixtures
 EXACT_CELLS = 10_000_000  # of the dense problem that `gotd` solves exactly; beyond it is entropic
 DENSE_CELLS = 2_000_000_000  # of the cost matrix that the entropic `gotd` keeps in float32: 8 GB
 
@@ -84,7 +82,8 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
 
     Solved by POT on each target's nearest rows; s over the *whole* pool then gives the dual bound
     mean(v) - sum_i max(0, s_i) / k. If the plan costs more than that, the lists are made longer: what is returned is
-    the optimum of the full problem. Raises ArithmeticError where POT stops short."""
+    the optimum of the full problem. Where k is no multiple of m a plan may split rows, and the k rows with the largest
+    shares are then no longer exactly the nearest. Raises ArithmeticError where POT stops short."""
     depth = min(len(pool), max(16, -(-4 * k // len(target))))
     while True:
         near, distance = nearest(pool, target, depth)
@@ -95,7 +94,8 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
             break
         if depth == len(pool):
             raise ArithmeticError(
-                f"capped_ot: the plan costs {cost}, its dual bound is {bound}: POT stopped short of the optimum"
+                f"capped_ot: the plan costs {cost}, its dual bound is {bound}: POT stopped short of the "
+                "optimum; take knn or round_robin"
             )
         depth = min(len(pool), 2 * depth)
     mass = torch.zeros(len(pool), dtype=torch.float64)
@@ -120,7 +120,7 @@ def gotd(pool: Features, target: Tensor, k: int) -> Tensor:
 
     _, log = ot.emd([], [], cost.double().numpy(), numItermax=100_000_000, log=True)
     if log["warning"]:
-        raise ArithmeticError(f"gotd: POT stopped short of the optimum: {log['warning']}")
+        raise ArithmeticError(f"gotd: POT stopped short of the optimum ({log['warning']}); take capped_ot")
     return -torch.from_numpy(log["u"])
 
 
@@ -147,7 +147,7 @@ def wasserstein(rows: Tensor, target: Tensor) -> float:
     cost = _distance(rows, target).double().numpy()
     value, log = ot.emd2([], [], cost, numItermax=100_000_000, log=True)
     if log["warning"]:
-        raise ArithmeticError(f"wasserstein: POT stopped short of the optimum: {log['warning']}")
+        raise ArithmeticError(f"wasserstein: POT stopped short of the optimum ({log['warning']}); give fewer rows")
     return float(value)
 
 
@@ -229,7 +229,7 @@ def _capped_plan(
     graph = coo_matrix((costs, (source, sink)), shape=(n + 1, targets + 1))
     plan, log = ot.emd(sends, takes, graph, numItermax=1_000_000_000, log=True, center_dual=False)
     if log["warning"]:
-        raise ArithmeticError(f"capped_ot: POT stopped short of the optimum: {log['warning']}")
+        raise ArithmeticError(f"capped_ot: POT stopped short of the optimum ({log['warning']}); take knn")
     plan = plan.tocoo()
     real = (plan.col < targets) & (plan.data > 0.5)
     prices = log["v"][:targets] - log["v"][targets]
@@ -258,4 +258,4 @@ def _sinkhorn_potential(cost: Tensor, epsilon: float, limit: int = 2000) -> Tens
         step, price = (new - price).abs().max().item(), new
         if step < 1e-3 * epsilon:
             return torch.cat(potential)
-    raise ArithmeticError(f"gotd: no fixed point after {limit} rounds (last step {step:.2g}, epsilon {epsilon:.2g})")
+    raise ArithmeticError(f"gotd: no fixed point after {limit} rounds (last step {step:.2g}); take capped_ot")

@@ -181,7 +181,7 @@ class WorldTrainConfig:
     out: str  # folder to write
     samples: int = limited(240_000, SAMPLES)  # conversations that the language model learns from
     seed: int = limited(0, SEED)  # seed of weights and samples
-    compile: bool = False  # torch.compile the language model: 1.4 times faster here, needs a C++ compiler
+    compile: bool = False  # torch.compile the language model: faster, needs a C++ compiler
 
 
 # Keys of TrainingArguments that rovrm sets itself, and the key to use instead.

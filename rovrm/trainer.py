@@ -136,15 +136,19 @@ class RewardTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Every weight, by the names of the checkpoint. Trainer compares a saved file's names with the model's own, but
         `save_pretrained` writes those of the base family: of a whole model it would load nothing but the head."""
-        model = self.model if model is None else model
-        if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)  # adapters, and their own formats
-        model.load_state_dict(load_reward_model(resume_from_checkpoint).state_dict())
+        if not self._saves_a_whole_model():
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        target: Any = self.model if model is None else model
+        target.load_state_dict(load_reward_model(resume_from_checkpoint).state_dict())
 
     def _load_best_model(self) -> None:
-        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if not self._saves_a_whole_model():
             return super()._load_best_model()
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _saves_a_whole_model(self) -> bool:
+        """Not an adapter, and not in FSDP's or DeepSpeed's own format."""
+        return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(getattr(dataloader.dataset, "examples", dataloader.dataset))  # type: ignore[arg-type]
