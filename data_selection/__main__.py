@@ -3,9 +3,9 @@
     python -m data_selection pool=pool.npy target=target.npy k=1000 out=chosen
     python -m data_selection pool=pool.safetensors target=target.npy method=knn preprocess=unit,centre k=1000 out=chosen
 
-pool, target: `.npy` or `.safetensors` with one matrix (rows, width). method: capped_ot (default), knn, soft_nn,
-round_robin, gotd, max_cos, mean_l2, paper, random or all. preprocess: some of unit,centre,dedup, or none; all by
-default, none in paper. Writes out/selected.json (indices best first, method, k, preprocess) and out/scores.npy.
+pool, target: `.npy` or `.safetensors` with one matrix (rows, width). method: capped_ot (default), capped_sinkhorn,
+knn, soft_nn, round_robin, gotd, max_cos, mean_l2, paper, random or all. preprocess: some of unit,centre,dedup, or none;
+all by default, none in paper. Writes out/selected.json (indices best first, method, k, preprocess) and out/scores.npy.
 """
 
 import json

@@ -44,10 +44,12 @@ class Choice:
 def choose(
     pool: Any, target: Any, k: int, method: str = "capped_ot", preprocess: Sequence[str] | None = None, seed: int = 0
 ) -> Choice:
-    """pool, target: arrays or tensors (n, d) and (m, d); the pool may be memory-mapped. Raises SelectionError."""
+    """pool, target: arrays or tensors (n, d) and (m, d), or Features of them; the pool may be memory-mapped. Raises
+    SelectionError."""
     steps = list(STEPS if preprocess is None and method != "paper" else preprocess or ())
-    _check(pool, target, k, method, steps)
-    ready, aims = prepare(Features(pool), Features(target), "unit" in steps, "centre" in steps)
+    raw, raw_target = _check("pool", pool), _check("target", target)
+    _check_request(raw, raw_target, k, method, steps)
+    ready, aims = prepare(raw, raw_target, "unit" in steps, "centre" in steps)
     aim, n = aims.all(), len(ready)
     if method == "all":
         scores, duplicates = torch.zeros(n, dtype=torch.float64), np.zeros(n, dtype=bool)
@@ -104,27 +106,32 @@ def representative(rows: Any, count: int, method: str = "kmeans", seed: int = 0)
     return np.sort(np.array([*taken, *(next(spare) for _ in range(count - len(taken)))]))
 
 
-def _check(pool: Any, target: Any, k: int, method: str, steps: list[str]) -> None:
+def _check(name: str, given: Any) -> Features:
+    """What was given as features. Raises SelectionError for another shape and for a row without a direction."""
+    features = given if isinstance(given, Features) else Features(given)
+    if len(features.source.shape) != 2 or not len(features):
+        raise SelectionError(f"{name} has shape {tuple(features.source.shape)}; features are (rows, width)")
+    for start, block in features.blocks():
+        sizes = block.norm(dim=1)
+        bad = ~torch.isfinite(sizes) | (sizes == 0)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            what = "all zero" if sizes[row] == 0 else "not finite"
+            raise SelectionError(
+                f"{name} row {start + row} is {what}: there is no direction to compare; leave the row out"
+            )
+    return features
+
+
+def _check_request(pool: Features, target: Features, k: int, method: str, steps: list[str]) -> None:
     if method not in (*METHODS, "paper", "all"):
         raise SelectionError(f"method={method!r}; takes {', '.join(METHODS)}, paper or all")
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise SelectionError(f"preprocess has {unknown[0]!r}; takes {', '.join(STEPS)}")
-    for name, rows in (("pool", pool), ("target", target)):
-        if len(rows.shape) != 2 or not rows.shape[0]:
-            raise SelectionError(f"{name} has shape {tuple(rows.shape)}; features are (rows, width)")
-        for start, block in Features(rows).blocks():
-            sizes = block.norm(dim=1)
-            bad = ~torch.isfinite(sizes) | (sizes == 0)
-            if bad.any():
-                row = int(bad.nonzero()[0])
-                what = "all zero" if sizes[row] == 0 else "not finite"
-                raise SelectionError(
-                    f"{name} row {start + row} is {what}: there is no direction to compare; leave the row out"
-                )
-    if pool.shape[1] != target.shape[1]:
+    if pool.width != target.width:
         raise SelectionError(
-            f"the pool's features have width {pool.shape[1]}, the target's {target.shape[1]}; make both alike"
+            f"the pool's features have width {pool.width}, the target's {target.width}; make both alike"
         )
     if len(target) < MIN_TARGET:
         raise SelectionError(f"the target has {len(target)} rows; give at least {MIN_TARGET}")

@@ -21,10 +21,12 @@ BLOCK = 4096  # rows that are in memory in full precision at a time
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """source: (n, d) array or tensor that can be sliced. rows: which rows count, in order; None for all.
+    """source: (n, d) array or tensor that can be sliced. norms: (n,) that rows kept as unit vectors are multiplied by;
+    None where rows are as they are. rows: which rows count, in order; None for all.
     unit: each row is scaled to length 1; mean: (d,) is subtracted after that, and the row made unit again."""
 
     source: Any
+    norms: Tensor | None = None
     rows: np.ndarray | None = None
     unit: bool = False
     mean: Tensor | None = None
@@ -38,9 +40,12 @@ class Features:
 
     def take(self, rows: np.ndarray) -> Tensor:
         """(len(rows), d) of these features, prepared."""
-        raw = self.source[rows if self.rows is None else self.rows[rows]]
+        where = rows if self.rows is None else self.rows[rows]
+        raw = self.source[where]
         values = torch.as_tensor(np.asarray(raw) if not isinstance(raw, Tensor) else raw)
         values = values if values.dtype == torch.float64 else values.float()
+        if self.norms is not None and not self.unit:
+            values = values * self.norms[where, None].to(values)
         if self.unit:
             values = _unit(values)
         return values if self.mean is None else _unit(values - self.mean.to(values))

@@ -34,7 +34,7 @@ def lora_layers(model: nn.Module, wanted: Callable[[str], bool] = lambda name: T
 
 class GradientFeatures:
     """layers: linear layers without bias, by name. width: of a feature; 0 keeps every coordinate. weigh: changes a
-    layer's gradients (rows, out * in) before the sketch, for instance to precondition them.
+    layer's gradients (examples, out * in) before the sketch, for instance to precondition them.
 
     Dropout must be off (`model.eval()`), or features are noise. Works with gradient checkpointing: a recomputed forward
     is hooked again, but only tensors that a gradient reaches are counted, and each layer once a backward."""
@@ -58,6 +58,7 @@ class GradientFeatures:
         )
         self.hooks: list[Any] = []
         self.found: dict[str, Tensor] = {}
+        self.owner: Tensor | None = None
 
     def __enter__(self) -> "GradientFeatures":
         for name, layer in self.layers.items():
@@ -73,14 +74,15 @@ class GradientFeatures:
         """(examples, width) features. objective: (examples,), differentiable. owner: (rows,), the example that each row
         of the batch belongs to. Weights get no gradient."""
         self.found.clear()
+        alone = torch.equal(owner, torch.arange(len(objective), device=owner.device))
+        self.owner = None if alone else torch.nn.functional.one_hot(owner, len(objective)).T  # (examples, rows)
         objective.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
         self.model.zero_grad(set_to_none=True)
         silent = [name for name in self.layers if name not in self.found]
         if silent:
             raise ValueError(f"no gradient reaches layer {silent[0]!r}; leave it out of the layers")
         parts = list(self.found.values())
-        rows = torch.stack(parts).sum(0) if self.width else torch.cat(parts, 1)
-        return torch.zeros(len(objective), rows.shape[1], device=rows.device).index_add_(0, owner, rows)
+        return torch.stack(parts).sum(0) if self.width else torch.cat(parts, 1)
 
     def _watch(self, name: str) -> Callable:
         def forward(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -94,12 +96,14 @@ class GradientFeatures:
         if name in self.found:
             raise RuntimeError(f"layer {name!r} is used twice in one forward: its gradients would be mixed up")
         rows = torch.einsum("bto,bti->boi", gradient.float(), kept.float()).flatten(1)
-        rows = self.weigh(name, rows) if self.weigh else rows
-        self.found[name] = sketch(rows, self.places[name], self.width) if self.width else rows
+        examples = rows if self.owner is None else self.owner.to(rows) @ rows
+        examples = self.weigh(name, examples) if self.weigh else examples
+        self.found[name] = sketch(examples, self.places[name], self.width) if self.width else examples
 
 
 def sketch(rows: Tensor, places: Tensor, width: int) -> Tensor:
-    """(rows, width): coordinate i of (rows, p) added at places[i], or taken off at places[i] - width."""
+    """(rows, width): coordinate i of (rows, p) added at places[i], or taken off at places[i] - width. On CUDA the order
+    of the sums is free, and so are their last digits; `torch.use_deterministic_algorithms(True)` fixes it."""
     signed = torch.zeros(len(rows), 2 * width, dtype=rows.dtype, device=rows.device)
     signed.index_add_(1, places.to(rows.device), rows)
     return signed[:, :width] - signed[:, width:]

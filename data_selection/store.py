@@ -64,8 +64,9 @@ class Store:
         """Shards that are not there yet, or were made from something else."""
         return [shard for shard in range(len(self)) if not self._is_whole(shard)]
 
-    def write(self, shard: int, features: Tensor) -> None:
-        """Raises StoreError for a row that has no direction, by its id."""
+    def write(self, shard: int, features: Tensor, scale: Tensor | None = None) -> None:
+        """features: (rows, width). scale: (rows,) by which the kept norms are multiplied: the factor by which a loss's
+        gradient differs from the margin's, say. Raises StoreError for a row that has no direction, by its id."""
         rows = features.float().cpu()
         norms = rows.norm(dim=1)
         bad = ~torch.isfinite(norms) | (norms == 0)
@@ -81,7 +82,9 @@ class Store:
             raise StoreError(f"the gradient of row {self.ids[self.rows(shard)[row]]!r} {what}")
         path = self._path(shard)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"features": (rows / norms[:, None]).half(), "norms": norms}, temporary, {"mark": self.mark})
+        units = (rows / norms[:, None]).half()
+        norms = norms if scale is None else norms * scale.float().cpu()
+        save_file({"features": units, "norms": norms}, temporary, {"mark": self.mark})
         os.replace(temporary, path)
 
     def load(self) -> tuple[Tensor, Tensor]:

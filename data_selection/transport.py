@@ -6,14 +6,15 @@ Every function takes `pool` (Features, n rows), `target` (m, d) and `k`, makes o
 blocks, and returns (n,) float64 scores. The ground cost is the Euclidean distance ||x_i - t_j||, as in RoVRM (arXiv
 2408.12109). These are the transport problems behind the scores:
 
-    capped_ot    min <P, C>, P1 <= 1/k, P'1 = 1/m       the k-subset nearest to the target in Wasserstein distance
-    soft_nn      the same without the cap, entropic     every target takes from its softmax of near rows
-    gotd         P1 = 1/n: the whole pool; score = -dual potential  (GOT-D, Kang et al. 2024)
-    knn          every target gives equal mass to its near rows
-    round_robin  the targets choose their nearest free row in turns
-    max_cos      cosine to the nearest target row  (LESS, Xia et al. 2024, every target row a subtask)
-    mean_l2      minus the mean transport distance of Dirac to Dirac, ||x_i - t_j||, over targets  (the paper)
-    random       a seeded draw
+    capped_ot        min <P, C>, P1 <= 1/k, P'1 = 1/m      the k-subset nearest to the target in Wasserstein distance
+    capped_sinkhorn  the same, entropic                    for more targets than POT can take, or noisy ones
+    soft_nn          entropic without the cap              every target takes from its softmax of near rows
+    gotd             P1 = 1/n: the whole pool; score = -dual potential  (GOT-D, Kang et al. 2024)
+    knn              every target gives equal mass to its near rows
+    round_robin      the targets choose their nearest free row in turns
+    max_cos          cosine to the nearest target row  (LESS, Xia et al. 2024, every target row a subtask)
+    mean_l2          minus the mean transport distance of Dirac to Dirac, ||x_i - t_j||, over targets  (the paper)
+    random           a seeded draw
 """
 
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from torch import Tensor
 
 from data_selection.features import Features
 
+MARGIN = 1e-6  # relative error of the marginals at which an entropic plan counts as found
+PASSES, ROUNDS = 60, 500  # over the pool, and over the lists between two of them, before `capped_sinkhorn` gives up
+LIST_CELLS = 20_000_000  # beyond which `capped_sinkhorn` makes its lists no longer: 1.5 GB
 CERTAIN = 1e-6  # relative gap between a plan's cost and its dual bound that counts as solved
 SOFT = 0.25  # epsilon over the gap from a target's nearest row to its k/10-th nearest: chosen on synthetic mixtures
 EXACT_CELLS = 10_000_000  # of the dense problem that `gotd` solves exactly; beyond it is entropic
@@ -103,6 +107,49 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
     return mass + 1e-3 * torch.tanh(slack)  # rows of the plan first; prices order them, and those that are left
 
 
+def capped_sinkhorn(pool: Features, target: Tensor, k: int) -> Tensor:
+    """min <P, C> + eps sum P log P, P1 <= 1/k, P'1 = 1/m. The plan is P_ij = exp(v_j - u_i - C_ij / eps), with u_i = 0
+    where row i gets less than its cap. eps is SOFT times the median over targets of the gap of `soft_nn` (one eps for
+    each would leave u_i without a closed form), taken to the 10th nearest row at least (smaller, the rounds crawl).
+
+    The score log(k sum_j exp(v_j - C_ij / eps)) compares what is asked of a row with its cap. The row's mass is
+    min(1, exp(score)) / k; rows at their cap are told apart by their price u_i = max(0, score), all others by mass.
+
+    Rounds of v and u run on each target's nearest rows, with the sums over all other pairs as they were at the last
+    pass over the pool. Both steps are monotone, so from u = 0 the potentials only rise to the solution, with old sums
+    too; it is found when a round on new sums moves nothing, and the marginals then hold over the *whole* pool. Raises
+    ArithmeticError where PASSES do not suffice."""
+    n, m = len(pool), len(target)
+    if k == n:
+        return soft_nn(pool, target, k)  # every row is taken and full; without the cap they differ
+    at = min(n, max(10, k // 10))
+    near, distance = nearest(pool, target, min(n, max(at, min(4 * at, LIST_CELLS // m))))
+    epsilon = max(SOFT * (distance[:, at - 1] - distance[:, 0]).median().item(), 1e-6)
+    u, v = torch.zeros(n, dtype=torch.float64), torch.full((m,), -torch.inf, dtype=torch.float64)
+    before = np.inf
+    for _ in range(PASSES):
+        rest_v, rest_u = _off_lists(pool, target, near, epsilon, u, v)
+        kernel, moved = distance.double() / -epsilon, []  # (m, depth)
+        while not moved or (moved[-1] > MARGIN / 2 and len(moved) < ROUNDS):
+            old_u, old_v = u, v
+            logits = kernel - u[near]
+            v = -torch.logaddexp(logits.logsumexp(1), rest_v) - np.log(m)
+            plan = (logits + v[:, None]).exp()  # at most 1/m; of a row with u > 0 more than its cap, never 0
+            mass = torch.bincount(near.flatten(), plan.flatten(), minlength=n)
+            score = torch.logaddexp(u + mass.log(), rest_u) + np.log(k)
+            u = score.clamp_min(0)
+            moved.append(((u - old_u).abs().max() + (v - old_v).abs().max()).item())
+        if moved[0] <= MARGIN:
+            return score
+        if moved[-1] <= MARGIN / 2 and moved[0] > before / 2 and near.shape[1] < n and 2 * near.numel() <= LIST_CELLS:
+            near, distance = nearest(pool, target, min(n, 2 * near.shape[1]))  # too much lies off the lists
+        before = moved[0]
+    raise ArithmeticError(
+        f"capped_sinkhorn: after {PASSES} passes a round still moves the plan by {before:.2g}: eps = {epsilon:.2g} is "
+        f"too small (copies in the pool?), k={k} near all {n} rows, or all targets want the same; take capped_ot or knn"
+    )
+
+
 def gotd(pool: Features, target: Tensor, k: int) -> Tensor:
     """Minus the dual potential of every pool row in the transport of the whole pool to the target: how the distance
     falls as the row gains mass. Exact up to EXACT_CELLS; beyond, entropic with a tenth of the near-target gap."""
@@ -130,6 +177,7 @@ def random(pool: Features, target: Tensor, k: int, seed: int = 0) -> Tensor:
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "capped_ot": capped_ot,
+    "capped_sinkhorn": capped_sinkhorn,
     "knn": knn,
     "soft_nn": soft_nn,
     "round_robin": round_robin,
@@ -166,6 +214,22 @@ def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
 def _slack(pool: Features, target: Tensor, prices: Tensor) -> Tensor:
     """(n,) max_j (prices_j - C_ij)"""
     return _by_rows(pool, lambda rows: (prices - _distance(rows, target).double()).max(1).values)
+
+
+def _off_lists(
+    pool: Features, target: Tensor, near: Tensor, epsilon: float, u: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log sum_i exp(-u_i - C_ij / eps) (m,) and log sum_j exp(v_j - C_ij / eps) (n,) over the pairs where i is not
+    among the nearest rows of j."""
+    by_target, by_row = torch.full_like(v, -torch.inf), []
+    for start, rows in pool.blocks():
+        logits = _distance(rows, target).double() / -epsilon
+        column, place = ((near >= start) & (near < start + len(rows))).nonzero(as_tuple=True)
+        logits[near[column, place] - start, column] = -torch.inf
+        by_row.append((logits + v).logsumexp(1))
+        logits -= u[start : start + len(rows), None]
+        by_target = torch.logaddexp(by_target, logits.logsumexp(0))
+    return by_target, torch.cat(by_row)
 
 
 def nearest(pool: Features, target: Tensor, depth: int) -> tuple[Tensor, Tensor]:

@@ -177,6 +177,15 @@ def lora_config(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> A
     )
 
 
+def add_adapter(model: PreTrainedModel, base: str, r: int, alpha: int, dropout: float) -> Any:
+    """The model with a fresh adapter on it, which remembers its base by name, or by its absolute folder."""
+    from peft import get_peft_model
+
+    if os.path.isdir(base):
+        model.name_or_path = os.path.abspath(base)
+    return get_peft_model(model, lora_config(model, r, alpha, dropout))
+
+
 def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
     """The model with the adapter of a folder on it."""
     from peft import PeftModel
@@ -224,7 +233,7 @@ def adapter_folder(name: str | os.PathLike) -> Path:
 def base_of(adapter: Path) -> str:
     """The base model that an adapter was trained on, a folder or a hub id. Raises UserError when it is not there."""
     settings = adapter / "adapter_config.json"
-    base = _read_json(settings).get("base_model_name_or_path")
+    base = read_json(settings).get("base_model_name_or_path")
     if not base or ((os.path.isabs(base) or base.startswith(".")) and not os.path.isdir(base)):
         raise UserError(
             f"the base model {base!r} of the adapter {str(adapter)!r} is not there; put it back, or write its place "
@@ -235,16 +244,16 @@ def base_of(adapter: Path) -> str:
 
 def brings_head(adapter: Path) -> bool:
     """Whether the adapter holds a trained `score`; PEFT takes one without, and leaves the head random."""
-    return "score" in (_read_json(adapter / "adapter_config.json").get("modules_to_save") or [])
+    return "score" in (read_json(adapter / "adapter_config.json").get("modules_to_save") or [])
 
 
 def phase_record(folder: Path) -> dict[str, Any]:
     """The record of a finished phase (phase.json), empty where there is none."""
     path = folder / "phase.json"
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

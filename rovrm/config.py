@@ -19,10 +19,12 @@ __all__ = [
     "MergeConfig",
     "PhaseConfig",
     "ScoreConfig",
+    "SelectionConfig",
     "TrainConfig",
     "WorldConfig",
     "WorldMeasureConfig",
     "WorldTrainConfig",
+    "by_gradients",
     "check_trainer_keys",
     "parse",
     "phase_numbers",
@@ -54,6 +56,11 @@ def _phase_number(name: str, text: str) -> int:
     raise UserError(f"phase: got {text!r}, takes {PHASE_WORDS}")
 
 
+def by_gradients(section: "PhaseConfig") -> bool:
+    """Whether a phase's rows are chosen by their gradients."""
+    return section.select not in ("random", "first")
+
+
 def _is_phase(text: str) -> bool:
     try:
         return bool(phase_numbers(text))
@@ -63,18 +70,38 @@ def _is_phase(text: str) -> bool:
 
 SEED = Limit("from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 PHASE = Limit(PHASE_WORDS, _is_phase)
+WIDTH = Limit("of at least 64", lambda v: v >= 64)
+TARGETS = Limit("of at least 8", lambda v: v >= 8)
 SAMPLES = Limit("1000 or more: with fewer nothing is learned", lambda v: v >= 1000)
 
 
 # In the dataclasses, the comment beside a field (and the comment lines below it) is its line in `--help`.
 
 
+# Ways of choosing n examples: the first two before the rows are read, the others by gradients (data_selection).
+Select = Literal[
+    "random",
+    "first",
+    "capped_ot",
+    "capped_sinkhorn",
+    "knn",
+    "soft_nn",
+    "round_robin",
+    "gotd",
+    "max_cos",
+    "mean_l2",
+    "paper",
+]
+
+
 @dataclass
 class PhaseConfig:
     data: list[str] = field(default_factory=list)  # training data: files, folders or hub ids, as SOURCE or SOURCE?n=5
     eval_data: list[str] = field(default_factory=list)  # held-out data; empty = eval_fraction of the training data
-    n: int | None = limited(None, ABOVE_ZERO)  # how many examples to take, held-out ones included; null = all
-    select: Literal["random", "first"] = "random"  # which n: drawn with the seed, or the first of the data
+    n: int | None = limited(
+        None, ABOVE_ZERO
+    )  # examples to take, held-out ones included (not in what a method chooses); null = all
+    select: Select = "random"  # which n: drawn with the seed, the first, or chosen by a method of data_selection
     learning_rate: float = limited(1e-6, ABOVE_ZERO)  # highest learning rate of the phase
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
     reader: str = ""  # format of the data; empty = found from its columns
@@ -85,6 +112,20 @@ class PhaseConfig:
 class CaptionConfig(PhaseConfig):
     captions: str = ""  # JSONL file of captions, joined by image; empty = the data carry a caption column
     caption_template: str = "Image description: {caption}\n\n"  # text put where the image was
+
+
+@dataclass
+class SelectionConfig:
+    warmup_pool: int = limited(2000, ABOVE_ZERO)  # rows of the pool that the warm-up trains on
+    warmup_target: int = limited(3000, ABOVE_ZERO)  # rows of the target that it trains on
+    learning_rate: float = limited(1e-4, ABOVE_ZERO)  # highest learning rate of the warm-up
+    epochs: float = limited(1.0, ABOVE_ZERO)  # passes of the warm-up
+    gradients: Literal["plain", "adam"] = "plain"  # as they are, or the pool's preconditioned as in LESS
+    layers: str = ""  # regular expression of the LoRA layers that count; empty = all
+    width: int = limited(4096, WIDTH)  # of a feature
+    targets: int | None = limited(5000, TARGETS)  # target rows that stand for all of them; null = all
+    representatives: Literal["kmeans", "random"] = "kmeans"  # which: nearest to cluster centres, or a draw
+    preprocess: list[str] | None = None  # unit, centre, dedup; null = all three, none for paper
 
 
 @dataclass
@@ -99,6 +140,7 @@ class TrainConfig:
     text: PhaseConfig = field(default_factory=lambda: PhaseConfig(learning_rate=2e-5))
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     visual: PhaseConfig = field(default_factory=PhaseConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
     eval_fraction: float = limited(0.05, FRACTION)  # share of the training data held out when eval_data is empty

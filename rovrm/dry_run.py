@@ -1,6 +1,7 @@
 """What `python -m rovrm.train dry_run=true` prints: rendered rows, image tokens, lengths, steps and memory."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from rovrm import modeling
 from rovrm.batches import plan_batches
 from rovrm.checkpoints import projector_names
-from rovrm.config import PHASES, TrainConfig
+from rovrm.config import PHASES, TrainConfig, by_gradients
 from rovrm.errors import UserError
 from rovrm.phases import PhaseData, section_of
 from rovrm.rows import render, why_not_shared
@@ -31,6 +32,12 @@ def print_dry_run(
     _print_memory(config, model_config)
     for phase, found in data.items():
         print(f"\nphase {phase} ({PHASES[phase - 1]})")
+        section = section_of(config, phase)
+        if by_gradients(section):
+            print(
+                f"  {section.select} will choose {section.n} of {len(found.train)} rows; here the first stand for them"
+            )
+            found = replace(found, train=found.train[: section.n])
         print(f"  {len(found.train)} to train on, {len(found.held_out)} held out, {len(found.rejected)} rejected")
         _print_lengths(found, collator)
         _print_steps(config, phase, found, collator)

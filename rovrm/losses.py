@@ -38,20 +38,49 @@ def preference_loss(pairs: Comparisons, margins: Tensor, center_rewards_coeffici
     margins: (lists,), by which a better response must beat a worse one. center_rewards_coefficient weighs
     (sum of the pair's rewards)^2 (Eisenstein et al. 2023, as in TRL), for lists 4 * (mean reward)^2.
     """
-    r, better = pairs.rewards, pairs.better
+    r = pairs.rewards
     if r.numel() == 0:  # a batch that only fills up: zero, with a gradient of zeros
         return r.sum()
+    loss = _stage_losses(pairs, margins).sum()
+    if center_rewards_coefficient:
+        mean = (_same_list(pairs) @ r) / pairs.size
+        loss = loss + center_rewards_coefficient * (4 * mean.square()).sum()
+    return loss
+
+
+def _stage_losses(pairs: Comparisons, margins: Tensor) -> Tensor:
+    """(n,) a response's stage loss, so weighed that they sum to the list's mean stage loss times its responses."""
+    r, better = pairs.rewards, pairs.better
     same = torch.eye(len(r), dtype=torch.bool, device=r.device)
     rivals = r[None, :] + margins.to(r)[pairs.list_ids][:, None] * better  # (n, n)
     rivals = rivals.masked_fill(~(better | same), float("-inf"))
     stages = better.any(dim=1).to(r)  # (n,)
     terms = (torch.logsumexp(rivals, dim=1) - r) * stages
-    in_list = (pairs.list_ids[:, None] == pairs.list_ids[None, :]).to(r)
-    loss = (terms * pairs.size / (in_list @ stages).clamp(min=1)).sum()
-    if center_rewards_coefficient:
-        mean = (in_list @ r) / pairs.size
-        loss = loss + center_rewards_coefficient * (4 * mean.square()).sum()
-    return loss
+    return terms * pairs.size / (_same_list(pairs) @ stages).clamp(min=1)
+
+
+def _same_list(pairs: Comparisons) -> Tensor:
+    return (pairs.list_ids[:, None] == pairs.list_ids[None, :]).to(pairs.rewards)
+
+
+def list_losses(pairs: Comparisons, margins: Tensor) -> Tensor:
+    """(lists,) each list's own mean stage loss, differentiable."""
+    of_lists = torch.nn.functional.one_hot(pairs.list_ids, len(margins)).T.to(pairs.rewards)  # (lists, n)
+    return of_lists @ (_stage_losses(pairs, margins) / pairs.size)
+
+
+def ascents(pairs: Comparisons, margins: Tensor) -> tuple[Tensor, Tensor]:
+    """(objective, slope), both (lists,): the gradient of a list's loss is -slope times the gradient of its objective.
+
+    A pair's objective is its reward difference, whose gradient does not vanish where the model is sure; the slope is
+    then sigmoid(margin - difference). A longer list's is minus its loss, and the slope 1.
+    """
+    of_lists = torch.nn.functional.one_hot(pairs.list_ids, len(margins)).T.to(pairs.rewards)
+    difference = of_lists @ ((pairs.rewards[:, None] - pairs.rewards[None, :]) * pairs.better).sum(1)
+    is_pair = of_lists.sum(1) == 2
+    objective = torch.where(is_pair, difference, -list_losses(pairs, margins))
+    slope = torch.where(is_pair, torch.sigmoid(margins.to(difference) - difference), 1.0)
+    return objective, slope.detach()
 
 
 def batch_sums(pairs: Comparisons) -> Tensor:

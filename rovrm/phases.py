@@ -1,12 +1,13 @@
 """The data of one phase: read, captioned, checked, and split by group into training and held-out examples."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rovrm.checks import Checked, check_examples, record, stop_if_too_bad
-from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig
+from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig, by_gradients
 from rovrm.data import caption_example, group_keys, hold_out, load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
@@ -41,7 +42,8 @@ def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, wri
             f"eval_fraction={config.eval_fraction:g} leaves phase {phase} nothing to train on or nothing held out; "
             f"give a number between 0 and 1, or {name}.eval_data"
         )
-    checked = _load(config, phase, section.data, section.n, collator, write, "rejected.jsonl")
+    n = None if by_gradients(section) else section.n  # rows that rovrm.select chooses among are all read
+    checked = _load(config, phase, section.data, n, collator, write, "rejected.jsonl")
     if section.eval_data:
         held_out = _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl")
         train, shared = _apart(checked, held_out, name)
@@ -53,6 +55,8 @@ def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, wri
         out = hold_out(group_keys(checked.examples, checked.hashes), config.eval_fraction, config.seed)
         pairs = list(zip(checked.examples, out, strict=True))
         data = PhaseData([e for e, h in pairs if not h], [e for e, h in pairs if h], checked.rejected)
+        if by_gradients(section) and section.n:
+            data.held_out = _as_many_as(section.n, data.held_out, config)
     _stop_if_empty(data, len(checked.examples), section, name, config.eval_fraction)
     return data
 
@@ -71,6 +75,13 @@ def _stop_if_empty(data: PhaseData, good: int, section: PhaseConfig, name: str, 
         f"{name}.data leaves no example {what} ({good} good ones, eval_fraction={eval_fraction:g}); "
         f"give more data, another eval_fraction, or {name}.eval_data"
     )
+
+
+def _as_many_as(n: int, held_out: list[Example], config: TrainConfig) -> list[Example]:
+    """As many of a whole pool's held-out rows as the n chosen ones would have beside them."""
+    size = max(1, round(n * config.eval_fraction / (1 - config.eval_fraction)))
+    drawn = random.Random(f"{config.seed}:held-out").sample(range(len(held_out)), min(size, len(held_out)))
+    return [held_out[i] for i in sorted(drawn)]
 
 
 def _apart(checked: Checked, held_out: Checked, name: str) -> tuple[list[Example], list[dict[str, Any]]]:
@@ -101,7 +112,7 @@ def _load(
         reader=section.reader or None,
         image_root=config.image_root or None,
         n=n,
-        select=section.select,
+        select="first" if section.select == "first" else "random",
         seed=config.seed,
         images_needed=phase != 2,
         captions=(section.captions or None) if isinstance(section, CaptionConfig) else None,

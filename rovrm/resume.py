@@ -6,17 +6,20 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rovrm.checkpoints import ADAPTER
-from rovrm.config import PHASES, TrainConfig, phase_numbers
+from rovrm.config import PHASES, TrainConfig, by_gradients, phase_numbers
 from rovrm.errors import UserError
-from rovrm.phases import PhaseData, phase_folder
+from rovrm.examples import Example
+from rovrm.phases import phase_folder, section_of
+from rovrm.select import selection_settings
 
-# What does not change a phase's result.
-INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from")
+# What does not change a phase's result; of the selection, only what a phase asks for does.
+INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from", "selection")
 
 
 def lock_folder(out: str) -> Any:
@@ -56,6 +59,8 @@ def settings_of(config: TrainConfig, phase: int) -> dict[str, Any]:
     everything = asdict(config)
     for key in (*INDIFFERENT, *(name for i, name in enumerate(PHASES, 1) if i != phase)):
         everything.pop(key)
+    if by_gradients(section_of(config, phase)):
+        everything["selection"] = selection_settings(config, phase)
     start = start_of(config, phase)
     folder = os.path.dirname(start) if os.path.basename(start) == ADAPTER else start
     record = Path(folder) / "phase.json"
@@ -91,10 +96,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'settings.json'} is damaged ({error}); remove that folder") from error
 
 
-def fingerprint(data: PhaseData) -> str:
-    """A hash of what is trained on and held out: a checkpoint's step means something in the same plan only."""
+def fingerprint(examples: Iterable[Example]) -> str:
+    """A hash of examples and their order: a checkpoint's step means something in the same plan only."""
     digest = hashlib.sha1()
-    for example in (*data.train, *data.held_out):
+    for example in examples:
         content = (example.id, example.prompt, example.responses, example.ranks, example.margin, example.lengths)
         digest.update(repr(content).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()

@@ -45,23 +45,27 @@ def train(argv: list[str]) -> None:
     from rovrm.phases import prepare_phase
     from rovrm.resume import is_finished, lock_folder
     from rovrm.rows import RewardCollator
+    from rovrm.select import check_pools, check_selection, select_data
 
-    main_process = _process(config).is_main_process
+    main_process = process_state(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
-    config = _with_default(config, argv)
+    config = with_default(config, argv)
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
-    arguments = {phase: _arguments(config, phase) for phase in todo}
+    arguments = {phase: trainer_arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)
+    check_selection(config, todo)
     processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = {phase: prepare_phase(config, phase, collator, main_process) for phase in todo}
+    check_pools(config, data)
     if config.dry_run:
         from rovrm.dry_run import print_dry_run
 
         return print_dry_run(config, data, collator, model_config) if main_process else None
     if main_process:
         save(config, Path(config.out) / "config.yaml")
+    data = select_data(config, data, collator, processor)
     for phase in todo:
         _run_phase(config, phase, data[phase], processor, arguments[phase], last=phase == phases[-1])
         PartialState().wait_for_everyone()
@@ -70,7 +74,7 @@ def train(argv: list[str]) -> None:
     del lock
 
 
-def _process(config: TrainConfig) -> Any:
+def process_state(config: TrainConfig) -> Any:
     """The process group, set up as Trainer would: on the CPU with `trainer.use_cpu=true`."""
     from accelerate import PartialState
 
@@ -84,17 +88,17 @@ def _process(config: TrainConfig) -> Any:
     return state
 
 
-def _with_default(config: TrainConfig, argv: list[str]) -> TrainConfig:
+def with_default(config: TrainConfig, argv: list[str], prog: str = PROG) -> TrainConfig:
     """With no model given: the tiny base shipped in the package, and its world's pairs, rates and epochs for every key
     that neither the command line nor the recipe gives."""
     if config.model:
         return config
     from rovrm.world.default import BASE, SECTIONS, SETTINGS
 
-    if _process(config).is_main_process:
+    if process_state(config).is_main_process:
         print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
     # Read again: of the first reading nobody can tell a key that was given from one that has its default.
-    return replace(parse(TrainConfig, argv, PROG, SETTINGS | SECTIONS), model=BASE)
+    return replace(parse(TrainConfig, argv, prog, SETTINGS | SECTIONS), model=BASE)
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------
@@ -110,16 +114,16 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
     from rovrm.trainer import LogFile, RewardTrainer
 
     folder = phase_folder(config.out, phase)
-    main_process = _process(config).is_main_process
+    main_process, processes = process_state(config).is_main_process, process_state(config).num_processes
     start = start_of(config, phase)
     checkpoint = complete_checkpoint(folder / "checkpoints", main_process)
-    same = {"data": fingerprint(data), "processes": _process(config).num_processes}
+    same = {"data": fingerprint([*data.train, *data.held_out]), "processes": processes}
     if checkpoint:
         check_same_plan(folder, same)
     if main_process:
         print(
             f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
-            f"{len(data.rejected)} rejected; from {checkpoint or start}; {_process(config).num_processes} processes"
+            f"{len(data.rejected)} rejected; from {checkpoint or start}; {processes} processes"
         )
     set_seed(config.seed)
     model = _model_for(config, phase, start)
@@ -187,10 +191,10 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     import torch
 
     from rovrm.checkpoints import (
+        add_adapter,
         base_of,
         load_adapter,
         load_reward_model,
-        lora_config,
         numeric_type,
         set_trainable,
     )
@@ -202,17 +206,13 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     if from_adapter:
         model = load_adapter(model, start, trainable=True)
     elif not full:
-        from peft import get_peft_model
-
-        if os.path.isdir(base):
-            model.name_or_path = os.path.abspath(base)  # the adapter remembers its base by it
-        model = get_peft_model(model, lora_config(model, config.lora_r, config.lora_alpha, config.lora_dropout))
+        model = add_adapter(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
     set_trainable(model, visual=phase == 3, full=full)
     return model
 
 
-def _arguments(config: TrainConfig, phase: int) -> Any:
-    """The trainer's arguments of a phase. Raises UserError for what transformers refuses."""
+def trainer_arguments(config: TrainConfig, phase: int, **changes: Any) -> Any:
+    """The trainer's arguments of a phase, with changes. Raises UserError for what transformers refuses."""
     import torch
 
     from rovrm.checkpoints import numeric_type
@@ -242,6 +242,7 @@ def _arguments(config: TrainConfig, phase: int) -> Any:
         "batch_tokens": config.batch_tokens,
         "max_length": config.max_length,
         "center_rewards_coefficient": config.center_rewards_coefficient,
+        **changes,
     }
     try:
         return RewardConfig(**given)

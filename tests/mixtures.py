@@ -76,14 +76,15 @@ def _table() -> None:
     from data_selection.choose import choose
     from data_selection.transport import wasserstein
 
-    for method in ("random", "paper", "max_cos", "gotd", "round_robin", "capped_ot", "knn", "soft_nn"):
+    methods = "random paper max_cos gotd round_robin capped_ot capped_sinkhorn knn soft_nn"
+    for method in methods.split():
         found = []
         for seed in range(5):
             mix = mixture(seed)
             chosen = choose(mix.pool, mix.target, 400, method, seed=seed).indices
             distance = wasserstein(mix.pool[torch.from_numpy(chosen)], mix.held_out)
             found.append([*quality(mix, chosen).values(), distance])
-        print(f"{method:<12}" + "".join(f"{value:>8.3f}" for value in np.mean(found, axis=0)))
+        print(f"{method:<16}" + "".join(f"{value:>8.3f}" for value in np.mean(found, axis=0)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,13 @@ def test_the_paper_takes_decoys_on_the_mean_of_several_modes(mix):
 
 @pytest.mark.parametrize(
     ("method", "unique", "worst"),
-    [("capped_ot", 0.88, 0.75), ("round_robin", 0.88, 0.75), ("knn", 0.95, 0.7), ("soft_nn", 0.95, 0.6)],
+    [
+        ("capped_ot", 0.88, 0.75),
+        ("capped_sinkhorn", 0.92, 0.3),
+        ("round_robin", 0.88, 0.75),
+        ("knn", 0.95, 0.7),
+        ("soft_nn", 0.95, 0.6),
+    ],
 )
 def test_methods_that_cover_the_target(mix, method: str, unique: float, worst: float):
     found = of(mix, method)

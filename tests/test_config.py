@@ -193,7 +193,7 @@ def test_recipe_accepts(recipe) -> None:
         (["text.epochs=inf"], "text.epochs: got 'inf', takes a number above 0"),
         (["eval_fraction=5%"], "eval_fraction: got '5%', takes a number from 0 to 1"),
         (["max_bad_fraction=1.01"], "max_bad_fraction: got '1.01', takes a number from 0 to 1"),
-        (["text.select=best"], "text.select: got 'best', takes one of random, first"),
+        (["rows=best"], "rows: got 'best', takes one of auto, shared, separate"),
         (["text.data=a\nb"], "text.data: got 'a\\nb', takes a list a,b or [a,b]"),
         (["dry_run=2"], "dry_run: got '2', takes true or false"),
         (["text.columns=5"], "text.columns: got '5', takes values by name, text.columns.NAME=VALUE"),

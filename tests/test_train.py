@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rovrm.config import PHASES, TrainConfig, parse
 from rovrm.scorer import RewardScorer
-from rovrm.train import _with_default, main
+from rovrm.train import with_default, main
 from rovrm.world.default import BASE, SECTIONS, SETTINGS
 from rovrm.world.files import write_world
 
@@ -299,7 +299,7 @@ def test_bfloat16_storage_prints_the_measured_change(world, tmp_path, capsys):
 
 
 def with_default(*argv: str) -> TrainConfig:
-    return _with_default(parse(TrainConfig, list(argv), "train"), list(argv))
+    return with_default(parse(TrainConfig, list(argv), "train"), list(argv))
 
 
 def test_no_model_means_the_shipped_default(capsys):
@@ -312,7 +312,7 @@ def test_no_model_means_the_shipped_default(capsys):
         assert section == vars(getattr(TrainConfig(), name)) | SECTIONS[name]
         assert section["data"] and all(source.startswith(f"world:{name}?") for source in section["data"])
     given = parse(TrainConfig, ["model=some/where"], "train")
-    assert _with_default(given, ["model=some/where"]) is given
+    assert with_default(given, ["model=some/where"]) is given
     assert not capsys.readouterr().out
 
 

@@ -5,10 +5,22 @@ import ot
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.special import logsumexp
 
 from data_selection import transport
 from data_selection.features import Features, prepare
-from data_selection.transport import METHODS, capped_ot, gotd, knn, max_cos, mean_l2, nearest, round_robin, soft_nn
+from data_selection.transport import (
+    METHODS,
+    capped_ot,
+    capped_sinkhorn,
+    gotd,
+    knn,
+    max_cos,
+    mean_l2,
+    nearest,
+    round_robin,
+    soft_nn,
+)
 
 
 def problem(seed: int, n: int = 60, m: int = 12, width: int = 5):
@@ -70,6 +82,97 @@ def test_a_solver_that_stops_short_is_never_believed(monkeypatch):
         capped_ot(pool, target, 12)
     with pytest.raises(ArithmeticError, match="stopped short"), pytest.warns(UserWarning):
         gotd(pool, target, 12)
+
+
+def near_gap(cost: np.ndarray, k: int) -> float:
+    ordered = np.sort(cost, axis=0)
+    gaps = np.sort(ordered[max(10, k // 10) - 1] - ordered[0])
+    return transport.SOFT * gaps[(len(gaps) - 1) // 2]  # torch's median: the lower of two
+
+
+def entropic(cost: np.ndarray, k: int, epsilon: float) -> np.ndarray:
+    """(n, m) the capped plan, by scaling all of the kernel in turns."""
+    n, m = cost.shape
+    kernel, u, v = -cost / epsilon, np.zeros((n, 1)), np.zeros((1, m))
+    for _ in range(100_000):
+        old = u
+        v = -logsumexp(kernel - u, axis=0, keepdims=True) - np.log(m)
+        u = np.maximum(0, logsumexp(kernel + v, axis=1, keepdims=True) + np.log(k))
+        if np.abs(u - old).max() < 1e-11:
+            return np.exp(kernel + v - u)
+    raise AssertionError("no fixed point")
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(60, 12, 20), (300, 20, 40), (300, 20, 150), (300, 20, 270)])
+def test_capped_sinkhorn_is_the_plan_of_the_whole_pool(n: int, m: int, k: int):
+    """The lists hold a part of the pool only; POT and the twin see all of it."""
+    pool, target, cost = problem(11, n, m, 8)
+    score = capped_sinkhorn(pool, target, k).numpy()
+    epsilon = near_gap(cost, k)
+    plan = entropic(cost, k, epsilon)
+    mass = np.exp(np.minimum(score, 0)) / k
+    assert mass == pytest.approx(plan.sum(1), rel=1e-4)
+    assert 0 < (mass > 0.999999 / k).sum() < k  # some rows at their cap, some not
+    pot = ot.partial.entropic_partial_wasserstein_logscale(
+        np.full(n, 1 / k), np.full(m, 1 / m), cost, epsilon, m=1.0, numItermax=5000, stopThr=1e-12
+    )
+    assert mass == pytest.approx(pot.sum(1), rel=1e-4)
+    kernel = -cost / epsilon - np.maximum(score, 0)[:, None]
+    received = np.exp(kernel - logsumexp(kernel, axis=0)).sum(1) / m  # every target gives exactly its mass
+    assert received.max() * k < 1 + 1e-6
+    assert received[score > 0] * k == pytest.approx(1, abs=1e-6)
+    assert received[score < 0] == pytest.approx(mass[score < 0], rel=1e-6)
+
+
+def test_capped_sinkhorn_looks_further_where_its_lists_are_too_short(monkeypatch):
+    """150 targets in one place: their 60 nearest rows are nearly the same, with room for less than half of the mass."""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(400, 4, generator=generator, dtype=torch.float64)
+    target = 0.01 * torch.randn(150, 4, generator=generator, dtype=torch.float64)
+    cost, depths = torch.cdist(pool, target).numpy(), []
+    monkeypatch.setattr(transport, "nearest", lambda *given: depths.append(given[2]) or nearest(*given))
+    score = capped_sinkhorn(Features(pool), target, 150).numpy()
+    twin = entropic(cost, 150, near_gap(cost, 150)).sum(1)
+    assert np.exp(np.minimum(score, 0)) / 150 == pytest.approx(twin, rel=1e-4)
+    assert depths[:2] == [60, 120]
+
+
+def test_capped_sinkhorn_on_shorter_lists_is_the_same(monkeypatch):
+    pool, target, _ = problem(11, 300, 20, 8)
+    score = capped_sinkhorn(pool, target, 40).numpy()
+    depths = []
+    monkeypatch.setattr(transport, "nearest", lambda *given: depths.append(given[2]) or nearest(*given))
+    monkeypatch.setattr(transport, "LIST_CELLS", 20 * 10)  # room for no longer lists: more passes instead
+    assert capped_sinkhorn(pool, target, 40).numpy() == pytest.approx(score, abs=1e-5)
+    assert depths == [10]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_capped_sinkhorn_comes_to_the_exact_plan(seed: int, monkeypatch):
+    """As eps gets small. The rounds then get slow, but the choice is right before the marginals are."""
+    monkeypatch.setattr(transport, "SOFT", 0.005)
+    monkeypatch.setattr(transport, "MARGIN", 0.01)
+    pool, target, _ = problem(seed, 300, 20, 8)
+    for k in (20, 40, 60):
+        assert best(capped_sinkhorn(pool, target, k), k) == best(capped_ot(pool, target, k), k)
+
+
+def test_capped_sinkhorn_treats_copies_alike_and_takes_a_whole_pool():
+    pool, target, _ = problem(13, 100, 12)
+    twice = Features(torch.cat([pool.source, pool.source[:50]]))
+    score = capped_sinkhorn(twice, target, 30)
+    assert score[:50].numpy() == pytest.approx(score[100:].numpy(), rel=1e-9)
+    assert best(capped_sinkhorn(pool, target, 100), 100) == list(range(100))
+    nearly = capped_sinkhorn(pool, target, 99)
+    assert (nearly.clamp(max=0).exp() / 99).sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_capped_sinkhorn_that_does_not_settle_is_never_believed(monkeypatch):
+    monkeypatch.setattr(transport, "PASSES", 2)
+    monkeypatch.setattr(transport, "ROUNDS", 5)
+    pool, target, _ = problem(0)
+    with pytest.raises(ArithmeticError, match="after 2 passes a round still moves .* take capped_ot or knn"):
+        capped_sinkhorn(pool, target, 24)
 
 
 def test_mean_l2_is_the_mean_transport_distance_of_two_diracs():

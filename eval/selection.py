@@ -1,0 +1,233 @@
+"""What each way of choosing text and caption rows is worth, in the world, where every row's family is known.
+
+    python -m eval.selection out=runs/selection                           # 5 seeds, every method: hours on 2 cores
+    python -m eval.selection out=runs/selection seeds=0,1 methods=capped_ot,knn     # a part; parts add up in `out`
+    python -m eval.selection out=runs/selection seeds=                    # only the tables of what is there
+
+For each seed a pool of text pairs and a pool of caption pairs are drawn, in which faithful, complete, neutral and
+conflicting families are mixed (rovrm/world/pairs.py), and `visual` pairs about pictures. A method chooses `n` rows of
+each pool, backwards (rovrm/select.py); the three phases are trained on them; and the reward model's accuracy on `test`
+other visual pairs is taken after the caption phase, when it has seen no visual pair, and after the visual phase.
+Beside the methods: `random`; `oracle`, which draws among the faithful rows alone; and `all`, the whole pool. Everything
+but the choice is the same, seeds are paired, and each method's share of the gap from random to oracle is given.
+Results are appended to results.jsonl as they come, and what is there is not computed again.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rovrm.config import parse, run
+from rovrm.errors import UserError
+
+METHODS = ["random", "oracle", "all", "paper", "mean_l2", "max_cos", "gotd", "round_robin", "soft_nn", "knn"]
+METHODS += ["capped_ot", "capped_sinkhorn"]
+FAMILIES = ("faithful", "complete", "neutral", "conflicting")
+MEASURES = {"after_caption": "no visual pair", "after_visual": "with the visual pairs"}
+T4 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds, 95 %
+
+
+@dataclass
+class SelectionStudyConfig:
+    out: str  # folder of runs and results
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # one pool, one training run of each method each
+    methods: list[str] = field(default_factory=lambda: list(METHODS))  # random, oracle, all, or a method of selection
+    pool: int = 4096  # rows of the text pool and of the caption pool
+    n: int = 1024  # rows chosen from each
+    visual: int = 128  # visual pairs: what is chosen against, and trained on in the visual phase
+    test: int = 4000  # visual pairs that are judged
+    epochs: float = 2.0  # passes of the text and caption phases
+    visual_epochs: float = 4.0  # passes of the visual phase
+    warmup_pool: int = 1024  # rows of the pool in the warm-up
+    keep: bool = False  # keep the runs' folders, not only results
+
+
+def study(argv: list[str]) -> None:
+    config = parse(SelectionStudyConfig, argv, "python -m eval.selection")
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"methods: got {unknown[0]!r}, takes {', '.join(METHODS)}")
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["TQDM_DISABLE"] = "1"
+    for seed in config.seeds:
+        _write_pools(config, seed)
+        for method in config.methods:
+            if not any(row["seed"] == seed and row["method"] == method for row in _results(config)):
+                _append(out / "results.jsonl", _one(config, seed, method))
+    print_tables(_results(config))
+
+
+# ---- one seed and method ---------------------------------------------------------------------------------------------
+
+
+def _write_pools(config: SelectionStudyConfig, seed: int) -> None:
+    """text.jsonl and caption.jsonl of the seed, and the same with the faithful rows alone."""
+    from rovrm.data import write_jsonl
+    from rovrm.world.pairs import pair_row
+
+    folder = Path(config.out) / f"seed{seed}"
+    folder.mkdir(exist_ok=True)
+    for inputs in ("text", "caption"):
+        rows = [pair_row(inputs, seed, index) for index in range(config.pool)]
+        write_jsonl(folder / f"{inputs}.jsonl", rows)
+        write_jsonl(folder / f"{inputs}-faithful.jsonl", [row for row in rows if row["family"] == "faithful"])
+
+
+def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]:
+    """Trains one reward model, and says what it was trained on and how it judges."""
+    from rovrm.train import main as train
+
+    folder = Path(config.out) / f"seed{seed}"
+    out, features = folder / method, folder / "features"
+    chooses = method not in ("random", "oracle", "all")
+    if chooses and features.is_dir():  # the caption phase's features are the same for every method
+        shutil.copytree(features, out / "selection" / "phase2-caption", dirs_exist_ok=True)
+    suffix = "-faithful" if method == "oracle" else ""
+    selecting = [f"text.select={method}", f"caption.select={method}"] if chooses else []
+    size = [] if method == "all" else [f"text.n={config.n}", f"caption.n={config.n}"]
+    command = [
+        f"out={out}",
+        f"seed={seed}",
+        f"text.data={folder / f'text{suffix}.jsonl'}",
+        f"caption.data={folder / f'caption{suffix}.jsonl'}",
+        f"visual.data=world:visual?n={config.visual}&seed={seed}",
+        f"visual.eval_data=world:visual?n={config.test}&seed=77&split=test",
+        "text.eval_data=world:text?n=200&seed=78&families=faithful",  # so that nothing of the pool is held out
+        "caption.eval_data=world:caption?n=200&seed=78&families=faithful",
+        f"text.epochs={config.epochs}",
+        f"caption.epochs={config.epochs}",
+        f"visual.epochs={config.visual_epochs}",
+        f"selection.warmup_pool={config.warmup_pool}",
+        f"selection.warmup_target={config.warmup_pool}",
+        "trainer.disable_tqdm=true",
+        "trainer.save_steps=100000",
+        "workers=0",
+        *selecting,
+        *size,
+    ]
+    if train(command):
+        raise UserError(f"{method}, seed {seed}: training failed; its message is above")
+    if chooses and not features.is_dir():
+        shutil.copytree(out / "selection" / "phase2-caption", features, ignore=shutil.ignore_patterns("s*", "report*"))
+    record = {
+        "seed": seed,
+        "method": method,
+        "after_caption": _accuracy(out / "phase2-caption", config.test),
+        "after_visual": json.loads((out / "phase3-visual" / "phase.json").read_text())["accuracy"],
+        "kept": {phase: _families(out, phase, folder) for phase in ("phase1-text", "phase2-caption")}
+        if chooses
+        else {},
+        "distances": _distances(out) if chooses else {},
+        "settings": _settings(config),
+    }
+    if not config.keep:
+        shutil.rmtree(out)
+    print(f"seed {seed}, {method}: {record['after_caption']:.3f}, {record['after_visual']:.3f}", flush=True)
+    return record
+
+
+def _accuracy(model: Path, test: int) -> float:
+    """Of a reward model on the visual pairs that the visual phase is judged by."""
+    from rovrm import RewardScorer
+    from rovrm.data import load_examples
+
+    examples = load_examples(f"world:visual?n={test}&seed=77&split=test").examples
+    rewards = RewardScorer.from_pretrained(str(model)).score_batch(examples)
+    return sum(right > wrong for right, wrong in rewards) / len(rewards)
+
+
+def _families(out: Path, phase: str, folder: Path) -> dict[str, float]:
+    """The share of each family's rows of the pool that was chosen."""
+    pool = (folder / f"{phase.split('-')[1]}.jsonl").read_text().splitlines()
+    chosen = set(json.loads((out / "selection" / phase / "selected.json").read_text())["ids"])
+    rows = [json.loads(line) for line in pool]
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        found.setdefault(row["family"], []).append(row["id"] in chosen)
+    return {family: sum(taken) / len(taken) for family, taken in sorted(found.items())}
+
+
+def _distances(out: Path) -> dict[str, dict[str, float]]:
+    return {
+        path.parent.name: json.loads(path.read_text())["wasserstein"] for path in out.glob("selection/*/report.json")
+    }
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def _settings(config: SelectionStudyConfig) -> dict[str, Any]:
+    return {
+        key: getattr(config, key) for key in ("pool", "n", "visual", "test", "epochs", "visual_epochs", "warmup_pool")
+    }
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _results(config: SelectionStudyConfig) -> list[dict[str, Any]]:
+    path = Path(config.out) / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if any(row["settings"] != _settings(config) for row in rows):
+        raise UserError(f"{path} holds results of other settings ({rows[0]['settings']}); give another out=")
+    return rows
+
+
+def print_tables(rows: Sequence[dict[str, Any]]) -> None:
+    """Means over seeds; differences to random and shares of the gap are paired by seed."""
+    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    print("\nshare of each family's rows that is kept, text pool and caption pool")
+    print(f"{'':<18}" + "".join(f"{family:>18}" for family in FAMILIES))
+    for method in methods:
+        kept = [row["kept"] for row in rows if row["method"] == method and row["kept"]]
+        if kept:
+            print(f"{method:<18}" + "".join(f"{_kept(kept, family):>18}" for family in FAMILIES))
+    for measure, words in MEASURES.items():
+        print(f"\naccuracy on visual pairs, {words}")
+        print(f"{'':<18}{'seeds':>6}{'mean':>8}{'minus random, 95 %':>28}{'share of the gap':>18}")
+        by = {method: {row["seed"]: row[measure] for row in rows if row["method"] == method} for method in methods}
+        for method in methods:
+            print(f"{method:<18}{len(by[method]):>6}{_mean(list(by[method].values())):>8.3f}" + _against(by, method))
+
+
+def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
+    text, caption = (_mean([k[phase][family] for k in kept]) for phase in ("phase1-text", "phase2-caption"))
+    return f"{text:.2f}  {caption:.2f}"
+
+
+def _against(by: dict[str, dict[int, float]], method: str) -> str:
+    """Mean difference to random over the seeds that both have, its t interval, and the share of the gap to oracle."""
+    seeds = sorted(set(by[method]) & set(by.get("random", {})))
+    if method == "random" or not seeds:
+        return ""
+    differences = [by[method][s] - by["random"][s] for s in seeds]
+    half = f" +- {T4[len(seeds)] * _deviation(differences) / len(seeds) ** 0.5:.3f}" if len(seeds) in T4 else ""
+    both = [s for s in seeds if s in by.get("oracle", {})]
+    gap = _mean([by["oracle"][s] - by["random"][s] for s in both]) if both else 0.0
+    share = f"{_mean([by[method][s] - by['random'][s] for s in both]) / gap:>18.2f}" if gap > 0 else ""
+    return f"{f'{_mean(differences):+.3f}{half}':>28}{share}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(study, sys.argv[1:] if argv is None else argv, "eval.selection")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

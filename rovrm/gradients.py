@@ -1,0 +1,229 @@
+"""Gradient features of preference examples: a short training that gives gradients a meaning, then their extraction.
+
+    adapter = warm_up(config, folder, examples, processor, arguments)      # a LoRA adapter on the base model
+    model = gradient_model(config, adapter)
+    extract(model, collator, examples, store, GradientFeatures(model, chosen_layers(config, model), 4096), config)
+
+A shared row holds a whole example, so the gradient of a row's objective (`rovrm.losses.ascents`) is the example's own.
+The batches of a shard depend on its examples alone: however often extraction is killed, and on however many processes
+it runs, the stored features come from the same forwards.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from data_selection.gradients import GradientFeatures, lora_layers
+from data_selection.store import Store
+from rovrm.batches import PlannedBatches, batch_loader, plan_batches, split_batch
+from rovrm.checkpoints import (
+    ADAPTER,
+    add_adapter,
+    load_adapter,
+    load_reward_model,
+    numeric_type,
+    read_json,
+    save_folder,
+    set_trainable,
+)
+from rovrm.config import TrainConfig
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.losses import ascents, compare
+from rovrm.outputs import write_json
+from rovrm.resume import complete_checkpoint, fingerprint
+from rovrm.rows import RewardCollator
+from rovrm.trainer import RewardTrainer
+
+MOMENTS = "moments.safetensors"  # Adam's, of the LoRA layers at the end of the warm-up
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+# ---- warm-up ---------------------------------------------------------------------------------------------------------
+
+
+def warm_up(config: TrainConfig, folder: Path, examples: list[Example], processor: Any, arguments: Any) -> Path:
+    """Trains a fresh adapter on the base model and returns its folder; resumes, and is not run again when it is there.
+    Raises UserError where the folder's was made with other settings or rows."""
+    state = PartialState()
+    if (folder / "settings.json").is_file():
+        check_settings(folder, _warm_up_settings(config, examples))
+    if (folder / ADAPTER).is_dir():
+        return folder / ADAPTER
+    set_seed(config.seed)
+    model = add_adapter(_base(config), config.model, config.lora_r, config.lora_alpha, config.lora_dropout)
+    set_trainable(model, visual=False, full=False)
+    if state.is_main_process:
+        write_json(folder / "settings.json", _warm_up_settings(config, examples))
+    checkpoint = complete_checkpoint(folder / "checkpoints", state.is_main_process)
+    trainer = RewardTrainer(model, arguments, examples, None, processor)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError(
+            "selection takes whole gradients of whole layers, which FSDP and DeepSpeed split; run python -m "
+            "rovrm.select without them first, training then finds what it chose"
+        )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if state.is_main_process:
+        unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model)
+        optimizer: Any = trainer.optimizer
+        moments = {
+            f"{name}.{key}": optimizer.state[layer.weight][key].cpu()
+            for name, layer in lora_layers(unwrapped).items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        save_file(moments, folder / MOMENTS)
+        save_folder(folder, lambda path: unwrapped.save_pretrained(path / ADAPTER))
+    state.wait_for_everyone()
+    return folder / ADAPTER
+
+
+def _warm_up_settings(config: TrainConfig, examples: Sequence[Example]) -> dict[str, Any]:
+    own = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha", "lora_dropout", "batch_size", "batch_tokens")
+    settings = {key: getattr(config, key) for key in own}
+    rates = {"learning_rate": config.selection.learning_rate, "epochs": config.selection.epochs}
+    return settings | rates | {"trainer": config.trainer, "rows": fingerprint(examples)}
+
+
+def check_settings(folder: Path, now: dict[str, Any]) -> None:
+    """Raises UserError where a folder of the selection was begun with other settings or data."""
+    before, now = read_json(folder / "settings.json"), json.loads(json.dumps(now))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{folder} was made with other settings or rows ({', '.join(changed)}; {key}: {before.get(key)!r}, now "
+            f"{now.get(key)!r}); give another out=, or remove {folder.parent} to select anew"
+        )
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+
+
+def gradient_model(config: TrainConfig, adapter: Path) -> Any:
+    """The warmed-up model in eval mode, with nothing to train: gradients flow to the outputs of its layers, because its
+    input embeddings ask for them, and none is computed for a weight."""
+    model = load_adapter(_base(config), str(adapter), trainable=True)
+    if not any(layer.weight.any() for name, layer in lora_layers(model).items() if ".lora_B." in name):
+        raise UserError(f"{adapter}: every lora_B is zero, so no gradient reaches lora_A; warm it up for longer")
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    model.eval().to(PartialState().device)
+    if config.trainer.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable(config.trainer.get("gradient_checkpointing_kwargs"))
+        for layer in model.modules():  # transformers checkpoints in training only; dropout, further in, stays off
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+    return model
+
+
+def _base(config: TrainConfig) -> Any:
+    dtype = numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False)))
+    return load_reward_model(config.model, dtype, config.tuning == "qlora", config.trust_remote_code)
+
+
+def chosen_layers(config: TrainConfig, model: Any) -> dict[str, torch.nn.Linear]:
+    """The LoRA layers that `selection.layers` names. Raises UserError where it is no pattern or fits none."""
+    pattern = config.selection.layers
+    layers = lora_layers(model, lambda name: re.search(pattern, name) is not None)
+    if not layers:
+        names = list(lora_layers(model))
+        raise UserError(f"selection.layers={pattern!r} fits none of {len(names)} LoRA layers, such as {names[0]}")
+    return layers
+
+
+def made_from(config: TrainConfig, adapter: Path, examples: Sequence[Example], adam: bool) -> dict[str, Any]:
+    """What decides the features of some examples, for the store."""
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    return {
+        "model": config.model,
+        "adapter": hashlib.sha256(weights).hexdigest()[:16],
+        "examples": fingerprint(examples),
+        "gradients": "adam" if adam else "plain",
+        "layers": config.selection.layers,
+        "width": config.selection.width,
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+
+
+def extract(
+    model: Any,
+    collator: RewardCollator,
+    examples: Sequence[Example],
+    store: Store,
+    features: GradientFeatures,
+    config: TrainConfig,
+    name: str = "rows",
+) -> None:
+    """Writes the store's missing shards, each process its own part of them. The norms kept are those of the loss."""
+    state = PartialState()
+    missing = store.missing()
+    state.wait_for_everyone()  # no process may write before every one has looked
+    if state.is_main_process and len(missing) < len(store):
+        there = len(examples) - sum(len(store.rows(shard)) for shard in missing)
+        print(f"{name}: {there} of {len(examples)} rows have their features from before; {len(examples) - there} to do")
+    mine = missing[state.process_index :: state.num_processes]
+    plans = [_plan(collator, examples, store.rows(shard), config) for shard in mine]
+    planned = PlannedBatches(examples, [batch for plan in plans for batch in plan])
+    batches = iter(batch_loader(planned, collator, config.workers, torch.cuda.is_available()))
+    bar = tqdm(
+        total=sum(len(store.rows(shard)) for shard in mine),
+        desc=f"gradients of the {name}",
+        disable=not state.is_main_process or bool(os.environ.get("TQDM_DISABLE")),
+    )
+    with features, bar:
+        for shard, plan in zip(mine, plans, strict=True):
+            rows = store.rows(shard)
+            units, slopes = torch.zeros(len(rows), features.width), torch.zeros(len(rows))
+            for _ in plan:
+                batch = {key: value.to(state.device) for key, value in next(batches).items()}
+                places = batch["example_ids"].cpu() - rows.start
+                found, slope = _features_of(model, batch, features)
+                units[places], slopes[places] = found.cpu(), slope.cpu()
+                bar.update(len(places))
+            store.write(shard, units, slopes)
+    state.wait_for_everyone()
+
+
+def _plan(collator: RewardCollator, examples: Sequence[Example], rows: range, config: TrainConfig) -> list[list[int]]:
+    costs = [collator.cost(examples[i].lengths or (0, [0])) for i in rows]
+    kinds = [bool(examples[i].images) and not collator.shared for i in rows]
+    plan = plan_batches(costs, kinds, config.batch_tokens, config.batch_size, None)
+    return [[rows.start + i for i in batch] for batch in plan]
+
+
+def _features_of(model: Any, batch: dict[str, Tensor], features: GradientFeatures) -> tuple[Tensor, Tensor]:
+    """(examples, width) gradients, and by what the loss's are smaller."""
+    model_inputs, ours = split_batch(batch)
+    kind = next(p.dtype for p in model.get_base_model().get_decoder().parameters() if p.is_floating_point())
+    with torch.autocast(ours["labels"].device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+        rewards = model(**model_inputs).logits
+    objective, slope = ascents(compare(rewards, ours["labels"], ours["list_ids"]), ours["margins"])
+    if features.weigh:  # Adam's step depends on the size of the loss's gradient
+        objective, slope = objective * slope, torch.ones_like(slope)
+    return features(objective, ours["list_ids"]), slope
+
+
+def adam_weigh(adapter: Path) -> Callable[[str, Tensor], Tensor]:
+    """LESS's form of Adam's step (Xia et al. 2024, as in their code), from the moments at the end of the warm-up:
+    (0.9 m + 0.1 g) / sqrt(0.999 v + 0.001 g^2 + 1e-8). The rows given are -g."""
+    moments = load_file(adapter.parent / MOMENTS)
+    first, second = BETAS
+
+    def weigh(name: str, rows: Tensor) -> Tensor:
+        m, v = (moments[f"{name}.{key}"].flatten().to(rows) for key in ("exp_avg", "exp_avg_sq"))
+        return ((1 - first) * rows - first * m) / (second * v + (1 - second) * rows.square() + EPSILON).sqrt()
+
+    return weigh

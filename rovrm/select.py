@@ -1,0 +1,309 @@
+"""Chooses a phase's rows among many by their gradients: the selection stage of RoVRM (arXiv 2408.12109).
+
+    python -m rovrm.select phase=1,2 text.select=capped_ot text.n=20000 caption.select=capped_ot caption.n=10000 ...
+    python -m rovrm.select recipe=recipes/llava-1.5-7b.yaml
+
+takes the keys of `rovrm.train`, which runs the same stage for every phase whose `select` names a method, and finds what
+this command chose. It goes backwards, as the paper does: the caption phase's rows are chosen against the visual
+phase's, then the text phase's against the *chosen* caption rows (against the visual ones where there are no captions).
+
+For each phase: an adapter is warmed up on a part of the pool and of the target; every row's gradient is sketched to a
+fixed width; some target rows stand for all; and `n` rows of the pool are chosen (data_selection). A tenth of the target
+takes no part in the choice and judges it. Held-out rows of any phase are neither pool nor target. Written into
+OUT/selection/phaseN-NAME: warmup/, pool/, target/ and judges/ (features), selected.json (ids and row numbers, best
+first), selected.jsonl (each with its score and the target row nearest to it), scores.npy, report.json and report.html.
+The same command goes on where it was stopped; another method, n, preprocessing or number of targets uses the features
+that are there.
+
+Departures from the paper: (1) gradients of the reward margin, not of its loss: the same direction, without underflow;
+(2) capped transport is what the recipes ask for; `paper` is the published formula (see the README).
+"""
+
+import random
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rovrm.config import PHASES, TrainConfig, by_gradients, check_trainer_keys, parse, phase_numbers, run
+from rovrm.errors import UserError
+
+if TYPE_CHECKING:
+    from rovrm.examples import Example
+    from rovrm.phases import PhaseData
+
+PROG = "python -m rovrm.select"
+JUDGES = 0.1  # share of the target that judges
+
+
+def select(argv: list[str]) -> None:
+    from rovrm.checkpoints import load_config, load_processor
+    from rovrm.phases import prepare_phase, section_of
+    from rovrm.resume import lock_folder
+    from rovrm.rows import RewardCollator
+    from rovrm.train import process_state, with_default
+
+    config = parse(TrainConfig, argv, PROG)
+    check_trainer_keys(config.trainer)
+    main_process = process_state(config).is_main_process
+    lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
+    config = with_default(config, argv, PROG)
+    phases = [phase for phase in phase_numbers(config.phase) if by_gradients(section_of(config, phase))]
+    if not phases:
+        raise UserError(
+            f"phase={config.phase}: none of them chooses rows by gradients; set text.select=capped_ot text.n=1000, or "
+            "the same of caption"
+        )
+    check_selection(config, phases)
+    model_config = load_config(config.model, config.trust_remote_code)
+    processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
+    collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
+    data = {phase: prepare_phase(config, phase, collator, main_process) for phase in phases}
+    check_pools(config, data)
+    select_data(config, data, collator, processor)
+    del lock
+
+
+# ---- what is chosen against what -------------------------------------------------------------------------------------
+
+
+def target_phase(config: TrainConfig, phase: int) -> int:
+    """The phase whose rows a phase's are chosen against."""
+    return 2 if phase == 1 and config.caption.data else 3
+
+
+def selection_folder(out: str, phase: int) -> Path:
+    return Path(out) / "selection" / f"phase{phase}-{PHASES[phase - 1]}"
+
+
+def selection_settings(config: TrainConfig, phase: int) -> dict[str, Any]:
+    """What decides which rows a phase takes, beside its own data: the method, and the target's data and selection."""
+    section = getattr(config, PHASES[phase - 1])
+    target = target_phase(config, phase)
+    of_target = asdict(getattr(config, PHASES[target - 1]))
+    for key in ("learning_rate", "epochs"):
+        of_target.pop(key)
+    found = {"method": section.select, "n": section.n, **asdict(config.selection), "target": of_target}
+    if of_target["select"] not in ("random", "first"):
+        found["target_selection"] = selection_settings(config, target)
+    return found
+
+
+def check_selection(config: TrainConfig, phases: list[int]) -> None:
+    """Raises UserError, before anything is read, for a selection that could not be made."""
+    import re
+
+    from data_selection.choose import STEPS
+    from rovrm.phases import section_of
+
+    if by_gradients(config.visual):
+        raise UserError(
+            f"visual.select={config.visual.select}: the visual data are what others are chosen against; "
+            "set visual.select=random or first"
+        )
+    for phase in phases:
+        section, name = section_of(config, phase), PHASES[phase - 1]
+        if not by_gradients(section):
+            continue
+        if section.n is None:
+            raise UserError(f"{name}.select={section.select} chooses some rows of many; set {name}.n to how many")
+        if not section_of(config, target_phase(config, phase)).data:
+            raise UserError(
+                f"{name}.select={section.select} needs rows to choose against; set visual.data"
+                + (" or caption.data" if phase == 1 else "")
+            )
+    unknown = [step for step in config.selection.preprocess or [] if step not in STEPS]
+    if unknown:
+        raise UserError(f"selection.preprocess has {unknown[0]!r}; takes {', '.join(STEPS)}")
+    try:
+        re.compile(config.selection.layers)
+    except re.error as error:
+        raise UserError(f"selection.layers={config.selection.layers!r} is no regular expression ({error})") from error
+
+
+def check_pools(config: TrainConfig, data: "dict[int, PhaseData]") -> None:
+    """Raises UserError where more rows are to be chosen than there are."""
+    from rovrm.phases import section_of
+
+    for phase, found in data.items():
+        section, name = section_of(config, phase), PHASES[phase - 1]
+        if by_gradients(section) and (section.n or 0) > len(found.train):
+            raise UserError(
+                f"{name}.n={section.n}, but {name}.data leave {len(found.train)} rows to choose from; give a smaller "
+                f"n, more data, or {name}.select=random {name}.n=null, which takes all"
+            )
+
+
+def select_data(
+    config: TrainConfig, data: "dict[int, PhaseData]", collator: Any, processor: Any
+) -> "dict[int, PhaseData]":
+    """The data of each phase, with the chosen rows alone to train on where the phase chooses by gradients."""
+    from rovrm.phases import prepare_phase, section_of
+
+    rows: dict[int, list[Example]] = {}
+
+    def rows_of(phase: int) -> "list[Example]":
+        if phase not in rows:  # a phase that is not to be trained now is read for its rows alone
+            rows[phase] = (data.get(phase) or prepare_phase(config, phase, collator, write=False)).train
+            if by_gradients(section_of(config, phase)):
+                target = rows_of(target_phase(config, phase))
+                rows[phase] = _select_phase(config, phase, rows[phase], target, collator, processor)
+        return rows[phase]
+
+    return {phase: replace(data[phase], train=rows_of(phase)) for phase in sorted(data, reverse=True)}
+
+
+# ---- one phase -------------------------------------------------------------------------------------------------------
+
+
+def _select_phase(
+    config: TrainConfig,
+    phase: int,
+    pool: "list[Example]",
+    target: "list[Example]",
+    collator: Any,
+    processor: Any,
+) -> "list[Example]":
+    """The chosen rows of the pool, in its order."""
+    from accelerate import PartialState
+
+    from rovrm.outputs import write_json
+    from rovrm.resume import fingerprint
+
+    state, folder = PartialState(), selection_folder(config.out, phase)
+    settings = selection_settings(config, phase) | {"pool": fingerprint(pool), "rows": fingerprint(target)}
+    _check_target(config, phase, target)
+    chosen_before = _is_chosen(folder, settings)
+    state.wait_for_everyone()
+    if not chosen_before:
+        aims, judges = _set_aside(target, config.seed)
+        if state.is_main_process:
+            (folder / "settings.json").unlink(missing_ok=True)
+            print(
+                f"phase {phase} ({PHASES[phase - 1]}): choosing {settings['n']} of {len(pool)} rows by "
+                f"{settings['method']}, against {len(aims)} rows of the {PHASES[target_phase(config, phase) - 1]} phase"
+            )
+        _choose(config, phase, {"pool": pool, "target": aims, "judges": judges}, collator, processor)
+        if state.is_main_process:
+            write_json(folder / "settings.json", settings)  # last: the sign that the choice is whole
+    elif state.is_main_process:
+        print(f"phase {phase} ({PHASES[phase - 1]}): its rows were chosen before, in {folder}")
+    state.wait_for_everyone()
+    return _read_chosen(folder, pool)
+
+
+def _choose(
+    config: TrainConfig, phase: int, examples: "dict[str, list[Example]]", collator: Any, processor: Any
+) -> None:
+    """Warm-up, features, and on the main process the choice, written into the selection's folder."""
+    import numpy as np
+    from accelerate import PartialState
+
+    from data_selection.choose import SelectionError, representative
+    from data_selection.features import Features
+    from data_selection.store import Store, StoreError
+    from rovrm.gradients import (
+        GradientFeatures,
+        adam_weigh,
+        chosen_layers,
+        extract,
+        gradient_model,
+        made_from,
+        warm_up,
+    )
+    from rovrm.selection_report import choose_and_report
+    from rovrm.train import trainer_arguments
+
+    wanted, folder = config.selection, selection_folder(config.out, phase)
+    arguments = trainer_arguments(
+        config,
+        phase,
+        output_dir=str(folder / "warmup" / "checkpoints"),
+        learning_rate=wanted.learning_rate,
+        num_train_epochs=wanted.epochs,
+        max_steps=-1,
+        eval_strategy="no",
+        load_best_model_at_end=False,
+    )
+    warm = _draw(examples["pool"], wanted.warmup_pool, config.seed)
+    warm += _draw(examples["target"], wanted.warmup_target, config.seed)
+    adapter = warm_up(config, folder / "warmup", warm, processor, arguments)
+    model = gradient_model(config, adapter)
+    layers = chosen_layers(config, model)
+    if wanted.representatives == "random" and wanted.targets:
+        examples["target"] = _draw(examples["target"], wanted.targets, config.seed)
+    found: dict[str, Features] = {}
+    try:
+        for name, rows in examples.items():
+            adam = wanted.gradients == "adam" and name == "pool"
+            store = Store(folder / name, [e.id for e in rows], made_from(config, adapter, rows, adam))
+            features = GradientFeatures(model, layers, wanted.width, config.seed, adam_weigh(adapter) if adam else None)
+            extract(model, collator, rows, store, features, config, name)
+            units, norms = store.load()
+            found[name] = Features(units, norms)
+        if PartialState().is_main_process:
+            if wanted.targets and wanted.targets < len(found["target"]):
+                stand = representative(found["target"].source, wanted.targets, "kmeans", config.seed)
+                found["target"] = replace(found["target"], rows=stand)
+                examples["target"] = [examples["target"][i] for i in np.sort(stand)]
+            choose_and_report(config, phase, folder, examples, found)
+    except (SelectionError, StoreError, ArithmeticError, MemoryError) as error:
+        raise UserError(f"{PHASES[phase - 1]}.select={getattr(config, PHASES[phase - 1]).select}: {error}") from error
+
+
+def _check_target(config: TrainConfig, phase: int, target: "list[Example]") -> None:
+    from data_selection.choose import MIN_TARGET
+
+    against, judges = PHASES[target_phase(config, phase) - 1], _judges(len(target))
+    if len(target) - judges < MIN_TARGET:
+        raise UserError(
+            f"{against}.data leave {len(target) - judges} rows to choose {PHASES[phase - 1]} rows against, and "
+            f"{judges} to judge the choice; give at least {MIN_TARGET}"
+        )
+
+
+def _judges(target: int) -> int:
+    return max(1, round(JUDGES * target))
+
+
+def _set_aside(target: "list[Example]", seed: int) -> "tuple[list[Example], list[Example]]":
+    """(rows to choose against, rows to judge by)"""
+    judges = set(random.Random(f"{seed}:judges").sample(range(len(target)), _judges(len(target))))
+    return [e for i, e in enumerate(target) if i not in judges], [target[i] for i in sorted(judges)]
+
+
+def _draw(examples: "list[Example]", size: int, seed: int) -> "list[Example]":
+    drawn = random.Random(f"{seed}:warm-up").sample(range(len(examples)), min(size, len(examples)))
+    return [examples[i] for i in sorted(drawn)]
+
+
+# ---- what was chosen before ------------------------------------------------------------------------------------------
+
+
+def _is_chosen(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds this very choice. Another choice among the same features is made anew; features of
+    something else are refused where they are (rovrm.gradients, data_selection.store)."""
+    import json
+
+    path = folder / "settings.json"
+    if not path.is_file():
+        return False
+    try:
+        return json.loads(path.read_text()) == json.loads(json.dumps(settings))
+    except ValueError:
+        return False
+
+
+def _read_chosen(folder: Path, pool: "list[Example]") -> "list[Example]":
+    from rovrm.checkpoints import read_json
+
+    chosen = read_json(folder / "selected.json")["indices"]
+    return [pool[i] for i in sorted(chosen)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(select, sys.argv[1:] if argv is None else argv, "rovrm.select")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

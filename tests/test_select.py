@@ -1,0 +1,395 @@
+"""python -m rovrm.select and the stage inside rovrm.train, in-process on the shipped tiny base."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_selection.gradients import GradientFeatures, lora_layers
+from data_selection.store import Store
+from rovrm.checkpoints import load_adapter, load_config, load_processor, load_reward_model
+from rovrm.config import TrainConfig, parse
+from rovrm.errors import UserError
+from rovrm.examples import Example
+from rovrm.gradients import _features_of, adam_weigh, chosen_layers, gradient_model
+from rovrm.losses import ascents, compare, list_losses, preference_loss
+from rovrm.resume import settings_of
+from rovrm.rows import RewardCollator
+from rovrm.select import check_selection, main, selection_settings, target_phase
+from rovrm.train import main as train
+from rovrm.world.default import BASE
+
+N = 24
+SETTINGS = [
+    "text.data=world:text?n=90",
+    "caption.data=world:caption?n=90",
+    "visual.data=world:visual?n=60",
+    "text.select=capped_ot",
+    f"text.n={N}",
+    "caption.select=capped_ot",
+    f"caption.n={N}",
+    "selection.warmup_pool=32",
+    "selection.warmup_target=32",
+    "selection.learning_rate=1e-3",
+    "selection.width=256",
+    "tuning=lora",
+    "lora_r=4",
+    "batch_size=8",
+    "workers=0",
+    "trainer.disable_tqdm=true",
+    "trainer.use_cpu=true",
+]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def shards(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("features-*.safetensors"))
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, (_, content) in shards(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Both phases' selections. Tests may train in it and choose again, with the same features."""
+    out = tmp_path_factory.mktemp("runs") / "selected"
+    assert main([f"out={out}", *SETTINGS]) == 0
+    return out
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_it_writes_what_was_chosen_and_why(run):
+    for name in ("phase1-text", "phase2-caption"):
+        folder = run / "selection" / name
+        selected = json.loads((folder / "selected.json").read_text())
+        why = lines(folder / "selected.jsonl")
+        assert selected["k"] == len(set(selected["indices"])) == len(set(selected["ids"])) == N == len(why)
+        assert selected["method"] == "capped_ot" and selected["preprocess"] == ["unit", "centre", "dedup"]
+        assert [row["score"] for row in why] == sorted((row["score"] for row in why), reverse=True)
+        report = json.loads((folder / "report.json").read_text())
+        assert sum(row["chosen"] for row in report["sources"]) == N
+        assert sum(row["pool"] for row in report["sources"]) == report["pool"] < 90  # held-out rows are not in it
+        for row in report["sources"]:
+            assert row["chosen"] == sum(line["source"] == row["source"] for line in why)
+            assert row["share_kept"] == row["chosen"] / row["pool"]
+        assert set(report["wasserstein"]) == {"chosen", "random", "pool"}
+        page = (folder / "report.html").read_text()
+        assert page.count("<circle") == report["pool"] + report["targets"]
+
+
+def test_it_goes_backwards(run):
+    """The text rows are chosen against the chosen caption rows, the caption rows against the visual rows."""
+    chosen = json.loads((run / "selection" / "phase2-caption" / "selected.json").read_text())["ids"]
+    nearest = {row["nearest_target"] for row in lines(run / "selection" / "phase1-text" / "selected.jsonl")}
+    assert nearest <= set(chosen)
+    nearest = {row["nearest_target"] for row in lines(run / "selection" / "phase2-caption" / "selected.jsonl")}
+    assert all(name.startswith("visual-") for name in nearest)
+    folders = [run / "selection" / "phase1-text" / name for name in ("target", "judges")]
+    assert sum(json.loads((folder / "store.json").read_text())["rows"] for folder in folders) == N
+
+
+def test_training_takes_the_chosen_rows_and_computes_nothing_again(run, capsys):
+    before = shards(run)
+    assert train([f"out={run}", *SETTINGS, "phase=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "its rows were chosen before" in shown and shards(run) == before
+    record = json.loads((run / "phase1-text" / "phase.json").read_text())
+    assert record["n_train"] == N
+    assert 1 <= record["n_held_out"] <= 3  # as many as 24 rows would have, not as a pool of 90
+    # Settings of the selection are settings of the phase.
+    assert train([f"out={run}", *SETTINGS, "phase=1", "selection.targets=8"]) == 2
+    assert "was begun with other settings (selection" in capsys.readouterr().err
+
+
+def test_another_method_uses_the_same_features(run, capsys):
+    folder = run / "selection" / "phase2-caption"
+    before, chosen = shards(folder), (folder / "selected.json").read_text()
+    assert main([f"out={run}", *SETTINGS, "phase=2", "caption.select=paper", "selection.targets=20"]) == 0
+    selected = json.loads((folder / "selected.json").read_text())
+    assert selected["method"] == "paper" and selected["preprocess"] == [] and selected["k"] == N
+    assert json.loads((folder / "report.json").read_text())["targets"] == 20
+    assert shards(folder) == before
+    # Minus the mean Euclidean distance of the raw gradients, by hand.
+    pool, target = (load_file(folder / name / "features-00000.safetensors") for name in ("pool", "target"))
+    raw, aims = (part["features"].float() * part["norms"][:, None] for part in (pool, target))
+    scores = [-(raw[i] - aims).norm(dim=1).double() for i in selected["indices"]]
+    if json.loads((folder / "report.json").read_text())["targets"] == len(aims):
+        assert [row["score"] for row in lines(folder / "selected.jsonl")] == pytest.approx([s.mean() for s in scores])
+    assert main([f"out={run}", *SETTINGS, "phase=2"]) == 0
+    assert (folder / "selected.json").read_text() == chosen
+    # The text rows were chosen against others: their features are refused, not mixed in.
+    assert main([f"out={run}", *SETTINGS, "phase=1", "caption.select=paper"]) == 2
+    assert "give another out=, or remove" in capsys.readouterr().err
+    assert main([f"out={run}", *SETTINGS, "phase=2"]) == 0
+
+
+def test_what_is_missing_is_extracted_and_ends_in_the_same_bytes(run, capsys):
+    folder = run / "selection" / "phase2-caption"
+    before = contents(folder)
+    (folder / "settings.json").unlink()
+    (folder / "target" / "features-00000.safetensors").unlink()
+    (folder / "pool" / "features-00000.safetensors").write_bytes(b"cut off")
+    kept = shards(folder / "judges")
+    assert main([f"out={run}", *SETTINGS, "phase=2"]) == 0
+    assert contents(folder) == before and shards(folder / "judges") == kept
+    assert "judges: 6 of 6 rows have their features from before; 0 to do" in capsys.readouterr().out
+
+
+def test_no_rows_of_another_model_are_mixed_in(run, capsys):
+    assert main([f"out={run}", *SETTINGS, "phase=2", "seed=1"]) == 2
+    assert "was made with other settings or rows" in capsys.readouterr().err
+    assert main([f"out={run}", *SETTINGS, "phase=2", "selection.width=128"]) == 2
+    assert "holds features made from something else (width: 256, now 128)" in capsys.readouterr().err
+
+
+def test_kmeans_and_random_representatives(tmp_path):
+    few = [*SETTINGS, "phase=2", "selection.targets=12"]
+    assert main([f"out={tmp_path}", *few, "selection.representatives=random", "selection.gradients=adam"]) == 0
+    note = json.loads((tmp_path / "selection" / "phase2-caption" / "target" / "store.json").read_text())
+    assert note["rows"] == 12 and note["gradients"] == "plain"  # drawn before anything is computed
+    assert json.loads((tmp_path / "selection/phase2-caption/pool/store.json").read_text())["gradients"] == "adam"
+    assert json.loads((tmp_path / "selection/phase2-caption/report.json").read_text())["targets"] == 12
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(run):
+    """(config, adapter, collator): what the selection of the caption phase was made with."""
+    config = parse(TrainConfig, [f"model={BASE}", *SETTINGS], "select")
+    processor = load_processor(BASE)
+    adapter = run / "selection" / "phase2-caption" / "warmup" / "adapter"
+    return config, adapter, RewardCollator(processor, load_config(BASE))
+
+
+def examples() -> list[Example]:
+    from rovrm.data import load_examples
+
+    pictures = load_examples("world:visual?n=3&seed=5").examples
+    notes = load_examples("world:text?n=2&seed=5").examples
+    ranked = Example("list", "own", notes[0].prompt, ["Red.", "Blue.", "It is red.", "No."], [0, 2, 1, 2])
+    return [*pictures, ranked, *notes]
+
+
+def doubled(batch: dict) -> dict:
+    """In float64 the twin's own rounding is no part of the comparison."""
+    return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("row_tokens", [4096, 40])
+def test_features_are_the_one_by_one_gradients_of_the_loss(parts, row_tokens):
+    """Pairs about pictures and notes, and a ranked list, together in one batch; with 40 tokens a row, lists over
+    several rows. Against loss.backward() of each example alone on weights that train."""
+    config, adapter, collator = parts
+    collator = RewardCollator(collator.processor, load_config(BASE), row_tokens=row_tokens)
+    batch = doubled(collator(examples()) | {"example_ids": torch.arange(6)})
+    assert (len(batch["input_ids"]) > 6) == (row_tokens == 40)
+    model = gradient_model(config, adapter).double()
+    layers = chosen_layers(config, model)
+    with GradientFeatures(model, layers, 0) as features:
+        found, slope = _features_of(model, batch, features)
+        order = list(features.found)
+    slow = load_adapter(load_reward_model(BASE), str(adapter), trainable=True).eval().double()
+    for i, example in enumerate(examples()):
+        alone = doubled(collator([example]))
+        inputs = {k: v for k, v in alone.items() if k not in ("labels", "margins", "list_ids", "response_ids")}
+        slow.zero_grad()
+        pairs = compare(slow(**inputs).logits, alone["labels"], alone["list_ids"])
+        (preference_loss(pairs, alone["margins"]) / len(example.responses)).backward()
+        twin = lora_layers(slow)
+        gradient = torch.cat([twin[name].weight.grad.flatten() for name in order])
+        error = (slope[i] * found[i] + gradient).norm() / gradient.norm()
+        assert error < 1e-5, (example.id, error)
+
+
+def test_objectives_rise_where_losses_fall():
+    rewards = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([[0, 1, -100], [1, 0, -100], [0, 1, 2], [1, 0, 1]])
+    margins = torch.tensor([0.0, 0.7, 0.0, 0.2])
+    pairs = compare(rewards, labels, torch.arange(4))
+    losses, (objective, slope) = list_losses(pairs, margins), ascents(pairs, margins)
+    assert objective[0].item() == pytest.approx((rewards[0, 0] - rewards[0, 1]).item())
+    assert losses[1].item() == pytest.approx(torch.nn.functional.softplus(rewards[1, 0] - rewards[1, 1] + 0.7).item())
+    total = sum(loss * len(row[row >= 0]) for loss, row in zip(losses, labels, strict=True))
+    assert total.item() == pytest.approx(preference_loss(pairs, margins).item(), rel=1e-6)
+    for i in range(4):
+        of_loss, of_objective = (
+            torch.autograd.grad(value[i], rewards, retain_graph=True)[0] for value in (losses, objective)
+        )
+        assert torch.allclose(of_loss, -slope[i] * of_objective, atol=1e-6)
+
+
+def test_objectives_do_not_vanish_where_the_model_is_sure():
+    rewards = torch.tensor([[60.0, -60.0]], requires_grad=True)
+    objective, slope = ascents(
+        compare(rewards, torch.tensor([[0, 1]]), torch.zeros(1, dtype=torch.long)), torch.zeros(1)
+    )
+    assert torch.autograd.grad(objective.sum(), rewards)[0].tolist() == [[1.0, -1.0]] and slope.item() < 1e-30
+
+
+def test_adams_form_is_less_formula(parts, tmp_path):
+    """(0.9 m + 0.1 g) / sqrt(0.999 v + 0.001 g^2 + 1e-8), for the gradient g of the loss; features point down it."""
+    _, adapter, _ = parts
+    moments = load_file(adapter.parent / "moments.safetensors")
+    name = next(iter(moments)).removesuffix(".exp_avg").removesuffix(".exp_avg_sq")
+    m, v = moments[f"{name}.exp_avg"].flatten(), moments[f"{name}.exp_avg_sq"].flatten()
+    assert m.any() and (v >= 0).all() and v.any()
+    g = torch.randn(3, len(m), generator=torch.Generator().manual_seed(0)) * v.sqrt().mean()
+    expected = (0.9 * m + 0.1 * g) / (0.999 * v + 0.001 * g**2 + 1e-8).sqrt()
+    assert torch.allclose(adam_weigh(adapter)(name, -g), -expected, rtol=1e-5, atol=1e-7)
+
+
+def test_checkpointing_changes_no_feature(parts):
+    config, adapter, collator = parts
+    batch = collator(examples()) | {"example_ids": torch.arange(6)}
+    found = []
+    for extra in ([], ["trainer.gradient_checkpointing=true"]):
+        config = parse(TrainConfig, [f"model={BASE}", *SETTINGS, *extra], "select")
+        model = gradient_model(config, adapter)
+        with GradientFeatures(model, chosen_layers(config, model), 256) as features:
+            found.append(_features_of(model, batch, features)[0])
+    assert torch.allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_some_layers_only(parts):
+    config, adapter, _ = parts
+    config.selection.layers = r"layers\.1\..*q_proj"
+    model = gradient_model(config, adapter)
+    try:
+        assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in chosen_layers(config, model)} == {"q_proj"}
+        config.selection.layers = "nothing"
+        with pytest.raises(UserError, match="fits none of"):
+            chosen_layers(config, model)
+    finally:
+        config.selection.layers = ""
+
+
+def test_no_features_without_a_warm_up(parts, tmp_path):
+    config, adapter, _ = parts
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file(
+        {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in tensors.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    with pytest.raises(UserError, match="every lora_B is zero"):
+        gradient_model(config, tmp_path)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text.n=null"], "set text.n to how many"),
+        (["caption.n=80000"], "leave .* rows to choose from; give a smaller n"),
+        (["visual.select=knn"], "the visual data are what others are chosen against"),
+        (["text.select=random", "caption.select=first"], "none of them chooses rows by gradients"),
+        (["phase=3"], "none of them chooses rows by gradients"),
+        (["visual.data=world:visual?n=8", "eval_fraction=0.1"], "rows to choose caption rows against"),
+        (["selection.layers=("], "is no regular expression"),
+        (["selection.preprocess=unit,whiten"], "selection.preprocess has 'whiten'; takes unit, centre, dedup"),
+        (["selection.gradients=sgd"], "selection.gradients: got 'sgd'"),
+    ],
+)
+def test_errors_before_anything_is_computed(arguments, message, tmp_path, capsys):
+    assert main([f"out={tmp_path}", *SETTINGS, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert pytest.importorskip("re").search(message, error), error
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_nothing_to_choose_against():
+    config = parse(TrainConfig, ["text.select=knn", "text.n=5", "text.data=a.jsonl"], "train")
+    with pytest.raises(UserError, match=r"set visual\.data or caption\.data"):
+        check_selection(config, [1])
+
+
+def test_what_decides_a_selection():
+    def settings(*more: str) -> TrainConfig:
+        return parse(TrainConfig, ["out=nowhere", *SETTINGS, *more], "train")
+
+    plain = settings("text.select=random")
+    assert target_phase(plain, 1) == 2 and target_phase(settings("caption.data=[]"), 1) == 3
+    assert "selection" not in settings_of(plain, 1)
+    assert settings_of(plain, 1) == settings_of(settings("text.select=random", "selection.width=512"), 1)
+    assert selection_settings(settings(), 1)["target_selection"]["n"] == N
+    for change in ("visual.data=world:visual?n=61", "caption.n=23", "caption.select=knn", "selection.width=512"):
+        assert settings_of(settings(), 1) != settings_of(settings(change), 1), change
+    assert settings_of(settings(), 1) == settings_of(settings("visual.learning_rate=1", "caption.epochs=3"), 1)
+
+
+# ---- slow: real kills, two processes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_kill_9_during_extraction(tmp_path, monkeypatch):
+    """Killed while features are written, three times; the shards end in the bytes of an uninterrupted run."""
+    many = ["caption.data=world:caption?n=2600", "phase=2"]
+    assert main([f"out={tmp_path / 'straight'}", *SETTINGS, *many]) == 0
+    killed, kills, shown = tmp_path / "killed", 0, ""
+    folder = killed / "selection" / "phase2-caption"
+    while not (folder / "settings.json").exists():
+        command = [sys.executable, "-m", "rovrm.select", f"out={killed}", *SETTINGS, *many]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        before = set(folder.glob("pool/features-*.safetensors"))
+        while process.poll() is None:
+            if kills < 3 and set(folder.glob("pool/features-*.safetensors")) - before:
+                time.sleep(0.3 * kills)
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        shown = process.communicate()[0]
+    assert kills == 3 and "rows have their features from before" in shown
+    straight = tmp_path / "straight" / "selection" / "phase2-caption"
+    assert contents(folder) == contents(straight) and len(contents(folder)) == 7
+    for file in ("selected.json", "scores.npy"):
+        assert (folder / file).read_bytes() == (straight / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards(tmp_path):
+    """The warm-up of two processes has another batch, so theirs is taken over; extraction alone is compared."""
+    many = [*SETTINGS, "caption.data=world:caption?n=1400", "phase=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "rovrm.select", f"out={tmp_path}", *many]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "selection" / "phase2-caption"
+    before, chosen = contents(folder), (folder / "selected.json").read_text()
+    assert len(before) == 5
+    for path in folder.rglob("features-*.safetensors"):
+        path.unlink()
+    (folder / "settings.json").unlink()
+    assert main([f"out={tmp_path}", *many]) == 0
+    assert contents(folder) == before and (folder / "selected.json").read_text() == chosen
+
+
+def test_the_norms_kept_are_those_of_the_loss(tmp_path):
+    store = Store(tmp_path, ["a", "b"], {})
+    store.write(0, torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([0.5, 0.25]))
+    units, norms = store.load()
+    assert norms.tolist() == [2.5, 0.5] and torch.allclose(units.float().norm(dim=1), torch.ones(2), atol=1e-3)
