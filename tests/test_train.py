@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rovrm.config import PHASES, TrainConfig, parse
 from rovrm.scorer import RewardScorer
-from rovrm.train import with_default, main
+from rovrm.train import main, with_default
 from rovrm.world.default import BASE, SECTIONS, SETTINGS
 from rovrm.world.files import write_world
 
@@ -298,12 +298,12 @@ def test_bfloat16_storage_prints_the_measured_change(world, tmp_path, capsys):
 # ---- no model given: the shipped default -----------------------------------------------------------------------------
 
 
-def with_default(*argv: str) -> TrainConfig:
+def defaulted(*argv: str) -> TrainConfig:
     return with_default(parse(TrainConfig, list(argv), "train"), list(argv))
 
 
 def test_no_model_means_the_shipped_default(capsys):
-    config = with_default()
+    config = defaulted()
     assert "no model= given" in capsys.readouterr().out
     assert config.model == BASE and (Path(BASE) / "config.json").is_file()
     assert {key: getattr(config, key) for key in SETTINGS} == SETTINGS
@@ -320,14 +320,14 @@ def test_given_keys_win_over_the_shipped_default(tmp_path):
     """Also those given with the value that they have when a model is given, and those of a recipe."""
     usual = TrainConfig()
     argv = ["visual.epochs=1", f"text.learning_rate={usual.text.learning_rate}", "caption.data=mine.jsonl", "seed=3"]
-    config = with_default(*argv, "eval_fraction=0.3")
+    config = defaulted(*argv, "eval_fraction=0.3")
     assert (config.model, config.seed, config.eval_fraction) == (BASE, 3, 0.3)
     assert vars(config.visual) == vars(usual.visual) | SECTIONS["visual"] | {"epochs": 1.0}
     assert vars(config.text) == vars(usual.text) | SECTIONS["text"] | {"learning_rate": usual.text.learning_rate}
     assert vars(config.caption) == vars(usual.caption) | SECTIONS["caption"] | {"data": ["mine.jsonl"]}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("visual:\n  epochs: 3\n  n: 7\ntext:\n  learning_rate: 0.5\n")
-    config = with_default(f"recipe={recipe}", "text.learning_rate=0.25")
+    config = defaulted(f"recipe={recipe}", "text.learning_rate=0.25")
     assert (config.visual.epochs, config.visual.n, config.text.learning_rate) == (3.0, 7, 0.25)
     assert config.visual.data == SECTIONS["visual"]["data"]
 
