@@ -5,7 +5,8 @@
 
 pool, target: `.npy` or `.safetensors` with one matrix (rows, width). method: capped_ot (default), capped_sinkhorn,
 knn, soft_nn, round_robin, gotd, max_cos, mean_l2, paper, random or all. preprocess: some of unit,centre,dedup, or none;
-all by default, none in paper. Writes out/selected.json (indices best first, method, k, preprocess) and out/scores.npy.
+all by default, none in paper. device: where distances are computed, such as cuda. Writes out/selected.json (indices
+best first, method, k, preprocess) and out/scores.npy.
 """
 
 import json
@@ -13,7 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KEYS = {"pool": None, "target": None, "out": None, "k": None, "method": "capped_ot", "preprocess": "", "seed": "0"}
+KEYS = {
+    "pool": None,
+    "target": None,
+    "out": None,
+    "k": None,
+    "method": "capped_ot",
+    "preprocess": "",
+    "seed": "0",
+    "device": "cpu",
+}
 
 
 def run(argv: list[str]) -> None:
@@ -26,7 +36,8 @@ def run(argv: list[str]) -> None:
         raise SelectionError(f"k and seed take whole numbers ({error})") from error
     pool, target = read_features(given["pool"]), read_features(given["target"])
     steps = [step for step in given["preprocess"].split(",") if step] if given["preprocess"] else None
-    choice = choose(pool, target, numbers["k"], given["method"], [] if steps == ["none"] else steps, numbers["seed"])
+    steps = [] if steps == ["none"] else steps
+    choice = choose(pool, target, numbers["k"], given["method"], steps, numbers["seed"], str(given["device"]))
     write_choice(Path(given["out"]), choice)
     print(f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {given['out']}/selected.json")
 
@@ -100,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run(words)
-    except (ValueError, ArithmeticError, MemoryError, OSError) as error:
+    except (ValueError, ArithmeticError, MemoryError, OSError, RuntimeError) as error:  # torch names an absent device
         print(f"data_selection: {error}", file=sys.stderr)
         return 2
     return 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data_selection.features import Features, prepare
-from data_selection.transport import METHODS, nearest
+from data_selection.transport import METHODS, distances, nearest
 
 STEPS = ("unit", "centre", "dedup")
 DUPLICATE = 0.95  # cosine of prepared rows above which two are one: a guess that separated copies on synthetic mixtures
@@ -42,15 +42,21 @@ class Choice:
 
 
 def choose(
-    pool: Any, target: Any, k: int, method: str = "capped_ot", preprocess: Sequence[str] | None = None, seed: int = 0
+    pool: Any,
+    target: Any,
+    k: int,
+    method: str = "capped_ot",
+    preprocess: Sequence[str] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> Choice:
-    """pool, target: arrays or tensors (n, d) and (m, d), or Features of them; the pool may be memory-mapped. Raises
-    SelectionError."""
+    """pool, target: arrays or tensors (n, d) and (m, d), or Features of them; the pool may be memory-mapped. device:
+    where distances are computed. Raises SelectionError."""
     steps = list(STEPS if preprocess is None and method != "paper" else preprocess or ())
     raw, raw_target = _check("pool", pool), _check("target", target)
     _check_request(raw, raw_target, k, method, steps)
     ready, aims = prepare(raw, raw_target, "unit" in steps, "centre" in steps)
-    aim, n = aims.all(), len(ready)
+    aim, n = aims.all().to(device), len(ready)
     if method == "all":
         scores, duplicates = torch.zeros(n, dtype=torch.float64), np.zeros(n, dtype=bool)
     else:
@@ -66,7 +72,7 @@ def choose(
         scores = torch.full((n,), -torch.inf, dtype=torch.float64)
         scores[torch.from_numpy(~duplicates)] = found
     order = torch.sort(scores, descending=True, stable=True).indices[: n if method == "all" else k].numpy()
-    closest = torch.cdist(ready.take(order), aim).argmin(1).numpy()
+    closest = distances(ready.take(order), aim).argmin(1).numpy()
     return Choice(order, scores.numpy(), closest, duplicates, method, steps)
 
 

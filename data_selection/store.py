@@ -6,8 +6,8 @@
     features, norms = store.load()                       # (n, width) float16 unit rows, (n,) float32
 
 Rows are kept as unit vectors in float16 (a gradient's size would leave its range) with their norms beside them in
-float32. The folder notes what the features were made from; another model, seed, width or list of ids is refused, so
-stale rows are never mixed in. Shards are renamed into place whole.
+float32; ids.json names them, in order. The folder notes what the features were made from; another model, seed, width
+or list of ids is refused, so stale rows are never mixed in. Shards are renamed into place whole.
 """
 
 import hashlib
@@ -42,6 +42,7 @@ class Store:
 
     def _check_note(self, path: Path) -> None:
         if not path.is_file():
+            _replace(self.folder / "ids.json", json.dumps(self.ids).encode())
             _replace(path, json.dumps(self.note, indent=2).encode())
             return
         before = json.loads(path.read_text())

@@ -2,9 +2,9 @@
 
     values = capped_ot(Features(pool), target, k=1000)      # (n,), higher is better; the k best are the choice
 
-Every function takes `pool` (Features, n rows), `target` (m, d) and `k`, makes one or more passes over the pool in
-blocks, and returns (n,) float64 scores. The ground cost is the Euclidean distance ||x_i - t_j||, as in RoVRM (arXiv
-2408.12109). These are the transport problems behind the scores:
+Every function takes `pool` (Features, n rows), `target` (m, d; on a GPU, distances are computed there) and `k`, makes
+one or more passes over the pool in blocks, and returns (n,) float64 scores. The ground cost is the Euclidean distance
+||x_i - t_j||, as in RoVRM (arXiv 2408.12109). These are the transport problems behind the scores:
 
     capped_ot        min <P, C>, P1 <= 1/k, P'1 = 1/m      the k-subset nearest to the target in Wasserstein distance
     capped_sinkhorn  the same, entropic                    for more targets than POT can take, or noisy ones
@@ -35,12 +35,17 @@ DENSE_CELLS = 2_000_000_000  # of the cost matrix that the entropic `gotd` keeps
 
 
 def mean_l2(pool: Features, target: Tensor, k: int) -> Tensor:
-    return _by_rows(pool, lambda rows: -_distance(rows, target).double().mean(1))
+    return _by_rows(pool, lambda rows: -distances(rows, target).double().mean(1))
 
 
 def max_cos(pool: Features, target: Tensor, k: int) -> Tensor:
     aims = torch.nn.functional.normalize(target, dim=1)
-    return _by_rows(pool, lambda rows: (torch.nn.functional.normalize(rows, dim=1) @ aims.T).max(1).values.double())
+
+    def closest(rows: Tensor) -> Tensor:
+        units = torch.nn.functional.normalize(rows, dim=1)
+        return (units.to(aims.device) @ aims.to(units.dtype).T).max(1).values.double().cpu()
+
+    return _by_rows(pool, closest)
 
 
 def knn(pool: Features, target: Tensor, k: int) -> Tensor:
@@ -61,9 +66,9 @@ def soft_nn(pool: Features, target: Tensor, k: int) -> Tensor:
     epsilon = (SOFT * (distance[:, -1] - distance[:, 0])).clamp_min(1e-6)
     total = torch.full((len(target),), -torch.inf, dtype=torch.float64)
     for _, rows in pool.blocks():
-        logits = (-_distance(rows, target) / epsilon).double()
+        logits = (-distances(rows, target) / epsilon).double()
         total = torch.logaddexp(total, logits.logsumexp(0))
-    return _by_rows(pool, lambda rows: ((-_distance(rows, target) / epsilon).double() - total).exp().mean(1))
+    return _by_rows(pool, lambda rows: ((-distances(rows, target) / epsilon).double() - total).exp().mean(1))
 
 
 def round_robin(pool: Features, target: Tensor, k: int) -> Tensor:
@@ -99,7 +104,7 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
         if depth == len(pool):
             raise ArithmeticError(
                 f"capped_ot: the plan costs {cost}, its dual bound is {bound}: POT stopped short of the "
-                "optimum; take knn or round_robin"
+                "optimum; take capped_sinkhorn or knn"
             )
         depth = min(len(pool), 2 * depth)
     mass = torch.zeros(len(pool), dtype=torch.float64)
@@ -158,7 +163,7 @@ def gotd(pool: Features, target: Tensor, k: int) -> Tensor:
         raise MemoryError(
             f"gotd: {len(pool)} x {len(target)} costs do not fit; take knn or capped_ot, or fewer targets"
         )
-    cost = torch.cat([_distance(rows, target) for _, rows in pool.blocks()])
+    cost = torch.cat([distances(rows, target) for _, rows in pool.blocks()])
     if cells > EXACT_CELLS:
         depth = min(len(pool), max(2, k // 10))
         near = cost.topk(depth, dim=0, largest=False).values
@@ -192,7 +197,7 @@ def wasserstein(rows: Tensor, target: Tensor) -> float:
     """W1 of two sets of vectors (n, d), (m, d) of equal weights, Euclidean, by POT."""
     import ot
 
-    cost = _distance(rows, target).double().numpy()
+    cost = distances(rows, target).double().numpy()
     value, log = ot.emd2([], [], cost, numItermax=100_000_000, log=True)
     if log["warning"]:
         raise ArithmeticError(f"wasserstein: POT stopped short of the optimum ({log['warning']}); give fewer rows")
@@ -202,9 +207,10 @@ def wasserstein(rows: Tensor, target: Tensor) -> float:
 # ---- passes over the pool --------------------------------------------------------------------------------------------
 
 
-def _distance(rows: Tensor, target: Tensor) -> Tensor:
-    """(rows, m) Euclidean distances."""
-    return torch.cdist(rows, target.to(rows))
+def distances(rows: Tensor, target: Tensor) -> Tensor:
+    """(rows, m) Euclidean distances, computed where the target lies and returned on the CPU: on a GPU the products over
+    the width, nearly all of the work, take no time there, and everything behind them is the same."""
+    return torch.cdist(rows.to(target.device), target.to(rows.dtype)).cpu()
 
 
 def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
@@ -213,7 +219,7 @@ def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _slack(pool: Features, target: Tensor, prices: Tensor) -> Tensor:
     """(n,) max_j (prices_j - C_ij)"""
-    return _by_rows(pool, lambda rows: (prices - _distance(rows, target).double()).max(1).values)
+    return _by_rows(pool, lambda rows: (prices - distances(rows, target).double()).max(1).values)
 
 
 def _off_lists(
@@ -223,7 +229,7 @@ def _off_lists(
     among the nearest rows of j."""
     by_target, by_row = torch.full_like(v, -torch.inf), []
     for start, rows in pool.blocks():
-        logits = _distance(rows, target).double() / -epsilon
+        logits = distances(rows, target).double() / -epsilon
         column, place = ((near >= start) & (near < start + len(rows))).nonzero(as_tuple=True)
         logits[near[column, place] - start, column] = -torch.inf
         by_row.append((logits + v).logsumexp(1))
@@ -237,7 +243,7 @@ def nearest(pool: Features, target: Tensor, depth: int) -> tuple[Tensor, Tensor]
     index = torch.empty(len(target), 0, dtype=torch.long)
     distance = torch.empty(len(target), 0)
     for start, rows in pool.blocks():
-        found = _distance(rows, target).T  # (m, block)
+        found = distances(rows, target).T  # (m, block)
         here = torch.arange(start, start + len(rows)).expand(len(target), -1)
         distance, index = torch.cat([distance.to(found), found], 1), torch.cat([index, here], 1)
         distance, order = distance.topk(min(depth, distance.shape[1]), dim=1, largest=False)

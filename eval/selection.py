@@ -114,7 +114,8 @@ def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]
     if train(command):
         raise UserError(f"{method}, seed {seed}: training failed; its message is above")
     if chooses and not features.is_dir():
-        shutil.copytree(out / "selection" / "phase2-caption", features, ignore=shutil.ignore_patterns("s*", "report*"))
+        for part in ("warmup", "pool", "target", "judges"):
+            shutil.copytree(out / "selection" / "phase2-caption" / part, features / part)
     record = {
         "seed": seed,
         "method": method,

@@ -98,9 +98,8 @@ Select = Literal[
 class PhaseConfig:
     data: list[str] = field(default_factory=list)  # training data: files, folders or hub ids, as SOURCE or SOURCE?n=5
     eval_data: list[str] = field(default_factory=list)  # held-out data; empty = eval_fraction of the training data
-    n: int | None = limited(
-        None, ABOVE_ZERO
-    )  # examples to take, held-out ones included (not in what a method chooses); null = all
+    n: int | None = limited(None, ABOVE_ZERO)  # examples to take, held-out ones included; null = all
+    # (what a method chooses has the held-out ones beside it)
     select: Select = "random"  # which n: drawn with the seed, the first, or chosen by a method of data_selection
     learning_rate: float = limited(1e-6, ABOVE_ZERO)  # highest learning rate of the phase
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data

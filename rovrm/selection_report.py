@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from data_selection.choose import Choice, choose
 from data_selection.features import Features, prepare
@@ -36,7 +37,8 @@ def choose_and_report(
     section, name = section_of(config, phase), PHASES[phase - 1]
     assert section.n is not None
     pool, target = found["pool"], found["target"]
-    choice = choose(pool, target, section.n, section.select, config.selection.preprocess, config.seed)
+    device = PartialState().device
+    choice = choose(pool, target, section.n, section.select, config.selection.preprocess, config.seed, device)
     _write_choice(folder, choice, examples["pool"], examples["target"])
     ready, aims = prepare(pool, target, unit=True, centre=True)
     judges = replace(ready, source=found["judges"].source, rows=found["judges"].rows)

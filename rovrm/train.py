@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,11 @@ def train(argv: list[str]) -> None:
 
 
 def process_state(config: TrainConfig) -> Any:
-    """The process group, set up as Trainer would: on the CPU with `trainer.use_cpu=true`."""
+    """The process group, set up as Trainer would: on the CPU with `trainer.use_cpu=true`, and as patient."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=bool(config.trainer.get("use_cpu", False)))
+    patience = timedelta(seconds=config.trainer.get("ddp_timeout", 1800))  # others wait while one chooses rows
+    state = PartialState(cpu=bool(config.trainer.get("use_cpu", False)), timeout=patience)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
         raise UserError(

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 BASE = str(Path(__file__).parent / "tiny-llava")
-SETTINGS: dict[str, Any] = {"eval_fraction": 0.05, "batch_size": 32, "tuning": "full"}
+SETTINGS: dict[str, Any] = {
+    "eval_fraction": 0.05,
+    "batch_size": 32,
+    "tuning": "full",
+    "lora_r": 16,  # of the adapter that a selection warms up
+    "lora_alpha": 32,
+}
 SECTIONS: dict[str, dict[str, Any]] = {
     "text": {"data": ["world:text?n=6144&families=faithful"], "learning_rate": 3e-4, "epochs": 1.0},
     "caption": {"data": ["world:caption?n=6144&families=faithful"], "learning_rate": 3e-4, "epochs": 1.0},
@@ -17,4 +23,5 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "epochs": 2.0,
     },
+    "selection": {"warmup_pool": 1024, "warmup_target": 1024, "learning_rate": 1e-3, "width": 2048},
 }
