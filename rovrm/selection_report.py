@@ -37,7 +37,7 @@ def choose_and_report(
     section, name = section_of(config, phase), PHASES[phase - 1]
     assert section.n is not None
     pool, target = found["pool"], found["target"]
-    device = PartialState().device
+    device = str(PartialState().device)
     choice = choose(pool, target, section.n, section.select, config.selection.preprocess, config.seed, device)
     _write_choice(folder, choice, examples["pool"], examples["target"])
     ready, aims = prepare(pool, target, unit=True, centre=True)
