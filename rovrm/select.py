@@ -60,6 +60,10 @@ def select(argv: list[str]) -> None:
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = {phase: prepare_phase(config, phase, collator, main_process) for phase in phases}
     check_pools(config, data)
+    if config.dry_run:
+        from rovrm.dry_run import print_dry_run
+
+        return print_dry_run(config, data, collator, model_config) if main_process else None
     select_data(config, data, collator, processor)
     del lock
 
@@ -225,13 +229,13 @@ def _choose(
         eval_strategy="no",
         load_best_model_at_end=False,
     )
-    warm = _draw(examples["pool"], wanted.warmup_pool, config.seed)
-    warm += _draw(examples["target"], wanted.warmup_target, config.seed)
+    warm = _draw(examples["pool"], wanted.warmup_pool, f"{config.seed}:warm-up")
+    warm += _draw(examples["target"], wanted.warmup_target, f"{config.seed}:warm-up")
     adapter = warm_up(config, folder / "warmup", warm, processor, arguments)
     model = gradient_model(config, adapter)
     layers = chosen_layers(config, model)
     if wanted.representatives == "random" and wanted.targets:
-        examples["target"] = _draw(examples["target"], wanted.targets, config.seed)
+        examples["target"] = _draw(examples["target"], wanted.targets, f"{config.seed}:targets")
     found: dict[str, Features] = {}
     try:
         for name, rows in examples.items():
@@ -272,8 +276,8 @@ def _set_aside(target: "list[Example]", seed: int) -> "tuple[list[Example], list
     return [e for i, e in enumerate(target) if i not in judges], [target[i] for i in sorted(judges)]
 
 
-def _draw(examples: "list[Example]", size: int, seed: int) -> "list[Example]":
-    drawn = random.Random(f"{seed}:warm-up").sample(range(len(examples)), min(size, len(examples)))
+def _draw(examples: "list[Example]", size: int, seed: str) -> "list[Example]":
+    drawn = random.Random(seed).sample(range(len(examples)), min(size, len(examples)))
     return [examples[i] for i in sorted(drawn)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,17 +121,18 @@ def test_training_takes_the_chosen_rows_and_computes_nothing_again(run, capsys):
 def test_another_method_uses_the_same_features(run, capsys):
     folder = run / "selection" / "phase2-caption"
     before, chosen = shards(folder), (folder / "selected.json").read_text()
-    assert main([f"out={run}", *SETTINGS, "phase=2", "caption.select=paper", "selection.targets=20"]) == 0
+    assert main([f"out={run}", *SETTINGS, "phase=2", "caption.select=paper"]) == 0
     selected = json.loads((folder / "selected.json").read_text())
     assert selected["method"] == "paper" and selected["preprocess"] == [] and selected["k"] == N
-    assert json.loads((folder / "report.json").read_text())["targets"] == 20
-    assert shards(folder) == before
     # Minus the mean Euclidean distance of the raw gradients, by hand.
     pool, target = (load_file(folder / name / "features-00000.safetensors") for name in ("pool", "target"))
     raw, aims = (part["features"].float() * part["norms"][:, None] for part in (pool, target))
-    scores = [-(raw[i] - aims).norm(dim=1).double() for i in selected["indices"]]
-    if json.loads((folder / "report.json").read_text())["targets"] == len(aims):
-        assert [row["score"] for row in lines(folder / "selected.jsonl")] == pytest.approx([s.mean() for s in scores])
+    scores = [-(raw[i] - aims).norm(dim=1).double().mean().item() for i in selected["indices"]]
+    assert [row["score"] for row in lines(folder / "selected.jsonl")] == pytest.approx(scores)
+    assert main([f"out={run}", *SETTINGS, "phase=2", "selection.targets=20", "caption.n=10"]) == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["targets"], report["chosen"]) == (20, 10)
+    assert shards(folder) == before
     assert main([f"out={run}", *SETTINGS, "phase=2"]) == 0
     assert (folder / "selected.json").read_text() == chosen
     # The text rows were chosen against others: their features are refused, not mixed in.
@@ -315,7 +317,15 @@ def test_no_features_without_a_warm_up(parts, tmp_path):
 def test_errors_before_anything_is_computed(arguments, message, tmp_path, capsys):
     assert main([f"out={tmp_path}", *SETTINGS, *arguments]) == 2
     error = capsys.readouterr().err
-    assert pytest.importorskip("re").search(message, error), error
+    assert re.search(message, error), error
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_dry_run_chooses_nothing(tmp_path, capsys):
+    for command in (main, train):
+        assert command([f"out={tmp_path}", *SETTINGS, "phase=2", "dry_run=true"]) == 0
+        shown = capsys.readouterr().out
+        assert f"capped_ot will choose {N} of " in shown and f"{N} to train on" in shown
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
