@@ -120,8 +120,9 @@ def gradient_model(config: TrainConfig, adapter: Path) -> Any:
     model.requires_grad_(False)
     model.enable_input_require_grads()
     model.eval().to(PartialState().device)
-    if config.trainer.get("gradient_checkpointing"):
-        model.gradient_checkpointing_enable(config.trainer.get("gradient_checkpointing_kwargs"))
+    given = {key.replace("gradient_", "activation_"): value for key, value in config.trainer.items()}  # its older name
+    if given.get("activation_checkpointing"):
+        model.activation_checkpointing_enable(given.get("activation_checkpointing_kwargs"))
         for layer in model.modules():  # transformers checkpoints in training only; dropout, further in, stays off
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True

@@ -258,16 +258,21 @@ def test_adams_form_is_less_formula(parts, tmp_path):
     assert torch.allclose(adam_weigh(adapter)(name, -g), -expected, rtol=1e-5, atol=1e-7)
 
 
-def test_checkpointing_changes_no_feature(parts):
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_changes_no_feature(parts, key):
+    """It is on where training has it: then a layer's forward runs twice, in eval mode too."""
     config, adapter, collator = parts
     batch = collator(examples()) | {"example_ids": torch.arange(6)}
-    found = []
-    for extra in ([], ["trainer.gradient_checkpointing=true"]):
+    found, runs = [], []
+    for extra in ([], [f"trainer.{key}=true"]):
         config = parse(TrainConfig, [f"model={BASE}", *SETTINGS, *extra], "select")
         model = gradient_model(config, adapter)
-        with GradientFeatures(model, chosen_layers(config, model), 256) as features:
+        layers = chosen_layers(config, model)
+        next(iter(layers.values())).register_forward_hook(lambda *_, at=len(found): runs.append(at))
+        with GradientFeatures(model, layers, 256) as features:
             found.append(_features_of(model, batch, features)[0])
     assert torch.allclose(*found, rtol=1e-5, atol=1e-6)
+    assert runs == [0, 1, 1]
 
 
 def test_some_layers_only(parts):
