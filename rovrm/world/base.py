@@ -220,17 +220,25 @@ def train_language(
         language.compile(dynamic=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     steps = samples // batch
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
+    hidden = {id(p): p for p in language.layers.parameters() if p.ndim == 2}  # Muon learns these in fewer steps
+    others = [p for p in parameters if id(p) not in hidden]
+    optimizers = [
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+        torch.optim.Muon(list(hidden.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(o, rate, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False)
+        for o in optimizers
+    ]
     model.train()
     seen = 0.0
     for step, inputs in enumerate(_batches(processor, seed, batch, steps)):
         loss = model(**inputs).loss
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for part in (*optimizers, *schedules):
+            part.step()
         seen += loss.item()
         if step % 100 == 99:
             report(f"language step {step + 1} of {steps}: loss {seen / 100:.3f}")
