@@ -68,7 +68,7 @@ def load_reward_model(
     """
     config = load_config(name, trust_remote_code)
     made: Any = reward_class(name, config)
-    _set_head(config)
+    set_head(config)
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of keys: they are checked below, and a fresh score is no news
@@ -81,7 +81,7 @@ def load_reward_model(
     finally:
         logging.set_verbosity(verbosity)
     fresh = not is_reward_model(config)
-    _check_keys(name, info, {"score.weight"} if fresh else set())
+    check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
     return model
 
@@ -99,14 +99,14 @@ def is_reward_model(config: Any) -> bool:
     return (config.architectures or ["none"])[0].endswith(modeling.SUFFIX)
 
 
-def _set_head(config: Any) -> None:
+def set_head(config: Any) -> None:
     """One label, a plain scalar (`problem_type` regression: servers then apply no sigmoid), on root and text config."""
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         part.num_labels = 1
     config.problem_type = "regression"
 
 
-def _check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
+def check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if missing == expected and not unexpected and not info["mismatched_keys"]:
         return

@@ -16,10 +16,12 @@ __all__ = [
     "PHASES",
     "BonConfig",
     "CaptionConfig",
+    "ConvertConfig",
     "MergeConfig",
     "PhaseConfig",
     "ScoreConfig",
     "SelectionConfig",
+    "ServeConfig",
     "TrainConfig",
     "WorldConfig",
     "WorldMeasureConfig",
@@ -73,6 +75,7 @@ PHASE = Limit(PHASE_WORDS, _is_phase)
 WIDTH = Limit("of at least 64", lambda v: v >= 64)
 TARGETS = Limit("of at least 8", lambda v: v >= 8)
 SAMPLES = Limit("1000 or more: with fewer nothing is learned", lambda v: v >= 1000)
+PORT = Limit("from 0 to 65535", lambda v: 0 <= v < 2**16)
 
 
 # In the dataclasses, the comment beside a field (and the comment lines below it) is its line in `--help`.
@@ -178,6 +181,26 @@ class ScoreConfig:
 
 
 @dataclass
+class ServeConfig:
+    model: str  # reward model, folder or hub id
+    host: str = "127.0.0.1"  # address to listen on; one that is not this machine's alone (loopback) needs a token
+    port: int = limited(8000, PORT)  # port to listen on; 0 = a free one, which is printed
+    token: str = ""  # bearer token that requests must carry; empty = ROVRM_TOKEN of the environment, or none
+    image_root: str = ""  # folder of the image paths in requests; empty = requests must hold their images
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward, at most
+    max_length: int = limited(0, FROM_ZERO)  # tokens of the longest conversation; 0 = the model's limit
+    max_body: int = limited(20_000_000, ABOVE_ZERO)  # bytes of a request's body, or of an image file, at most
+    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a request together, at most
+    queue: int = limited(256, ABOVE_ZERO)  # requests in work at once; one more is told to try again
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
+    device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
+    normalize: bool = False  # subtract the saved mean reward and divide by its spread
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    workers: int = limited(4, ABOVE_ZERO)  # threads that decode images and check requests
+    trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
 class BonConfig:
     n: int = limited(8, ABOVE_ZERO)  # candidates per prompt
     model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
@@ -202,6 +225,14 @@ class MergeConfig:
     out: str  # folder of the full checkpoint to write
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
     trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
+class ConvertConfig:
+    input: str = named("in")  # folder of the reward model to convert
+    output: str = named("out")  # folder of the checkpoint to write
+    base: str = ""  # folder or hub id that lends config and processor where the reward model has none
+    chat_template: str = ""  # file with the chat template; empty = the one that the reward model was trained with
 
 
 @dataclass

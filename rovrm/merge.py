@@ -28,14 +28,14 @@ def merge(argv: list[str]) -> None:
     base = base_of(adapter)
     model: Any = merge_adapter(base, str(adapter), config.trust_remote_code)
     processor = load_processor(processor_of(adapter, base), "", config.trust_remote_code, model.config)
-    _new_folder(out)
+    new_folder(out)
     processor.save_pretrained(out)
     card = f"# Reward model\n\n{base} with the adapter {config.model}, merged by rovrm.\n"
     save_merged(model, processor, out, config.save_dtype, phase_record(adapter.parent), card)
     print(f"wrote {out}")
 
 
-def _new_folder(out: Path) -> None:
+def new_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

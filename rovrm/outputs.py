@@ -192,7 +192,7 @@ Preference data of the phases trained in this run:
 {trained}
 
 ```python
-{_quick_start(processor)}
+{quick_start(processor)}
 ```
 With rovrm: `RewardScorer.from_pretrained(folder).score(prompt, answers, images="photo.jpg")`.
 
@@ -200,7 +200,7 @@ Versions: {versions}.
 """
 
 
-def _quick_start(processor: Any) -> str:
+def quick_start(processor: Any) -> str:
     """Lines that score one answer with transformers alone, for this processor or tokenizer."""
     tokenizer = getattr(processor, "tokenizer", processor)
     template = processor.chat_template if isinstance(processor.chat_template, str) else ""
