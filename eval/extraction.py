@@ -43,7 +43,7 @@ from rovrm.config import TrainConfig, parse, run
 from rovrm.losses import compare, preference_loss
 
 AT_ONCE = 16  # gradients that LESS projects together
-LIMIT = 1e-4  # how far the two sides' gradients may differ in float32, relative
+LIMITS = {"tiny": 1e-4, "7b": 1e-3}  # how far the two sides' gradients may differ in float32, relative
 WANTED = {"training": 0.85, "loop": 2.0}
 
 
@@ -192,8 +192,9 @@ def _check(
     for weight, kind in kinds.items():
         weight.data = weight.data.to(kind)
     error = ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).max().item()
-    print(f"gradients of {len(data)} pairs, unprojected, in float32: the sides differ by {error:.1e} (limit {LIMIT:g})")
-    assert error < LIMIT, "extraction and loop do not compute the same gradients"
+    limit = LIMITS[config.size]
+    print(f"gradients of {len(data)} pairs, unprojected, in float32: the sides differ by {error:.1e} (limit {limit:g})")
+    assert error < limit, "extraction and loop do not compute the same gradients"
 
 
 def alternate(config: ExtractionConfig, sides: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
