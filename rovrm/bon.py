@@ -1,14 +1,21 @@
-"""Best-of-n: samples n answers per prompt from a policy, scores them with a reward model and keeps the best.
+"""Best-of-n: n answers per prompt, sampled from a policy or read from a file; a reward model keeps the best.
 
     python -m rovrm.bon --n 8                          # the tiny policy of the world and the demo's reward model
     python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon
+    python -m rovrm.bon model=runs/mine/phase3-visual candidates=answers.jsonl out=bon     # see rovrm/candidates.py
 
-`data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read. All n candidates of a
-prompt are scored in one shared-prefix row. Writes into `out`: config.yaml, bon.jsonl and summary.json. A line of
-bon.jsonl: `id, prompt, images, candidates, scores, best` (an index; the first of equal scores), `logprobs` (sums over
-tokens), `tokens`, `greedy` (text, score, log-probability) and `seed`. With data=world:visual the truth is known: then
-the summary counts hallucinations, and report.html shows the pictures with their answers. The same command goes on where
-it was stopped.
+`data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read. All candidates of a
+prompt are scored in one shared-prefix row. Writes into `out`: config.yaml, bon.jsonl, summary.json and curve.svg (what
+smaller n would give, from the same candidates; --n 1,2,4,8,16,32 names the points). A line of bon.jsonl:
+
+- `id, prompt, images` (paths; images without a file are written to out/images), `candidates, scores, seed`;
+- `best`, an index, the first of equal scores; `empty` and `repeated`, the indices of candidates without text and of
+  those that repeat an earlier one (they are scored like others);
+- sampled ones: `logprobs` (sums over tokens), `tokens`, `greedy` (text, score, log-probability); from a file: `names`;
+- a prompt that cannot be used has `error` in place of all but id, prompt and images.
+
+With the world's own pictures the truth is known: then the summary counts hallucinations, and report.html shows the
+pictures with their answers. The same command goes on where it was stopped.
 """
 
 import json
@@ -23,10 +30,8 @@ from typing import TYPE_CHECKING, Any
 from rovrm.config import BonConfig, parse, run, save
 from rovrm.errors import UserError
 
-NEXT = """
-Next, with your own data: look at it, train on it (without dry_run=true), and choose answers with what you trained:
-  python -m rovrm.train phase=3 model=llava-hf/llava-1.5-7b-hf visual.data=pairs.jsonl out=runs/mine dry_run=true
-  python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon"""
+WORLD = "world:visual?split=test&questions=describe&n=800"
+AT_ONCE = {True: 320, False: 32}  # candidates sampled at once: by the tiny policy, by others
 
 if TYPE_CHECKING:
     from rovrm.examples import Example
@@ -35,22 +40,26 @@ if TYPE_CHECKING:
 
 
 def bon(argv: list[str]) -> None:
-    config = parse(BonConfig, argv, "python -m rovrm.bon")
+    config = _settled(parse(BonConfig, argv, "python -m rovrm.bon"))
     lock = _take_folder(config)
 
     from tqdm.auto import tqdm
 
-    examples = load_prompts(config.data, config.image_root)
-    path = Path(config.out) / "bon.jsonl"
-    done = _done(path, config.batch_size, examples)
-    batches = range(done, len(examples), config.batch_size)
+    from rovrm.bon_report import summarise
+
+    examples, names = _prompts(config)
+    path, size = Path(config.out) / "bon.jsonl", config.batch_size or 1
+    done = _done(path, size, examples, bool(config.candidates))
+    batches = range(done, len(examples), size)
     if batches:
-        policy, scorer = _models(config)
+        scorer, policy = _models(config)
         if done:
             print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")
         with open(path, "a", encoding="utf-8") as file:
-            for start in tqdm(batches, desc=f"best of {config.n}"):
-                rows = best_of_n(policy, scorer, examples[start : start + config.batch_size], config, start)
+            for start in tqdm(batches, desc="best of n"):
+                batch = examples[start : start + size]
+                rows = best_of_n(scorer, batch, config, policy, start)
+                rows = [row | ({"names": names[row["id"]]} if row["id"] in names else {}) for row in rows]
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 file.flush()
     with open(path, encoding="utf-8") as file:
@@ -59,7 +68,27 @@ def bon(argv: list[str]) -> None:
     del lock
 
 
-def _models(config: BonConfig) -> tuple["Policy", "RewardScorer"]:
+def _settled(config: BonConfig) -> BonConfig:
+    """The settings with their defaults filled in. Raises UserError for those that exclude each other."""
+    if config.candidates and config.policy:
+        raise UserError("policy and candidates are both given; answers are sampled from the one or read from the other")
+    sampled = not config.candidates
+    n = sorted(set(config.n)) or ([8] if sampled else [])
+    size = config.batch_size or max(1, AT_ONCE[sampled and not config.policy] // (max(n) if n else 1))
+    return replace(config, n=n, batch_size=size, data=config.data or ([WORLD] if sampled else []))
+
+
+def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:
+    """The prompts, with the candidates of a file; and by id, where they are known, the names of who gave them."""
+    if not config.candidates:
+        return load_prompts(config.data, config.image_root), {}
+    from rovrm.candidates import load_candidates
+
+    pools = load_candidates(config.candidates, config.data, config.image_root, max(config.n, default=0))
+    return [pool.example for pool in pools], {pool.example.id: pool.names for pool in pools if any(pool.names)}
+
+
+def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
     from rovrm.policy import Policy
     from rovrm.scorer import RewardScorer
     from rovrm.world.default import BASE
@@ -68,10 +97,12 @@ def _models(config: BonConfig) -> tuple["Policy", "RewardScorer"]:
         raise UserError(f"model={config.model!r} is not there yet; train it with python -m rovrm.train, or give model=")
     device, remote = config.device, config.trust_remote_code
     scorer = RewardScorer.from_pretrained(
-        config.model, device=device or None, dtype=config.dtype, trust_remote_code=remote
+        config.model, device=device or None, dtype=config.dtype, rows=config.rows, trust_remote_code=remote
     )
+    if config.candidates:
+        return scorer, None
     policy = Policy.from_pretrained(config.policy or BASE, device=device, dtype=config.dtype, trust_remote_code=remote)
-    return policy, scorer
+    return scorer, policy
 
 
 def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
@@ -100,72 +131,100 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
 
 
 def best_of_n(
-    policy: "Policy", scorer: "RewardScorer", examples: Sequence["Example"], config: BonConfig, number: int
+    scorer: "RewardScorer", examples: Sequence["Example"], config: BonConfig, policy: "Policy | None", number: int
 ) -> list[dict[str, Any]]:
-    """One record per prompt. number: of the first prompt; it and config.seed seed the batch."""
-    seed = config.seed * 1_000_003 + number
+    """One record per prompt. Without a policy the examples' responses are the candidates. number: of the first prompt;
+    it and config.seed seed the sampling."""
+    from rovrm.examples import Example
+
+    opened = [_opened(example) for example in examples]
+    good = [example for example in opened if isinstance(example, Example)]
+    seed = config.seed if policy is None else config.seed * 1_000_003 + number
+    answers = (
+        [([], [], example.responses) for example in good] if policy is None else _sample(policy, good, config, seed)
+    )
+    asked = [replace(e, responses=texts, ranks=[0] * len(texts)) for e, (*_, texts) in zip(good, answers, strict=True)]
+    found = iter(zip(answers, _rewards(scorer, asked, config), strict=True))
+    return [
+        _record(example, config, seed, *(next(found) if isinstance(ready, Example) else (([], [], []), ready)))
+        for example, ready in zip(examples, opened, strict=True)
+    ]
+
+
+def _opened(example: "Example") -> "Example | UserError":
+    """The example with its images decoded, once for sampling and scoring; or why they cannot be."""
+    from rovrm.images import ImageRef
+
+    try:
+        return replace(example, images=[ImageRef(image=ref.open(), label=ref.name) for ref in example.images])
+    except UserError as error:
+        return error
+
+
+def _sample(policy: "Policy", examples: list["Example"], config: BonConfig, seed: int) -> list[tuple[list, list, list]]:
+    """Per example the sampled candidates, the greedy one (one in a list), and the texts of both."""
+    if not examples:
+        return []
     length = config.max_new_tokens
     sampled = policy.sample(
-        examples, config.n, temperature=config.temperature, top_p=config.top_p, max_new_tokens=length, seed=seed
+        examples, max(config.n), temperature=config.temperature, top_p=config.top_p, max_new_tokens=length, seed=seed
     )
-    greedy = [found[0] for found in policy.sample(examples, temperature=0, max_new_tokens=length)]
-    texts = [[c.text for c in found] + [first.text] for found, first in zip(sampled, greedy, strict=True)]
-    asked = [
-        replace(example, responses=answers, ranks=[0] * len(answers))
-        for example, answers in zip(examples, texts, strict=True)
-    ]
-    rewards = scorer.score_batch(asked, config.batch_tokens)
-    return [
-        {
-            "id": example.id,
-            "prompt": example.prompt,
-            "images": [str(ref.name) for ref in example.images],
-            "candidates": [c.text for c in found],
-            "scores": scores[:-1],
-            "best": max(range(config.n), key=lambda i: scores[i]),
-            "logprobs": [c.logprob for c in found],
-            "tokens": [c.tokens for c in found],
-            "greedy": {"text": first.text, "score": scores[-1], "logprob": first.logprob},
-            "seed": seed,
-        }
-        for example, found, first, scores in zip(examples, sampled, greedy, rewards, strict=True)
-    ]
+    greedy = policy.sample(examples, temperature=0, max_new_tokens=length)
+    return [(some, first, [c.text for c in (*some, *first)]) for some, first in zip(sampled, greedy, strict=True)]
 
 
-def summarise(config: BonConfig, examples: list["Example"], rows: list[dict[str, Any]]) -> None:
-    """Writes and prints the mean reward of the best, the mean and the greedy answer; with the world's own prompts also
-    what is true in them."""
-    from rovrm.outputs import print_phases, write_json
+def _rewards(scorer: "RewardScorer", asked: list["Example"], config: BonConfig) -> list[list[float] | UserError]:
+    """The rewards of each example's responses, or why it cannot be scored."""
+    measured = scorer.measure(asked)
+    rewards = iter(scorer.score_batch([e for e in measured if not isinstance(e, UserError)], config.batch_tokens))
+    return [e if isinstance(e, UserError) else next(rewards) for e in measured]
 
-    best = [row["scores"][row["best"]] for row in rows]
-    means = [sum(row["scores"]) / config.n for row in rows]
-    summary: dict[str, Any] = {
-        "n": config.n,
-        "prompts": len(rows),
-        "reward": {
-            "best": sum(best) / len(best),
-            "mean": sum(means) / len(means),
-            "greedy": sum(row["greedy"]["score"] for row in rows) / len(rows),
-        },
+
+def _record(
+    example: "Example", config: BonConfig, seed: int, answers: tuple[list, list, list], scores: list[float] | UserError
+) -> dict[str, Any]:
+    """A line of bon.jsonl. answers: sampled and greedy candidates, if any, and all texts."""
+    found = {"id": example.id, "prompt": example.prompt, "images": _image_paths(example, config.out)}
+    if isinstance(scores, UserError):
+        return found | {"error": str(scores)}
+    sampled, greedy, texts = answers
+    count = len(sampled) or len(texts)
+    words = [" ".join(text.split()) for text in texts[:count]]
+    found |= {
+        "candidates": texts[:count],
+        "scores": scores[:count],
+        "best": max(range(count), key=lambda i: scores[i]),
+        "empty": [i for i in range(count) if not words[i]],
+        "repeated": [i for i in range(count) if words[i] in words[:i]],
+        "seed": seed,
     }
-    if all(example.images and example.images[0].drawing is not None for example in examples):
-        from rovrm.world.report import compare_choices, judge_rows, print_choices, write_report
+    if sampled:
+        found |= {
+            "logprobs": [c.logprob for c in sampled],
+            "tokens": [c.tokens for c in sampled],
+            "greedy": {"text": texts[-1], "score": scores[-1], "logprob": greedy[0].logprob},
+        }
+    return found
 
-        judged = judge_rows(examples, rows)
-        summary["choices"] = compare_choices(judged, rows)
-        phases = Path(config.model).parent / "summary.json"
-        if phases.is_file():
-            print_phases(json.loads(phases.read_text()))
-        print_choices(summary["choices"])
-        page = write_report(Path(config.out), config.model, examples, rows, judged, summary["choices"])
-        print(f"\nreport: {page}")
-    else:
-        told = ", ".join(f"{name} {value:.3f}" for name, value in summary["reward"].items())
-        print(f"reward of {len(rows)} prompts, n = {config.n}: {told}")
-    write_json(Path(config.out) / "summary.json", summary)
-    print(f"candidates and scores: {Path(config.out) / 'bon.jsonl'}")
-    if not config.policy:
-        print(NEXT)
+
+def _image_paths(example: "Example", out: str) -> list[str]:
+    """Absolute paths; for an image without a file of its own that of a copy in `out`, relative to it."""
+    from rovrm.images import content_hash
+
+    paths = []
+    for ref in example.images:
+        path = os.path.abspath(ref.path) if ref.path is not None else ""
+        try:
+            picture = None if path else ref.open()
+        except UserError:  # the record says so
+            path, picture = ref.name, None
+        if picture is not None:
+            path = f"images/{content_hash(picture)}.png"
+            file = Path(out) / path
+            file.parent.mkdir(exist_ok=True)
+            picture.save(file)
+        paths.append(path)
+    return paths
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
@@ -215,14 +274,17 @@ def _mark(folder: str) -> dict[str, list[int]]:
     return {str(file.relative_to(folder)): [file.stat().st_size, file.stat().st_mtime_ns] for file in kept}
 
 
-def _done(path: Path, batch_size: int, examples: Sequence["Example"]) -> int:
-    """Prompts already in bon.jsonl; what is behind the last whole batch is cut off, so that batches stay the same."""
+def _done(path: Path, batch_size: int, examples: Sequence["Example"], given: bool) -> int:
+    """Prompts already in bon.jsonl; what is behind the last whole batch is cut off, so that batches stay the same.
+    given: the candidates are those of the examples."""
     if not path.is_file():
         return 0
     raw = path.read_bytes()
     lines = raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True)
-    if [json.loads(line)["id"] for line in lines] != [example.id for example in examples[: len(lines)]]:
-        raise UserError(f"{path} holds other prompts than data; give another out=, or remove it")
+    for line, example in zip(map(json.loads, lines), [*examples, *[None] * len(lines)], strict=False):
+        other = given and example is not None and line.get("candidates", example.responses) != example.responses
+        if example is None or line["id"] != example.id or other:
+            raise UserError(f"{path} holds other prompts or candidates than the data; give another out=, or remove it")
     whole = len(lines) if len(lines) == len(examples) else len(lines) // batch_size * batch_size
     with open(path, "r+b") as file:
         file.truncate(sum(len(line) for line in lines[:whole]))

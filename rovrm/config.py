@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from rovrm.errors import UserError
-from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, named, parse, run, save
+from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named, parse, run, save
 
 __all__ = [
     "PHASES",
@@ -75,6 +75,7 @@ PHASE = Limit(PHASE_WORDS, _is_phase)
 WIDTH = Limit("of at least 64", lambda v: v >= 64)
 TARGETS = Limit("of at least 8", lambda v: v >= 8)
 SAMPLES = Limit("1000 or more: with fewer nothing is learned", lambda v: v >= 1000)
+EACH_N = Limit("with numbers from 1 to 1024", lambda v: all(1 <= n <= 1024 for n in v))
 PORT = Limit("from 0 to 65535", lambda v: 0 <= v < 2**16)
 
 
@@ -202,17 +203,19 @@ class ServeConfig:
 
 @dataclass
 class BonConfig:
-    n: int = limited(8, ABOVE_ZERO)  # candidates per prompt
+    n: list[int] = limited_list([], EACH_N)  # candidates per prompt, 8 if not given; several, as 1,2,4,8: a curve
     model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
     policy: str = ""  # vision-language model that answers, folder or hub id; empty = the shipped tiny one
-    data: list[str] = field(default_factory=lambda: ["world:visual?split=test&questions=describe&n=800"])  # prompts
+    data: list[str] = field(default_factory=list)  # prompts: files, folders or hub ids; empty = pictures of the world
+    candidates: list[str] = field(default_factory=list)  # JSON or JSONL files of answers to choose from, instead
     out: str = "runs/demo/bon"  # folder to write
     image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
     temperature: float = limited(1.0, ABOVE_ZERO)  # of sampling
     top_p: float = limited(1.0, FRACTION)  # nucleus of sampling; 1 = everything
     max_new_tokens: int = limited(256, ABOVE_ZERO)  # of one answer, at most
-    batch_size: int = limited(40, ABOVE_ZERO)  # prompts sampled at once
+    batch_size: int | None = limited(None, ABOVE_ZERO)  # prompts at once; null = 32 candidates (the tiny policy: 320)
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one scoring forward, at most
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
     seed: int = limited(0, SEED)  # seed of sampling
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of both models
     device: str = ""  # device such as cpu or cuda:0; empty = the fastest present

@@ -47,6 +47,11 @@ def limited(default: Any, limit: Limit) -> Any:
     return field(default=default, metadata={"limit": limit})
 
 
+def limited_list(default: list[Any], limit: Limit) -> Any:
+    """A list field with a default and a limit."""
+    return field(default_factory=lambda: list(default), metadata={"limit": limit})
+
+
 def named(key: str) -> Any:
     """A required field whose key on the command line is not a legal Python name."""
     return field(metadata={"key": key})
@@ -187,7 +192,7 @@ def _words(hint: Any, limit: str, key: str) -> str:
     if origin is dict:
         return f"values by name, {key}.NAME=VALUE"
     if origin is list:
-        return "a list a,b or [a,b]"
+        return f"a list a,b or [a,b] {limit}".strip()
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "" if limit else "text"}
     return f"{words.get(hint, 'any value')} {limit}".strip()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria
 
 from rovrm.checkpoints import load_config, load_processor, numeric_type
 from rovrm.errors import UserError
@@ -76,16 +77,20 @@ class Policy:
         options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature > 0:
             options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        out = self.model.generate(
-            **inputs,
-            **options,
-            num_return_sequences=n,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        found = self._candidates(out.sequences[:, inputs["input_ids"].shape[1] :], out.logits)
+        log_probs = _LogProbs()
+        hook = self.model.register_forward_hook(log_probs.keep)
+        try:
+            sequences = self.model.generate(
+                **inputs,
+                **options,
+                num_return_sequences=n,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=[log_probs],
+            )
+        finally:
+            hook.remove()
+        found = self._candidates(sequences[:, inputs["input_ids"].shape[1] :], torch.stack(log_probs.steps, dim=1))
         return [found[i : i + n] for i in range(0, len(found), n)]
 
     def _inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -103,11 +108,8 @@ class Policy:
         )
         return {key: value.to(self.model.device) for key, value in batch.items() if key != "token_type_ids"}
 
-    def _candidates(self, tokens: torch.Tensor, logits: tuple[torch.Tensor, ...]) -> list[Candidate]:
-        """tokens: (candidates, steps), behind the prompt. logits: steps x (candidates, vocabulary)."""
-        chosen = torch.stack(
-            [step.float().log_softmax(-1).gather(-1, tokens[:, i, None])[:, 0] for i, step in enumerate(logits)], dim=1
-        )  # (candidates, steps)
+    def _candidates(self, tokens: torch.Tensor, chosen: torch.Tensor) -> list[Candidate]:
+        """tokens, behind the prompt, and their log-probabilities: (candidates, steps)."""
         ends = self.model.generation_config.eos_token_id
         ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=tokens.device)
         ended = torch.isin(tokens, ends).int()
@@ -117,3 +119,20 @@ class Policy:
             [row[keep].tolist() for row, keep in zip(tokens, counted, strict=True)], skip_special_tokens=True
         )
         return [Candidate(t.strip(), s, n) for t, s, n in zip(texts, sums, lengths, strict=True)]
+
+
+class _LogProbs(StoppingCriteria):
+    """The log-probabilities of tokens as they are chosen, from the model's logits before any penalty or temperature. It
+    holds one step's logits, where `output_logits=True` holds those of all steps. Stops nothing."""
+
+    def __init__(self) -> None:
+        self.logits: torch.Tensor | None = None
+        self.steps: list[torch.Tensor] = []  # each (candidates,)
+
+    def keep(self, model: Any, args: Any, output: Any) -> None:
+        self.logits = output.logits[:, -1]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        assert self.logits is not None
+        self.steps.append(self.logits.float().log_softmax(-1).gather(-1, input_ids[:, -1:])[:, 0])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -95,10 +95,29 @@ def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsy
     summary = json.loads((tmp_path / "summary.json").read_text())
     rates = summary["choices"]["rates"]
     assert rates["oracle"]["false"] <= rates["mean"]["false"]
-    assert summary["reward"]["best"] >= summary["reward"]["mean"]
+    assert summary["reward"]["best"]["value"] >= summary["reward"]["mean"]["value"]
+    assert [record["n"] for record in summary["curve"]] == [1, 2, 3]
+    assert summary["curve"][0]["false"]["value"] == pytest.approx(rates["mean"]["false"])
+    assert summary["curve"][-1]["false"]["value"] == pytest.approx(rates["reward"]["false"])
+    assert summary["curve"][-1]["oracle"]["value"] == pytest.approx(rates["oracle"]["false"])
+    assert {"best", "mean", "first", "random", "greedy"} == set(summary["reward"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 6 and "best of 3 by the oracle" in page
     assert "best of 3 by the reward model" in capsys.readouterr().out
+
+
+def test_the_images_of_drawn_prompts_are_kept_beside_the_rows(reward, tmp_path):
+    """bon.jsonl stands alone: its prompts, images and candidates give its scores again."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert bon.main(f"--n 2 model={reward} {DATA} out={first} max_new_tokens=48".split()) == 0
+    assert bon.main(f"model={reward} candidates={first / 'bon.jsonl'} out={second} rows=separate".split()) == 0
+    sampled, read = ([json.loads(line) for line in (out / "bon.jsonl").open()] for out in (first, second))
+    assert all(row["images"][0].startswith("images/") for row in sampled)
+    for one, two in zip(sampled, read, strict=True):
+        assert two["scores"] == pytest.approx(one["scores"], abs=1e-5)
+        assert [two[key] for key in ("id", "prompt", "candidates")] == [
+            one[key] for key in ("id", "prompt", "candidates")
+        ]
 
 
 def test_bon_goes_on_where_it_was_stopped(reward, tmp_path, capsys):
@@ -161,3 +180,66 @@ def test_prompts_of_a_file_and_rows_that_cannot_be_used(reward, tmp_path, capsys
     file.write_text(json.dumps({"prompt": "What?", "image": "none.png"}) + "\n")
     assert bon.main([*command[:-2], f"out={tmp_path / 'other'}"]) == 2
     assert "none.png" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pools(tmp_path):
+    """A file of four prompts: one with a picture that is no picture, one with empty and repeated candidates."""
+    Drawing(draw_scene(random.Random(0), "picture"), 0)().save(tmp_path / "a.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    many = {"x": "A red ball.", "y": "A blue ball.", "z": "A ball."}
+    rows = [
+        {"id": "one", "prompt": "What do you see?", "image": "a.png", "candidates": many},
+        {"id": "two", "prompt": "What do you see?", "image": "bad.png", "candidates": many},
+        {"id": "three", "prompt": "What do you see?", "image": "a.png", "candidates": ["A ball.", " ", "A  ball.", ""]},
+        {"id": "four", "prompt": "Say something.", "candidates": ["Yes.", "No.", "No, no."]},
+    ]
+    (tmp_path / "pools.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "pools.jsonl"
+
+
+def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, capsys):
+    assert bon.main(f"model={reward} candidates={pools} out={tmp_path / 'out'} batch_size=2".split()) == 0
+    one, two, three, four = (json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").open())
+    scorer = RewardScorer.from_pretrained(reward)
+    for row, image in ((one, tmp_path / "a.png"), (three, tmp_path / "a.png"), (four, None)):
+        prompt = "Say something." if image is None else "What do you see?"
+        assert row["scores"] == pytest.approx(scorer.score(prompt, row["candidates"], images=image), abs=1e-5)
+        assert row["best"] == row["scores"].index(max(row["scores"]))
+    assert one["names"] == ["x", "y", "z"] and one["images"] == [str(tmp_path / "a.png")]
+    assert two["id"] == "two" and "bad.png" in two["error"] and "scores" not in two
+    assert three["empty"] == [1, 3] and three["repeated"] == [2, 3]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["prompts"], summary["failed"]) == (3, 1)
+    assert summary["flagged"]["empty"] == summary["flagged"]["repeated"] == 2
+    assert sum(found["candidates"] for found in summary["names"].values()) == 10
+    assert sum(found["best"] for found in summary["names"].values()) == 3
+    assert [record["n"] for record in summary["curve"]] == [1, 2, 3]  # as many as every prompt has
+    assert "1 prompts could not be used, the first: " in capsys.readouterr().out
+
+
+def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_path, capsys):
+    command = f"model={reward} candidates={pools} out={tmp_path / 'out'} batch_size=1".split()
+    assert bon.main(command) == 0
+    path = tmp_path / "out" / "bon.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\n") + 50])
+    assert bon.main(command) == 0
+    assert path.read_bytes() == whole
+    pools.write_text(pools.read_text().replace("A blue ball.", "A green ball."))
+    assert bon.main(command) == 2
+    assert "holds other prompts or candidates than the data" in capsys.readouterr().err
+
+
+def test_settings_that_exclude_each_other(reward, pools, tmp_path, capsys):
+    command = f"model={reward} candidates={pools} out={tmp_path / 'out'}".split()
+    assert bon.main([*command, "policy=other"]) == 2
+    assert "policy and candidates are both given" in capsys.readouterr().err
+    assert bon.main([*command, "--n", "5"]) == 2
+    assert "n=5: prompt 'one' has only 3 candidates" in capsys.readouterr().err
+    assert bon.main([*command, "--n", "0,8"]) == 2
+    assert "n: got '0,8', takes a list a,b or [a,b] with numbers from 1 to 1024" in capsys.readouterr().err
+    broken = pools.read_text().replace("a.png", "bad.png").splitlines()[0]
+    pools.write_text(broken + "\n")
+    assert bon.main(command) == 2
+    assert "not one of the 1 prompts could be used" in capsys.readouterr().err

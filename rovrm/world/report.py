@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rovrm.curve import resamples
 from rovrm.examples import Example
 from rovrm.messages import text_of
 from rovrm.world.oracle import Verdict, judge
@@ -33,7 +34,6 @@ CHOICES = {
     "reward": "best of {n} by the reward model",
     "oracle": "best of {n} by the oracle",
 }
-RESAMPLES = 2000
 
 
 def compare_choices(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
     if not any(pairs):
         return {"pairs": 0, "accuracy": None, "ci95": None}
     sums, counts = np.array([sum(some) for some in pairs]), np.array([len(some) for some in pairs])
-    draws = _resamples(len(pairs))
+    draws = resamples(len(pairs))
     low, high = np.quantile(sums[draws].sum(1) / np.maximum(counts[draws].sum(1), 1), (0.025, 0.975))
     return {"pairs": int(counts.sum()), "accuracy": float(sums.sum() / max(counts.sum(), 1)), "ci95": [low, high]}
 
@@ -126,16 +126,12 @@ def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
 def _ratio(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """Mean of the one over the mean of the other, per prompt (prompts,), with the interval of the ratio; None where the
     other is so seldom above zero that it is not so in every resample."""
-    draws = _resamples(len(first))
+    draws = resamples(len(first))
     below = second[draws].mean(1)
     if not below.min() > 0:
         return {"ratio": None, "ci95": None}
     low, high = np.quantile(first[draws].mean(1) / below, (0.025, 0.975))
     return {"ratio": float(first.mean() / second.mean()), "ci95": [float(low), float(high)]}
-
-
-def _resamples(prompts: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, prompts, (RESAMPLES, prompts))  # (resamples, prompts)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -204,7 +200,8 @@ def write_report(
     order = sorted(range(len(rows)), key=lambda i: -gains[i])
     shown = [*order[: scenes // 2], *order[len(order) - scenes // 2 :]] if len(order) > scenes else order
     parts = [f"<h1>Best of {choices['n']}</h1>", _phases(Path(model)), _choices_table(choices)]
-    parts += ["<p>" + "<br>".join(html.escape(line) for line in verdict_lines(choices)) + "</p>", "<h2>Pictures</h2>"]
+    parts.append("<p>" + "<br>".join(html.escape(line) for line in verdict_lines(choices)) + "</p>")
+    parts += ['<img src="curve.svg" alt="reward and hallucinations over n">', "<h2>Pictures</h2>"]
     parts.append(
         "<p><small>Rewards before the answers, best first; the answer in bold is the reward model's. False facts are "
         "listed behind an answer. First the pictures where choosing gained most over greedy decoding, last those where "

@@ -1,0 +1,99 @@
+"""What best-of-n gives for each n up to N, from N scored candidates per prompt.
+
+    expected_best(values, rewards, n)     # (prompts,): the mean value of the best of n, over all sets of n of the N
+    mean_ci95(per_prompt)                 # {"value": ..., "ci95": [low, high]}, bootstrap over prompts
+    kl_bound(n)                           # nats by which best-of-n may move away from the policy
+
+Taking all sets of n, and not the first n candidates, is the unbiased estimator with least variance (Nakano et al. 2021,
+WebGPT, appendix I). log n - (n - 1)/n is the Kullback-Leibler divergence usually quoted for best-of-n (Stiennon et al.
+2020); Beirami et al. (2024, arXiv 2401.01879) prove that it is an upper bound.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+def kl_bound(n: int) -> float:
+    return math.log(n) - (n - 1) / n
+
+
+def expected_best(values: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
+    """values, rewards: (prompts, N). The mean of `values` at the candidate of highest reward (the first of equal ones)
+    over all sets of n candidates, per prompt: (prompts,)."""
+    count = rewards.shape[1]
+    order = np.argsort(-rewards, axis=1, kind="stable")  # best first, equal ones in their order
+    whole = math.comb(count, n)
+    weights = [math.comb(count - 1 - place, n - 1) / whole for place in range(count)]
+    return np.take_along_axis(values, order, axis=1) @ np.array(weights)
+
+
+def resamples(prompts: int) -> np.ndarray:
+    """(resamples, prompts): the prompts of each bootstrap draw, the same at every call."""
+    return np.random.default_rng(0).integers(0, prompts, (RESAMPLES, prompts))
+
+
+def mean_ci95(per_prompt: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    values = np.asarray(per_prompt, dtype=float)
+    low, high = np.quantile(values[resamples(len(values))].mean(1), (0.025, 0.975))
+    return {"value": float(values.mean()), "ci95": [float(low), float(high)]}
+
+
+def curve(points: Sequence[int], rewards: np.ndarray, false: np.ndarray | None, worth: np.ndarray | None) -> list[dict]:
+    """One record per n: `n`, `kl_bound`, `reward`, and where the truth is known `false` (how often the best by the
+    reward model is false) and `oracle` (the best by the oracle). rewards, false, worth: (prompts, N)."""
+    records = []
+    for n in points:
+        record = {"n": n, "kl_bound": kl_bound(n), "reward": mean_ci95(expected_best(rewards, rewards, n))}
+        if false is not None and worth is not None:
+            record["false"] = mean_ci95(expected_best(false, rewards, n))
+            record["oracle"] = mean_ci95(expected_best(false, worth, n))
+        records.append(record)
+    return records
+
+
+def print_curve(records: Sequence[dict[str, Any]]) -> None:
+    known = "false" in records[0]
+    print(f"\n{'n':>4}{'KL at most':>12}{'reward':>10}" + (f"{'hallucinates':>30}{'oracle':>10}" if known else ""))
+    for record in records:
+        line = f"{record['n']:>4}{record['kl_bound']:>12.2f}{record['reward']['value']:>10.3f}"
+        if known:
+            low, high = record["false"]["ci95"]
+            line += f"{record['false']['value']:>12.3f} ({low:.3f} to {high:.3f}){record['oracle']['value']:>10.3f}"
+        print(line)
+
+
+def plot_curve(path: Path, records: Sequence[dict[str, Any]], greedy: float | None = None) -> None:
+    """Writes the curve as SVG: reward over n, and where the truth is known hallucinations over n. greedy: how often
+    greedy decoding is false."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    panels = [[("reward", "by the reward model", "#1769aa")]]
+    if "false" in records[0]:
+        panels.append([("false", "by the reward model", "#1769aa"), ("oracle", "by the oracle", "#2e7d32")])
+    figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
+    for i, lines in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1, xlabel="n", ylabel=("reward", "hallucinates")[i])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([r["n"] for r in records], [str(r["n"]) for r in records])
+        for key, label, colour in lines:
+            _draw(axes, records, key, f"best of n {label}", colour)
+        if i and greedy is not None:
+            axes.axhline(greedy, color="#888", linestyle="--", label="greedy decoding")
+        axes.legend(frameon=False)
+    with rc_context({"svg.hashsalt": "rovrm", "svg.fonttype": "none"}):  # the same numbers, the same bytes
+        FigureCanvasSVG(figure).print_svg(str(path), metadata={"Date": None})
+
+
+def _draw(axes: Any, records: Sequence[dict[str, Any]], key: str, label: str, colour: str) -> None:
+    numbers = [record["n"] for record in records]
+    low, high = zip(*(record[key]["ci95"] for record in records), strict=True)
+    axes.plot(numbers, [record[key]["value"] for record in records], marker="o", color=colour, label=label)
+    axes.fill_between(numbers, low, high, color=colour, alpha=0.15)
