@@ -6,15 +6,16 @@
 
 Prints pairs (or responses) per second of both sides and their ratio: the median, lowest and highest of `repeats`
 alternated repeats. Both sides have the same model, examples, bucketing, dtype, checkpointing and tokens per batch, and
-are first checked to give the same rewards. Images are preprocessed and batches built outside of the clock; the vision
-tower runs inside it. Lengths are those of RLAIF-V with LLaVA-1.5: 576 image tokens, 48 of prompt, about 110 of
-response.
+are first checked to give the same rewards. Images are preprocessed and batches built outside of the clock (not in
+the lines about rovrm.bon, which read image files); the vision tower runs inside it. Lengths are those of RLAIF-V with
+LLaVA-1.5: 576 image tokens, 48 of prompt, about 110 of response.
 """
 
 import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def speed(argv: list[str]) -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {config.dtype}, {config.device}, "
           f"{torch.get_num_threads()} threads, {config.batch_tokens} tokens a batch")  # fmt: skip
     _compare_scoring(config, model, processor)
+    _compare_bon(config, model, processor)
     _compare_training(config, model, processor)
     if config.trl:
         from eval.speed_trl import compare_with_trl
@@ -168,6 +170,43 @@ def _compare_scoring(config: SpeedConfig, model: Any, processor: Any) -> None:
         *alternate(config, lambda: score("separate"), lambda: score("shared")),
         names=("separate rows", "shared rows"),
     )
+
+
+def _compare_bon(config: SpeedConfig, model: Any, processor: Any) -> None:
+    """What rovrm.bon does with the candidates of a file."""
+    from pathlib import Path
+
+    from rovrm.bon import best_of_n
+    from rovrm.config import BonConfig
+    from rovrm.images import ImageRef
+    from rovrm.scorer import RewardScorer
+
+    data = examples(config, max(2, config.pairs // 2), config.responses)
+    scorers = {rows: RewardScorer(model, processor, rows) for rows in ("separate", "shared")}
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for example in data:
+            file = Path(folder) / f"{example.id}.png"
+            example.images[0].open().save(file)
+            example.images = [ImageRef(path=str(file))]
+
+        settings = BonConfig(out=folder, batch_tokens=config.batch_tokens)
+
+        def choose(rows: str) -> None:
+            records = best_of_n(scorers[rows], data, settings, None, 0)
+            found[rows] = [score for record in records for score in record["scores"]]
+
+        choose("separate")
+        choose("shared")
+        gap = max(abs(a - b) for a, b in zip(found["separate"], found["shared"], strict=True))
+        print(f"\nbest of {config.responses} through rovrm.bon: rewards differ by at most {gap:.1e}")
+        assert gap < (1e-4 if config.dtype == "float32" else 0.1), "the two sides do not compute the same rewards"
+        report(
+            "candidates",
+            len(found["shared"]),
+            *alternate(config, lambda: choose("separate"), lambda: choose("shared")),
+            names=("separate rows", "shared rows"),
+        )
 
 
 def _compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rovrm.config import BonConfig
-from rovrm.curve import curve, mean_ci95, plot_curve, print_curve
+from rovrm.curve import curve, kl_bound, mean_ci95, plot_curve, print_curve
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.outputs import print_phases, write_json
@@ -101,14 +101,19 @@ def _named(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _curve(config: BonConfig, rows: list[dict[str, Any]], judged: Any) -> list[dict[str, Any]]:
-    """The curve up to the smallest number of candidates that a prompt has."""
+    """The curve up to the smallest number of candidates of any prompt. Its KL bounds hold for samples of one policy,
+    not for answers of several."""
     most = min(len(row["candidates"]) for row in rows)
     points = config.n if len(config.n) > 1 else sorted({*(2**i for i in range(most.bit_length())), most})
     rewards = np.array([row["scores"][:most] for row in rows])
     if judged is None:
-        return curve(points, rewards, None, None)
-    false = np.array([[float(v.false) for v in verdicts[:most]] for verdicts in judged])
-    return curve(points, rewards, false, np.array([_ranks([v.worth for v in verdicts[:most]]) for verdicts in judged]))
+        records = curve(points, rewards)
+    else:
+        worth = np.array([_ranks([v.worth for v in verdicts[:most]]) for verdicts in judged])
+        records = curve(points, rewards, np.array([[float(v.false) for v in some[:most]] for some in judged]), worth)
+    if not any("names" in row for row in rows):
+        records = [record | {"kl_bound": kl_bound(record["n"])} for record in records]
+    return records
 
 
 def _ranks(worths: list[Any]) -> list[int]:

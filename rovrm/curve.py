@@ -44,12 +44,14 @@ def mean_ci95(per_prompt: Sequence[float] | np.ndarray) -> dict[str, Any]:
     return {"value": float(values.mean()), "ci95": [float(low), float(high)]}
 
 
-def curve(points: Sequence[int], rewards: np.ndarray, false: np.ndarray | None, worth: np.ndarray | None) -> list[dict]:
-    """One record per n: `n`, `kl_bound`, `reward`, and where the truth is known `false` (how often the best by the
+def curve(
+    points: Sequence[int], rewards: np.ndarray, false: np.ndarray | None = None, worth: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """One record per n: `n`, `reward`, and where the truth is known `false` (how often the best by the
     reward model is false) and `oracle` (the best by the oracle). rewards, false, worth: (prompts, N)."""
     records = []
     for n in points:
-        record = {"n": n, "kl_bound": kl_bound(n), "reward": mean_ci95(expected_best(rewards, rewards, n))}
+        record: dict[str, Any] = {"n": n, "reward": mean_ci95(expected_best(rewards, rewards, n))}
         if false is not None and worth is not None:
             record["false"] = mean_ci95(expected_best(false, rewards, n))
             record["oracle"] = mean_ci95(expected_best(false, worth, n))
@@ -59,9 +61,10 @@ def curve(points: Sequence[int], rewards: np.ndarray, false: np.ndarray | None, 
 
 def print_curve(records: Sequence[dict[str, Any]]) -> None:
     known = "false" in records[0]
-    print(f"\n{'n':>4}{'KL at most':>12}{'reward':>10}" + (f"{'hallucinates':>30}{'oracle':>10}" if known else ""))
+    print(f"\n{'n':>4}{'reward':>10}{'KL at most':>12}" + (f"{'hallucinates':>28}{'oracle':>10}" if known else ""))
     for record in records:
-        line = f"{record['n']:>4}{record['kl_bound']:>12.2f}{record['reward']['value']:>10.3f}"
+        bound = f"{record['kl_bound']:.2f}" if "kl_bound" in record else "-"
+        line = f"{record['n']:>4}{record['reward']['value']:>10.3f}{bound:>12}"
         if known:
             low, high = record["false"]["ci95"]
             line += f"{record['false']['value']:>12.3f} ({low:.3f} to {high:.3f}){record['oracle']['value']:>10.3f}"

@@ -1,8 +1,14 @@
 """python -m rovrm.bon and the policy behind it: exact log-probabilities, the right choice, resuming, refusals."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +24,7 @@ from rovrm.world.measure import picture_example
 from rovrm.world.report import compare_choices, judge_rows, print_choices
 from rovrm.world.scenes import Drawing, draw_scene
 
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "owleval" / "best_of_n_candidates.jsonl"
 DATA = "data=world:visual?split=test&questions=describe&n=6"
 
 
@@ -97,6 +104,7 @@ def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsy
     assert rates["oracle"]["false"] <= rates["mean"]["false"]
     assert summary["reward"]["best"]["value"] >= summary["reward"]["mean"]["value"]
     assert [record["n"] for record in summary["curve"]] == [1, 2, 3]
+    assert [record["kl_bound"] for record in summary["curve"]] == pytest.approx([0, 0.193147, 0.431946], abs=1e-6)
     assert summary["curve"][0]["false"]["value"] == pytest.approx(rates["mean"]["false"])
     assert summary["curve"][-1]["false"]["value"] == pytest.approx(rates["reward"]["false"])
     assert summary["curve"][-1]["oracle"]["value"] == pytest.approx(rates["oracle"]["false"])
@@ -215,6 +223,7 @@ def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, ca
     assert sum(found["candidates"] for found in summary["names"].values()) == 10
     assert sum(found["best"] for found in summary["names"].values()) == 3
     assert [record["n"] for record in summary["curve"]] == [1, 2, 3]  # as many as every prompt has
+    assert "kl_bound" not in summary["curve"][0]  # of three models, not of one policy
     assert "1 prompts could not be used, the first: " in capsys.readouterr().out
 
 
@@ -243,3 +252,32 @@ def test_settings_that_exclude_each_other(reward, pools, tmp_path, capsys):
     pools.write_text(broken + "\n")
     assert bon.main(command) == 2
     assert "not one of the 1 prompts could be used" in capsys.readouterr().err
+
+
+# ---- slow: real answers, a real kill ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_file(), reason="the real data are not beside this folder")
+def test_real_answers_are_scored_once_each_through_kills(reward, tmp_path):
+    """OwlEval: 71 prompts with photographs, 6 answers each; killed twice, at about a third and two thirds."""
+    command = f"model={reward} candidates={REAL} batch_size=4".split()
+    assert bon.main([*command, f"out={tmp_path / 'whole'}"]) == 0
+    path = tmp_path / "killed" / "bon.jsonl"
+    for kill_at in (20, 45):
+        line = [sys.executable, "-m", "rovrm.bon", *command, f"out={path.parent}"]
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while (path.read_bytes().count(b"\n") if path.is_file() else 0) < kill_at:
+            assert process.poll() is None, "the command ended before it could be killed"
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert kill_at <= path.read_bytes().count(b"\n") < 71
+    assert bon.main([*command, f"out={path.parent}"]) == 0
+    assert path.read_bytes() == (tmp_path / "whole" / "bon.jsonl").read_bytes()
+    asked = [json.loads(line) for line in REAL.open()]
+    rows = [json.loads(line) for line in path.open()]
+    assert [row["id"] for row in rows] == [row["id"] for row in asked] and len(rows) == 71
+    for row, given in zip(rows, asked, strict=True):
+        assert dict(zip(row["names"], row["candidates"], strict=True)) == given["candidates"]
+        assert len(row["scores"]) == 6 and Path(row["images"][0]).is_file()

@@ -55,5 +55,5 @@ def test_the_plot_is_the_same_twice_and_the_table_is_printed(tmp_path, capsys):
     assert drawn == (tmp_path / "b.svg").read_text()
     assert "best of n by the oracle" in drawn and "greedy decoding" in drawn
     print_curve(records)
-    print_curve(curve([1, 2], rewards, None, None))
+    print_curve(curve([1, 2], rewards))
     assert "hallucinates" in capsys.readouterr().out
