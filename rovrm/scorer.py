@@ -8,6 +8,7 @@ Responses to one prompt share their row: prompt and image are encoded once. Prom
 are read by the code that reads the training data, so that a row means the same in both.
 """
 
+import logging
 import math
 import os
 import threading
@@ -27,6 +28,8 @@ from rovrm.images import ImageRef, find_image
 from rovrm.messages import IMAGE_COLUMNS, BadRow
 from rovrm.readers import VIDEO_COLUMNS, read_row
 from rovrm.rows import RewardCollator, split_responses
+
+logger = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "system")
 MANY = 32  # examples from which it pays to start worker processes that measure them
@@ -130,14 +133,17 @@ class RewardScorer:
 
     def reward(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Sequence[Any] | None = None, **columns: Any
-    ) -> list[float]:
+    ) -> list[float | None]:
         """A reward function for TRL's GRPO and RLOO trainers: one reward per (prompt, completion).
 
         prompts: strings or chat messages. completions: strings or TRL's `[{"role": "assistant", "content": ...}]`; of
         several turns the last is scored, the others join the prompt. images (or a column `image`): per sample an image,
-        a list or None; where it is None, the images inside the prompt's content blocks are used. Samples of the same
-        prompt and images (by path or pixels) that follow each other share their row. Other columns are ignored, but
-        video is refused.
+        a list or None; where it is None, the images inside the prompt's content blocks are used, and where these hold
+        more than it, since TRL adds it to them. White space that leads a completion is dropped: a policy begins with
+        a space where its chat template ends without one. Samples of the same prompt and images (by path or pixels)
+        that follow each other share their row. A completion that cannot be scored (too long, or with the text of
+        the image token) gets None, by which TRL leaves it out, and is logged; if none of a call can be, UserError
+        is raised. Other columns are ignored, but video is refused.
         """
         images = columns.get("image") if images is None else images
         groups: list[Example] = []
@@ -145,16 +151,18 @@ class RewardScorer:
             if not isinstance(completion, str) and len(completion) > 1:
                 prompt = _as_messages(prompt) + list(completion[:-1])
                 completion = completion[-1:]
-            row = {"prompt": prompt, "responses": [completion], "images": None if images is None else images[i]}
+            pictures = None if images is None or _holds_more(prompt, images[i]) else images[i]
+            row = {"prompt": prompt, "responses": [completion], "images": pictures}
             for column in VIDEO_COLUMNS:
                 row[column] = columns[column][i] if columns.get(column) is not None else None
             example = as_example(row, i)
+            example.responses = [text.lstrip() for text in example.responses]
             if groups and groups[-1].prompt == example.prompt and _same_images(groups[-1].images, example.images):
                 groups[-1].responses += example.responses
                 groups[-1].ranks += example.ranks
             else:
                 groups.append(example)
-        return [reward for rewards in self.score_batch(groups) for reward in rewards]
+        return self._rewards_or_none(groups)
 
     def measure(
         self, rows: Sequence[Example | Mapping[str, Any]], find: Callable[[str], str] = find_image
@@ -180,6 +188,21 @@ class RewardScorer:
             )
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _rewards_or_none(self, groups: list[Example]) -> list[float | None]:
+        """Rewards of all responses, in order. A group that cannot be scored as one is tried response by response."""
+        with self._lock:
+            parts: list[Example | UserError] = []
+            for group, found in zip(groups, self.measure(groups), strict=True):
+                alone = [replace(group, responses=[text], ranks=[0]) for text in group.responses]
+                parts += [found] if isinstance(found, Example) or len(alone) == 1 else self.measure(alone)
+            errors = [part for part in parts if isinstance(part, UserError)]
+            if errors and len(errors) == len(parts):
+                raise errors[0]
+            for error in errors:
+                logger.warning("no reward for a completion: %s", error)
+            rewards = iter(self.score_batch([part for part in parts if isinstance(part, Example)]))
+        return [reward for part in parts for reward in ([None] if isinstance(part, UserError) else next(rewards))]
 
     def _short_enough(self, example: Example) -> Example | UserError:
         longest = example.lengths[0] + max(example.lengths[1])  # type: ignore[index]
@@ -303,6 +326,14 @@ def _pictures(images: Any) -> list[Any]:
 
 def _as_messages(prompt: Any) -> list[Any]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _holds_more(prompt: Any, images: Any) -> bool:
+    """Whether the content blocks of a prompt's messages hold more images than these."""
+    contents = [message.get("content") for message in prompt if isinstance(message, Mapping)]
+    blocks = [block for content in contents if isinstance(content, (list, tuple)) for block in content]
+    inside = sum(isinstance(block, Mapping) and block.get("image") is not None for block in blocks)
+    return inside > (len(images) if isinstance(images, (list, tuple)) else images is not None)
 
 
 def _some(example: Example, numbers: list[int]) -> Example:

@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from families import make_family
 from PIL import Image
 
 from rovrm import RewardScorer
@@ -392,6 +391,25 @@ def test_reward_with_an_image_column(scorer, rows_seen, image_file):
     assert close(rewards, scorer.reward(prompts, [assistant("Two.")] * 5, image=images))
 
 
+def test_reward_with_images_in_the_column_and_more_in_the_prompt(scorer, rows_seen):
+    """TRL puts the column's images into the empty blocks of a prompt, beside those that the prompt brought."""
+    prompt = [*chat("And here?", picture(0)), *assistant("One."), *chat("How many?", picture(1))]
+    for images in ([picture(1)], picture(1), [], None):
+        assert scorer.reward([prompt], [assistant("Two.")], images=[images]) == scorer.score(prompt, ["Two."])
+    swapped = scorer.score(prompt, ["Two."], images=[picture(1), picture(0)])
+    assert not close(swapped, scorer.score(prompt, ["Two."]), 1e-3)
+    assert close(scorer.reward([prompt], ["Two."], images=[[picture(1), picture(0)]]), swapped)
+
+
+def test_reward_drops_the_space_behind_the_template(scorer):
+    """Templates that end in "ASSISTANT:" make a policy begin with a space, which no training data have."""
+    expected = scorer.score(QUESTION, ["A cup."]) * 3
+    spaced = [" A cup.", assistant(" A cup."), assistant([{"type": "text", "text": "\n A cup."}])]
+    assert scorer.reward([QUESTION] * 3, spaced) == pytest.approx(expected, abs=TOLERANCE)
+    assert not close(scorer.score(QUESTION, [" A cup."]), expected[:1], 1e-3)
+    assert close(scorer.reward([QUESTION], ["   "]), scorer.score(QUESTION, [""]))
+
+
 def test_reward_refuses_videos_and_scores_the_last_of_several_turns(scorer):
     refused(lambda: scorer.reward(["Hi"], ["Yes"], videos=[["a.mp4"]]), "video")
     assert scorer.reward(["Hi"], ["Yes"], videos=[None]) == scorer.reward(["Hi"], ["Yes"], videos=None)
@@ -402,40 +420,12 @@ def test_reward_refuses_videos_and_scores_the_last_of_several_turns(scorer):
         scorer.reward(["Hi", "Ho"], ["Yes"])
 
 
-def test_one_step_of_trl(checkpoints, tmp_path, rows_seen, scorer):
-    """RLOO with a tiny LLaVA policy: TRL calls the method, and one row per prompt reaches the reward model."""
-    pytest.importorskip("trl")
-    from datasets import Dataset
-    from transformers import AutoModelForImageTextToText
-    from trl.trainer.rloo_config import RLOOConfig
-    from trl.trainer.rloo_trainer import RLOOTrainer
-
-    policy = make_family("llava", tmp_path / "policy")
-    data = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": f"How many? {i}"}], "images": [picture(i)]} for i in range(2)]
-    )
-    arguments = RLOOConfig(
-        str(tmp_path / "out"),
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=6,
-        max_steps=1,
-        logging_steps=1,
-        use_cpu=True,
-        report_to="none",
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
-    trainer = RLOOTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(policy),
-        reward_funcs=scorer.reward,
-        args=arguments,
-        train_dataset=data,
-        processing_class=load_processor(str(policy)),
-    )
-    trainer.train()
-    log = next(record for record in trainer.state.log_history if "rewards/reward/mean" in record)
-    assert np.isfinite(log["rewards/reward/mean"]) and log["rewards/reward/mean"] != 0
-    assert rows_seen == [2]  # two prompts, four completions
+def test_reward_is_none_for_a_completion_that_cannot_be_scored(scorer, caplog):
+    """TRL leaves such a completion out of its prompt's baseline; the run goes on."""
+    good = ["A cup.", "A dog."]
+    completions = [good[0], "long " * scorer.max_length, good[1]]
+    with caplog.at_level("WARNING"):
+        rewards = scorer.reward([QUESTION] * 3, completions)
+    assert rewards[1] is None and "longer than max_length" in caplog.text
+    assert close([rewards[0], rewards[2]], scorer.score(QUESTION, good))
+    refused(lambda: scorer.reward([QUESTION] * 2, completions[1:2] * 2), "longer than max_length")
