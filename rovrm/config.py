@@ -19,6 +19,7 @@ __all__ = [
     "ConvertConfig",
     "MergeConfig",
     "PhaseConfig",
+    "RankConfig",
     "ScoreConfig",
     "SelectionConfig",
     "ServeConfig",
@@ -220,6 +221,17 @@ class BonConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of both models
     device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
     trust_remote_code: bool = False  # let the models' repositories run their own code
+
+
+@dataclass
+class RankConfig:
+    input: str = named("in")  # JSON or JSONL file of candidates with their scores, such as bon.jsonl
+    output: str = named("out")  # file to write: .jsonl, or .parquet with the images inside
+    strategy: Literal["best_worst", "all_pairs", "ranked"] = "best_worst"  # a pair per prompt, every pair, or one list
+    margin: float = limited(0.4, FROM_ZERO)  # smallest difference of rewards that counts; 0.4 is a probability of 0.6
+    similarity: float = limited(0.9, FRACTION)  # texts this alike whose rewards count as equal are near-duplicates
+    max_pairs: int | None = limited(None, ABOVE_ZERO)  # of a prompt, with all_pairs: the clearest; null = all
+    image_root: str = ""  # folder of relative image paths; empty = the input file's folder, then its parents
 
 
 @dataclass
