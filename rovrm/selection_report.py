@@ -159,14 +159,18 @@ def _map(choice: Choice, ready: Features, aims: Features) -> str:
 def _print(report: dict[str, Any], folder: Path) -> None:
     print(f"\n{'source':<28}{'pool':>8}{'chosen':>8}{'kept':>8}{'mean score':>13}")
     for row in report["sources"]:
-        score = "-" if row["mean_score"] is None else f"{row['mean_score']:.3g}"
-        print(f"{row['source'][:27]:<28}{row['pool']:>8}{row['chosen']:>8}{row['share_kept']:>8.3f}{score:>13}")
+        kept, score = f"{row['share_kept']:.3f}", _short(row["mean_score"])
+        print(f"{row['source'][:27]:<28}{row['pool']:>8}{row['chosen']:>8}{kept:>8}{score:>13}")
     far = report["wasserstein"]
     print(
         f"Wasserstein distance to target rows set aside: chosen {far['chosen']:.4f}, as many at random "
         f"{far['random']:.4f}, pool {far['pool']:.4f}; {report['near_duplicates']} near-duplicates passed over"
     )
     print(f"{folder}: selected.jsonl says what was chosen and why, report.html shows it\n")
+
+
+def _short(score: float | None) -> str:
+    return "-" if score is None else f"{score:.3g}"
 
 
 def _write_page(path: Path, report: dict[str, Any], picture: str) -> None:
@@ -176,7 +180,7 @@ def _write_page(path: Path, report: dict[str, Any], picture: str) -> None:
         return f"<table><tr>{cells}</tr>{body}</table>"
 
     sources = [
-        [r["source"], r["pool"], r["chosen"], f"{r['share_kept']:.3f}", r["mean_score"]] for r in report["sources"]
+        [r["source"], r["pool"], r["chosen"], f"{r['share_kept']:.3f}", _short(r["mean_score"])] for r in report["sources"]
     ]
     norms = [[name, *(f"{v:.3g}" for v in q.values())] for name, q in report["gradient_norms"].items()]
     distances = [[name, f"{value:.4f}"] for name, value in report["wasserstein"].items()]
