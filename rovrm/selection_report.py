@@ -180,7 +180,8 @@ def _write_page(path: Path, report: dict[str, Any], picture: str) -> None:
         return f"<table><tr>{cells}</tr>{body}</table>"
 
     sources = [
-        [r["source"], r["pool"], r["chosen"], f"{r['share_kept']:.3f}", _short(r["mean_score"])] for r in report["sources"]
+        [r["source"], r["pool"], r["chosen"], f"{r['share_kept']:.3f}", _short(r["mean_score"])]
+        for r in report["sources"]
     ]
     norms = [[name, *(f"{v:.3g}" for v in q.values())] for name, q in report["gradient_norms"].items()]
     distances = [[name, f"{value:.4f}"] for name, value in report["wasserstein"].items()]
