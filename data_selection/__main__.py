@@ -73,7 +73,12 @@ def read_features(path: str) -> Any:
 def write_choice(out: Path, choice: Any) -> None:
     import numpy as np
 
-    out.mkdir(parents=True, exist_ok=True)
+    from data_selection.choose import SelectionError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SelectionError(f"out={str(out)!r} cannot be made ({error.strerror}); name another folder") from error
     np.save(out / "scores.npy", choice.scores)
     record = {
         "indices": choice.indices.tolist(),

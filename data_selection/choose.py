@@ -141,5 +141,7 @@ def _check_request(pool: Features, target: Features, k: int, method: str, steps:
         )
     if len(target) < MIN_TARGET:
         raise SelectionError(f"the target has {len(target)} rows; give at least {MIN_TARGET}")
-    if not 0 < k <= len(pool) and method != "all":
+    if k < 1 and method != "all":
+        raise SelectionError(f"k={k}; give the number of rows to choose, 1 or more")
+    if k > len(pool) and method != "all":
         raise SelectionError(f"k={k} of a pool of {len(pool)} rows; give a smaller k, or method=all to take every row")

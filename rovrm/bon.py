@@ -12,7 +12,8 @@ smaller n would give, from the same candidates; --n 1,2,4,8,16,32 names the poin
 - `best`, an index, the first of equal scores; `empty` and `repeated`, the indices of candidates without text and of
   those that repeat an earlier one (they are scored like others);
 - sampled ones: `logprobs` (sums over tokens), `tokens`, `greedy` (text, score, log-probability); from a file: `names`;
-- a prompt that cannot be used has `error` in place of all but id, prompt and images.
+- a prompt that cannot be used (an image is missing or broken, it is too long) has `error` in place of all but id,
+  prompt and images.
 
 With the world's own pictures the truth is known: then the summary counts hallucinations, and report.html shows the
 pictures with their answers. The same command goes on where it was stopped.
@@ -85,6 +86,7 @@ def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:
     from rovrm.candidates import load_candidates
 
     pools = load_candidates(config.candidates, config.data, config.image_root, max(config.n, default=0))
+    check_images([pool.example for pool in pools])
     return [pool.example for pool in pools], {pool.example.id: pool.names for pool in pools if any(pool.names)}
 
 
@@ -117,9 +119,10 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
         for row in rows.take(range(min(len(rows), source.n or len(rows)))):
             if row.values is None:
                 raise UserError(f"{row.location}: {row.problem}")
-            find = partial(find_image, image_root=image_root or None, data_file=row.data_file)
+            find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)
             values = {"id": f"{row.stem}-{row.number}"} | row.values | {"responses": [""]}
             examples.append(as_example(values, row.number, find))
+    check_images(examples)
     names = [example.id for example in examples]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -128,6 +131,15 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
     if bare is not None and any(example.images for example in examples):
         raise UserError(f"data: prompt {bare!r} has no image, others have; give prompts with and without in two runs")
     return examples
+
+
+def check_images(examples: Sequence["Example"]) -> None:
+    """Raises UserError where not one image file can be found, which is no matter of single prompts."""
+    paths = [ref.path for example in examples for ref in example.images if ref.path is not None]
+    if paths and not any(map(os.path.isfile, paths)):
+        raise UserError(
+            f"image {paths[0]}: no such file, and so with all of them; mend the paths or set image_root=FOLDER"
+        )
 
 
 def best_of_n(
@@ -155,6 +167,8 @@ def _opened(example: "Example") -> "Example | UserError":
     """The example with its images decoded, once for sampling and scoring; or why they cannot be."""
     from rovrm.images import ImageRef
 
+    if not example.responses:
+        return UserError("the prompt has no candidates")
     try:
         return replace(example, images=[ImageRef(image=ref.open(), label=ref.name) for ref in example.images])
     except UserError as error:
@@ -240,7 +254,7 @@ def _take_folder(config: BonConfig) -> Any:
     noted = Path(config.out) / "config.yaml"
     if (Path(config.out) / "bon.jsonl").is_file() and noted.is_file():
         before, now = yaml.safe_load(noted.read_text()), asdict(config)
-        changed = sorted(key for key in now if key not in ("out", "device") and before.get(key) != now[key])
+        changed = [key for key in now if key not in ("out", "device") and before.get(key) != now[key]]
         if changed:
             raise UserError(
                 f"{config.out} was begun with other settings ({changed[0]}: {before.get(changed[0])!r}, now "
@@ -282,13 +296,22 @@ def _done(path: Path, batch_size: int, examples: Sequence["Example"], given: boo
     raw = path.read_bytes()
     lines = raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True)
     for line, example in zip(map(json.loads, lines), [*examples, *[None] * len(lines)], strict=False):
-        other = given and example is not None and line.get("candidates", example.responses) != example.responses
-        if example is None or line["id"] != example.id or other:
+        if example is None or not _is_of(line, example, given):
             raise UserError(f"{path} holds other prompts or candidates than the data; give another out=, or remove it")
     whole = len(lines) if len(lines) == len(examples) else len(lines) // batch_size * batch_size
     with open(path, "r+b") as file:
         file.truncate(sum(len(line) for line in lines[:whole]))
     return whole
+
+
+def _is_of(line: dict[str, Any], example: "Example", given: bool) -> bool:
+    """Whether a line of bon.jsonl is about this prompt, its image files and, where these are given, its candidates."""
+    paths = [None if ref.path is None else os.path.abspath(ref.path) for ref in example.images]
+    same = len(paths) == len(line["images"]) and all(
+        path in (None, name) for path, name in zip(paths, line["images"], strict=True)
+    )
+    answers = line.get("candidates", example.responses) if given else example.responses
+    return same and (line["id"], line["prompt"], answers) == (example.id, example.prompt, example.responses)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,7 +36,8 @@ def summarise(config: BonConfig, examples: list[Example], rows: list[dict[str, A
         )
     examples = [example for example, row in zip(examples, rows, strict=True) if "error" not in row]
     rows = [row for row in rows if "error" not in row]
-    summary: dict[str, Any] = {"n": max(len(row["candidates"]) for row in rows), "prompts": len(rows)}
+    counts = [len(row["candidates"]) for row in rows]
+    summary: dict[str, Any] = {"n": max(counts), "n_min": min(counts), "prompts": len(rows)}
     summary |= {"failed": len(failed), "reward": _rewards_by_choice(rows, config.seed), "flagged": _flagged(rows)}
     if any("names" in row for row in rows):
         summary["names"] = _by_name(rows)
@@ -58,9 +59,11 @@ def summarise(config: BonConfig, examples: list[Example], rows: list[dict[str, A
         plot_curve(out / "curve.svg", summary["curve"])
     _print_rewards(summary, failed)
     print_curve(summary["curve"])
+    if summary["n_min"] < summary["n"]:
+        print(f"(of the {summary['n_min']} to {summary['n']} candidates the table takes the first {summary['n_min']})")
     write_json(out / "summary.json", summary)
     print(f"\ncandidates and scores: {out / 'bon.jsonl'}")
-    if not config.policy and not config.candidates:
+    if not config.policy and summary.get("choices"):
         print(NEXT)
 
 
@@ -127,9 +130,11 @@ def _print_rewards(summary: dict[str, Any], failed: list[dict[str, Any]]) -> Non
         f"{name} {found['value']:.3f} ({found['ci95'][0]:.3f} to {found['ci95'][1]:.3f})"
         for name, found in summary["reward"].items()
     )
-    print(f"\nreward of {summary['prompts']} prompts, n = {summary['n']}: {told}")
+    n = f"{summary['n_min']} to {summary['n']}" if summary["n_min"] < summary["n"] else summary["n"]
+    print(f"\nreward of {summary['prompts']} prompts, n = {n}: {told}")
     for name, found in summary.get("names", {}).items():
-        print(f"  {name}: best in {found['best']} of {found['candidates']}, mean reward {found['mean_reward']:.3f}")
+        told = f"best of {found['best']} prompts, mean reward {found['mean_reward']:.3f}"
+        print(f"  {name}: {found['candidates']} candidates, {told}")
     flagged = summary["flagged"]
     if any(flagged.values()):
         print(

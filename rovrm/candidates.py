@@ -10,12 +10,13 @@ Rows of a JSON or JSONL file, told apart by their columns:
 | `prompt`, `responses`, `image` or `images` | the same, by the name that rovrm.score takes |
 | `doc_id`, `input`, `resps` or `filtered_resps` | `lmms_eval --log_samples` |
 
-Rows of several files with the same id (lmms-eval: `doc_id`) are one prompt with the candidates of all. lmms-eval does
-not log images: `data` names the task's data set, and `doc_id` is a row of it.
+Rows of several files with the same `id` (else `doc_id`) are one prompt with the candidates of all. lmms-eval does not
+log images: `data` names the task's data set, and `doc_id` is a row of it.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from rovrm.images import find_image
 from rovrm.messages import IMAGE_COLUMNS
 from rovrm.scorer import as_example
 from rovrm.sources import JSON_SUFFIXES, Row, Rows, load_rows, parse_sources, read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -42,26 +45,42 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
     left out. Raises UserError, with file and row, for the first row that cannot be used."""
     task = _task(data)
     pools: dict[str, Pool] = {}
-    for file in map(Path, files):
-        if file.suffix not in JSON_SUFFIXES or not file.is_file():
-            raise UserError(f"candidates={str(file)!r} is no .json or .jsonl file; give a file of prompts and answers")
+    for file, label in zip(map(Path, files), _labels(list(map(Path, files))), strict=True):
+        if not file.is_file() or file.suffix not in JSON_SUFFIXES:
+            what = "is no .json or .jsonl file" if file.exists() else "is not there"
+            raise UserError(f"candidates={str(file)!r} {what}; give a file of prompts and answers")
         seen: set[str] = set()
         for row in read_json(file):
             if row.values and "error" in row.values and "candidates" not in row.values:
                 continue
             try:
-                pool = _pool(row, file.stem if len(files) > 1 else "", task, image_root)
-                _add(pools, pool, seen)
+                _add(pools, _pool(row, label, task, image_root), seen)
             except UserError as error:
                 raise UserError(f"{row.location}: {error}") from error
+    if not pools:
+        raise UserError(f"candidates: {', '.join(files)} hold no prompt with answers; give rows with candidates")
+    if len(files) > 1:
+        joined = sum(len(set(pool.names)) > 1 for pool in pools.values())
+        logger.info("%d of %d prompts have candidates of several files", joined, len(pools))
     for pool in pools.values():
-        if n > len(pool.names):
+        if n > len(pool.names) > 0:
             count = len(pool.names)
             raise UserError(f"n={n}: prompt {pool.example.id!r} has only {count} candidates; give n={count} or less")
         if n:
             pool.example.responses, pool.names = pool.example.responses[:n], pool.names[:n]
             pool.example.ranks = [0] * n
     return list(pools.values())
+
+
+def _labels(files: list[Path]) -> list[str]:
+    """A name for each of several files: its own, its folder's, or both, whichever tells them apart. lmms-eval calls its
+    files by time and task, and their folder by the model."""
+    if len(files) == 1:
+        return [""]
+    stems, folders = [file.stem for file in files], [file.absolute().parent.name for file in files]
+    both = [f"{folder}/{stem}" for folder, stem in zip(folders, stems, strict=True)]
+    choices = [folders, both] if any("_samples_" in stem for stem in stems) else [stems, folders, both]
+    return next((names for names in choices if len(set(names)) == len(files)), [str(file) for file in files])
 
 
 def _add(pools: dict[str, Pool], pool: Pool, seen: set[str]) -> None:
@@ -90,14 +109,16 @@ def _pool(row: Row, file: str, task: Callable[[Any], dict[str, Any]], image_root
         given, values = _logged(values), _logged_prompt(values, task)
     names = list(given) if isinstance(given, Mapping) else [file] * len(given or ())
     texts = list(given.values()) if isinstance(given, Mapping) else given
-    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError("needs candidates or responses, a list of answers (or resps, as lmms-eval logs them)")
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise UserError(f"a candidate is a text, got {type(wrong).__name__} {str(wrong)[:60]!r}")
-    values = {"id": f"{row.stem}-{row.number}"} | {key: v for key, v in values.items() if v is not None}
-    find = partial(find_image, image_root=image_root or None, data_file=row.data_file)
-    return Pool(as_example(values | {"responses": list(texts)}, row.number, find), names)
+    values = {key: value for key, value in values.items() if value is not None}
+    values = {"id": values.get("doc_id", f"{file or row.stem}-{row.number}")} | values
+    find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)
+    example = as_example(values | {"responses": list(texts) or [""]}, row.number, find)
+    return Pool(replace(example, responses=list(texts), ranks=[0] * len(texts)), names)
 
 
 # ---- lmms-eval -------------------------------------------------------------------------------------------------------

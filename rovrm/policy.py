@@ -18,6 +18,8 @@ from rovrm.checkpoints import load_config, load_processor, numeric_type
 from rovrm.errors import UserError
 from rovrm.examples import Example
 
+AT_ONCE = 131_072  # padded tokens of prompts and answers in one call of generate
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -72,22 +74,34 @@ class Policy:
         examples give the same candidates. Examples with and without images cannot be mixed in one call."""
         if temperature == 0 and n > 1:
             raise UserError(f"n={n} greedy answers would be the same one; set a temperature above 0, or n=1")
-        inputs = self._inputs(examples)
         torch.manual_seed(seed)
         options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature > 0:
             options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        options |= {"max_new_tokens": max_new_tokens, "pad_token_id": self.tokenizer.pad_token_id}
+        return self._sample(list(examples), n, options)
+
+    def _sample(self, examples: list[Example], n: int, options: dict[str, Any]) -> list[list[Candidate]]:
+        """As `sample`. Where padded prompts and answers hold more than AT_ONCE tokens, the longer half of the prompts
+        goes by itself, and of a single prompt half the candidates: one long prompt must not widen all the others."""
+        inputs = self._inputs(examples)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        if n * len(examples) * (max(lengths) + options["max_new_tokens"]) > AT_ONCE and n * len(examples) > 1:
+            if len(examples) == 1:
+                return [self._sample(examples, n - n // 2, options)[0] + self._sample(examples, n // 2, options)[0]]
+            order = sorted(range(len(examples)), key=lambda i: lengths[i])
+            halves = [order[: len(order) // 2], order[len(order) // 2 :]]
+            parts = [answer for half in halves for answer in self._sample([examples[i] for i in half], n, options)]
+            return [parts[order.index(i)] for i in range(len(examples))]
         log_probs = _LogProbs()
         hook = self.model.register_forward_hook(log_probs.keep)
         try:
-            sequences = self.model.generate(
-                **inputs,
-                **options,
-                num_return_sequences=n,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                stopping_criteria=[log_probs],
-            )
+            sequences = self.model.generate(**inputs, **options, num_return_sequences=n, stopping_criteria=[log_probs])
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{n} answers to each of {len(examples)} prompts do not fit into memory; lower batch_size or "
+                f"max_new_tokens ({str(error).splitlines()[0]})"
+            ) from error
         finally:
             hook.remove()
         found = self._candidates(sequences[:, inputs["input_ids"].shape[1] :], torch.stack(log_probs.steps, dim=1))

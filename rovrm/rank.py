@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rovrm.sources import Row
 
 SUFFIXES = (".jsonl", ".parquet")
-COUNTED = ("prompts", "errors", "without", "empty", "not_finite", "duplicates", "noise", "over_max_pairs")
+COUNTED = ("prompts", "errors", "images", "without", "empty", "not_finite", "duplicates", "noise", "over_max_pairs")
 EMBEDDED = 100  # rows whose images are in memory at once
 Counts = dict[str, int]
 
@@ -65,6 +65,7 @@ def rank(argv: list[str]) -> None:
         f"{counts['over_max_pairs']} above max_pairs"
     )
     of = f"of {counts['prompts']} prompts ({counts['without']} gave none); {counts['errors']} more rows had an error"
+    of += f", {counts['images']} an image that cannot be decoded" if counts["images"] else ""
     if not rows:
         remedy = "lower margin=, or sample more candidates or at a higher temperature"
         raise UserError(f"in={str(source)!r} gives not one preference {of}; {left}; {remedy}")
@@ -100,6 +101,9 @@ def _rank_row(row: "Row", config: RankConfig, counts: Counts) -> list[dict[str, 
         return []
     found = _candidates(row, counts)
     example = _prompt(row, config)
+    if config.output.endswith(".parquet") and not _readable(example):
+        counts["images"] += 1
+        return []
     kept = distinct(found, config.margin, config.similarity)
     made = (_list if config.strategy == "ranked" else _pairs)(kept, config, counts)
     counts["prompts"] += 1
@@ -111,14 +115,15 @@ def _rank_row(row: "Row", config: RankConfig, counts: Counts) -> list[dict[str, 
 
 def _candidates(row: "Row", counts: Counts) -> list[Candidate]:
     """Those that can be compared, best first (equal scores in their order)."""
-    texts, scores = _listed(row, "candidates", str), _listed(row, "scores", (int, float))
+    name = "responses" if "responses" in (row.values or {}) else "candidates"
+    texts, scores = _listed(row, name, str), _listed(row, "scores", (int, float, type(None)))
     if len(texts) != len(scores):
         raise UserError(f"{row.location}: {len(texts)} candidates and {len(scores)} scores; give one score for each")
     found = []
     for place, (text, score) in enumerate(zip(texts, scores, strict=True)):
         if not text.strip():
             counts["empty"] += 1
-        elif not abs(score) <= sys.float_info.max:
+        elif score is None or not abs(score) <= sys.float_info.max:  # NaN written as null
             counts["not_finite"] += 1
         else:
             found.append(Candidate(place, text, float(score)))
@@ -147,6 +152,13 @@ def _prompt(row: "Row", config: RankConfig) -> "Example":
         return read_row("ranked", values, find, fallback_id=f"{row.stem}-{row.number}")
     except BadRow as error:
         raise UserError(f"{row.location}: {error}") from error
+
+
+def _readable(example: "Example") -> bool:
+    try:
+        return all(ref.open() for ref in example.images)
+    except UserError:
+        return False
 
 
 def distinct(found: Sequence[Candidate], margin: float, similarity: float) -> list[Candidate]:

@@ -78,15 +78,23 @@ def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
     before.pop("plan", None)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
-        key = changed[0]
+        key, was, is_now = _difference(changed[0], before.get(changed[0]), now.get(changed[0]))
         raise UserError(
-            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {before.get(key)!r}, now "
-            f"{now.get(key)!r}); give another out=, or remove that folder to train the phase anew"
+            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {was!r}, now "
+            f"{is_now!r}); give another out=, or remove that folder to train the phase anew"
         )
     done = (folder / "phase.json").is_file()
     if done and say:
         print(f"phase {phase} ({PHASES[phase - 1]}) is finished in {folder} and is not run again, nor its data read")
     return done
+
+
+def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first place where two values differ: its key, and both values there."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return key, before, now
+    inner = next(name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
+    return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

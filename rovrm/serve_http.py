@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 RESPONSES = 64  # of one prompt, and images of one prompt
 QUERIES = 1024  # of one OpenRLHF request
+DRAINED = 4  # times the longest body: what is read of a longer one before it is refused
 BODY_SECONDS = 60  # in which a body must have arrived, since it holds a place in the line
 SCORING = ("/score", "/rank", "/get_reward")
 OPEN = ("/health", "/docs", "/openapi.json")  # need no token: they tell the model's name and nothing else
@@ -168,7 +169,7 @@ class Door:
                 _check_token(request, self.config.token)
             if request.method != "POST" or path not in SCORING:
                 return await self.app(scope, receive, send)
-            _check_head(request, self.config.max_body)
+            _check_head(request)
             if self.inside >= self.config.queue:
                 raise Refusal(429, f"{self.inside} requests are in work, queue={self.config.queue}; try again later")
         except Refusal as refusal:
@@ -182,7 +183,7 @@ class Door:
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await _read(receive, self.config.max_body)
+                body = await _read(receive, self.config.max_body, Request(scope).headers.get("content-length", ""))
         except Refusal as refusal:
             return await _refused(refusal)(scope, receive, send)
         except TimeoutError:
@@ -198,18 +199,26 @@ class Door:
         await self.app(scope, again, send)
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The body, None where the client has gone. Raises Refusal as soon as it is too long, with a length ahead of it or
-    without."""
+async def _read(receive: Receive, limit: int, length: str = "") -> bytes | None:
+    """The body, None where the client has gone. Raises Refusal where it is longer than the limit. length: as announced,
+    or empty. A body up to DRAINED times too long is read to its end and thrown away: many clients send all of it before
+    they look at the reply, and would see nothing but a connection cut off."""
+    if length.isdigit() and int(length) > DRAINED * limit:
+        raise _too_long(int(length), limit)
     parts, size, more = [], 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        parts.append(message.get("body", b""))
-        size, more = size + len(parts[-1]), message.get("more_body", False)
-        if size > limit:
+        part = message.get("body", b"")
+        size, more = size + len(part), message.get("more_body", False)
+        if size > DRAINED * limit:
             raise _too_long(size, limit)
+        parts.append(part)
+        if size > limit:
+            parts.clear()
+    if size > limit:
+        raise _too_long(size, limit)
     return b"".join(parts)
 
 
@@ -225,13 +234,10 @@ def _check_token(request: Request, token: str) -> None:
         raise Refusal(401, f"Authorization: {what}; send the server's token as Authorization: Bearer TOKEN")
 
 
-def _check_head(request: Request, max_body: int) -> None:
+def _check_head(request: Request) -> None:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, f"Content-Type: got {kind[:80]!r}, takes application/json")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_body:
-        raise _too_long(int(length), max_body)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -83,6 +83,24 @@ def test_greedy_answers_do_not_depend_on_the_batch_and_samples_on_the_seed_alone
     assert first == policy.sample(examples, 4, seed=1) != policy.sample(examples, 4, seed=2)
 
 
+def test_long_prompts_are_sampled_apart(policy, monkeypatch):
+    """Where a batch would hold too many tokens it is halved by length; answers stay with their prompts."""
+    examples = pictures(3)
+    examples[0] = picture_example(examples[0].images[0].drawing, "What do you see? " * 30)
+    whole = policy.sample(examples, temperature=0, max_new_tokens=32)
+    sizes: list[int] = []
+    inner = policy.model.generate
+    monkeypatch.setattr(policy.model, "generate", lambda **kw: sizes.append(len(kw["input_ids"])) or inner(**kw))
+    monkeypatch.setattr("rovrm.policy.AT_ONCE", 400)
+    assert [found[0].text for found in policy.sample(examples, temperature=0, max_new_tokens=32)] == [
+        found[0].text for found in whole
+    ]
+    assert sizes == [1, 1, 1] or sizes == [1, 2] or sizes == [2, 1]
+    sizes.clear()
+    sampled = policy.sample(examples[1:2], 8, max_new_tokens=32)
+    assert len(sampled[0]) == 8 and len(sizes) > 1  # of one prompt the candidates are shared out
+
+
 def test_a_reward_model_is_no_policy(reward):
     with pytest.raises(UserError, match="is a reward model"):
         Policy.from_pretrained(reward)
@@ -185,14 +203,22 @@ def test_prompts_of_a_file_and_rows_that_cannot_be_used(reward, tmp_path, capsys
     found = [json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").read_text().splitlines()]
     assert [row["id"] for row in found] == ["prompts-1", "prompts-2"]
     assert "choices" not in json.loads((tmp_path / "out" / "summary.json").read_text())
-    file.write_text(json.dumps({"prompt": "What?", "image": "none.png"}) + "\n")
+    file.write_text(file.read_text().replace("see?", "see now?"))
+    assert bon.main(command) == 2
+    assert "holds other prompts or candidates than the data" in capsys.readouterr().err
+    missing = json.dumps({"prompt": "What?", "image": "none.png"}) + "\n"
+    file.write_text(missing)
     assert bon.main([*command[:-2], f"out={tmp_path / 'other'}"]) == 2
-    assert "none.png" in capsys.readouterr().err
+    assert "none.png: no such file, and so with all of them" in capsys.readouterr().err
+    file.write_text(missing + json.dumps(rows[0]) + "\n")
+    assert bon.main([*command[:-2], "max_new_tokens=16", f"out={tmp_path / 'some'}"]) == 0
+    found = [json.loads(line) for line in (tmp_path / "some" / "bon.jsonl").read_text().splitlines()]
+    assert "none.png: no such file" in found[0]["error"] and len(found[1]["candidates"]) == 2
 
 
 @pytest.fixture
 def pools(tmp_path):
-    """A file of four prompts: one with a picture that is no picture, one with empty and repeated candidates."""
+    """Five prompts: one with a picture that is no picture, one with empty and repeated candidates, one without any."""
     Drawing(draw_scene(random.Random(0), "picture"), 0)().save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     many = {"x": "A red ball.", "y": "A blue ball.", "z": "A ball."}
@@ -201,6 +227,7 @@ def pools(tmp_path):
         {"id": "two", "prompt": "What do you see?", "image": "bad.png", "candidates": many},
         {"id": "three", "prompt": "What do you see?", "image": "a.png", "candidates": ["A ball.", " ", "A  ball.", ""]},
         {"id": "four", "prompt": "Say something.", "candidates": ["Yes.", "No.", "No, no."]},
+        {"id": "five", "prompt": "Say nothing.", "candidates": []},
     ]
     (tmp_path / "pools.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "pools.jsonl"
@@ -208,7 +235,7 @@ def pools(tmp_path):
 
 def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, capsys):
     assert bon.main(f"model={reward} candidates={pools} out={tmp_path / 'out'} batch_size=2".split()) == 0
-    one, two, three, four = (json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").open())
+    one, two, three, four, five = (json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").open())
     scorer = RewardScorer.from_pretrained(reward)
     for row, image in ((one, tmp_path / "a.png"), (three, tmp_path / "a.png"), (four, None)):
         prompt = "Say something." if image is None else "What do you see?"
@@ -216,15 +243,16 @@ def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, ca
         assert row["best"] == row["scores"].index(max(row["scores"]))
     assert one["names"] == ["x", "y", "z"] and one["images"] == [str(tmp_path / "a.png")]
     assert two["id"] == "two" and "bad.png" in two["error"] and "scores" not in two
+    assert five["error"] == "the prompt has no candidates"
     assert three["empty"] == [1, 3] and three["repeated"] == [2, 3]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["prompts"], summary["failed"]) == (3, 1)
+    assert (summary["prompts"], summary["failed"]) == (3, 2)
     assert summary["flagged"]["empty"] == summary["flagged"]["repeated"] == 2
     assert sum(found["candidates"] for found in summary["names"].values()) == 10
     assert sum(found["best"] for found in summary["names"].values()) == 3
     assert [record["n"] for record in summary["curve"]] == [1, 2, 3]  # as many as every prompt has
     assert "kl_bound" not in summary["curve"][0]  # of three models, not of one policy
-    assert "1 prompts could not be used, the first: " in capsys.readouterr().out
+    assert "2 prompts could not be used, the first: " in capsys.readouterr().out
 
 
 def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_path, capsys):

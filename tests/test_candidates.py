@@ -70,10 +70,9 @@ def test_logs_of_two_models_are_joined_with_the_images_of_the_task(tmp_path, pho
     [
         ([{"prompt": "What?"}], "row 1: needs candidates or responses"),
         ([{"prompt": "What?", "candidates": "A."}], "row 1: needs candidates or responses"),
-        ([{"prompt": "What?", "candidates": []}], "row 1: needs candidates or responses"),
         ([{"prompt": "What?", "candidates": ["A.", 3]}], "row 1: a candidate is a text, got int '3'"),
         ([{"candidates": ["A."]}], "row 1: example pools-1: "),
-        ([{"prompt": "What?", "candidates": ["A."], "image": "no.png"}], "row 1: .*no.png: not found"),
+        ([{"prompt": "What?", "candidates": ["A."], "image": "http://a/b.png"}], "row 1: .*URLs are not fetched"),
         ([{"id": 1, "prompt": "W", "candidates": ["A."]}] * 2, "row 2: the id '1' stands in two rows"),
         ([logged(0, "Yes.")], "row 1: lmms-eval logs no images; give data=SOURCE"),
         (["A."], "row 1: a row is a JSON object, got str"),
@@ -95,9 +94,32 @@ def test_logs_and_files_that_do_not_fit_are_refused(tmp_path, photo):
             load_candidates([write(tmp_path / "log.jsonl", row)], [data])
     with pytest.raises(UserError, match="2 sources beside candidates"):
         load_candidates([write(tmp_path / "log.jsonl", logged(0, "Yes."))], [data, str(tmp_path / "log.jsonl")])
-    with pytest.raises(UserError, match=r"is no .json or .jsonl file"):
+    with pytest.raises(UserError, match="none.jsonl' is not there"):
         load_candidates([str(tmp_path / "none.jsonl")])
     one = write(tmp_path / "one.jsonl", {"id": "x", "prompt": "What?", "candidates": ["A."]})
     other = write(tmp_path / "other.jsonl", {"id": "x", "prompt": "Who?", "candidates": ["B."]})
     with pytest.raises(UserError, match="other.jsonl, row 1: id 'x' has another prompt in another file"):
         load_candidates([one, other])
+
+
+def test_names_tell_files_apart_and_rows_are_joined_by_their_ids(tmp_path, caplog):
+    row = {"prompt": "What?", "candidates": ["A."]}
+    for folder in ("red", "blue"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "answers.jsonl", row | {"doc_id": 4}, row)
+    files = [str(tmp_path / folder / "answers.jsonl") for folder in ("red", "blue")]
+    with caplog.at_level("INFO"):
+        pools = load_candidates(files)
+    assert [pool.names for pool in pools] == [["red", "blue"], ["red"], ["blue"]]
+    assert [pool.example.id for pool in pools] == ["4", "red-2", "blue-2"]  # rows without an id are never joined
+    assert "1 of 3 prompts have candidates of several files" in caplog.text
+    logs = [tmp_path / folder / "20260101_samples_pope.jsonl" for folder in ("red", "blue")]
+    for i, log in enumerate(logs):
+        write(log.with_name(f"{i}{log.name}"), row | {"id": "x"})
+    pools = load_candidates([str(log.with_name(f"{i}{log.name}")) for i, log in enumerate(logs)])
+    assert pools[0].names == ["red", "blue"]  # lmms-eval's folders are called by the model
+
+
+def test_a_prompt_without_candidates_is_kept(tmp_path):
+    file = write(tmp_path / "pools.jsonl", {"prompt": "W", "candidates": []}, {"prompt": "W", "candidates": ["A."]})
+    assert [pool.example.responses for pool in load_candidates([file], n=1)] == [[], ["A."]]

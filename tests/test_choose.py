@@ -123,7 +123,7 @@ def spoiled(value: float) -> torch.Tensor:
     ("pool", "target", "k", "options", "told"),
     [
         (rows(30), rows(9), 31, {}, "k=31 of a pool of 30 rows; .*method=all"),
-        (rows(30), rows(9), 0, {}, "k=0 of a pool"),
+        (rows(30), rows(9), 0, {}, "k=0; give the number of rows"),
         (rows(30), rows(7), 5, {}, "the target has 7 rows; give at least 8"),
         (rows(30), rows(9, 5), 5, {}, "width 4, the target's 5"),
         (spoiled(float("nan")), rows(9), 5, {}, "pool row 17 is not finite"),

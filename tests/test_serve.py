@@ -356,21 +356,26 @@ def test_body_too_large(client):
     refused(client.post("/score", content=iter([big]), headers=head), 413, "max_body=300000")  # sent in chunks
 
 
-def test_an_endless_body_is_read_no_further_than_its_limit(client):
-    """Chunks without a length ahead of them: as ASGI servers hand them over."""
+@pytest.mark.parametrize(
+    ("length", "chunks", "read_chunks"),
+    [(None, None, 13), ("1300000", None, 0), ("500000", 5, 5)],
+    ids=["endless", "announced as far too long", "too long, read to its end before the reply"],
+)
+def test_how_far_a_body_that_is_too_long_is_read(client, length, chunks, read_chunks):
+    """Of max_body=300000 up to four times as much; chunks as ASGI servers hand them over."""
     read, sent = [], []
 
     async def receive():
         read.append(1)
-        return {"type": "http.request", "body": b"a" * 100_000, "more_body": True}
+        return {"type": "http.request", "body": b"a" * 100_000, "more_body": len(read) != chunks}
 
     async def send(message):
         sent.append(message)
 
-    head = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+    head = [(b"content-type", b"application/json")] + ([(b"content-length", length.encode())] if length else [])
     scope = {"type": "http", "method": "POST", "path": "/score", "headers": head, "query_string": b""}
     asyncio.run(client.app(scope, receive, send))
-    assert sent[0]["status"] == 413 and len(read) == 4
+    assert sent[0]["status"] == 413 and len(read) == read_chunks
 
 
 def test_a_body_that_does_not_arrive(client, monkeypatch):
