@@ -6,7 +6,6 @@ their size alone, so the random draw beside the chosen rows is as large.
 """
 
 import html
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,12 +184,13 @@ def _write_page(path: Path, report: dict[str, Any], picture: str) -> None:
     ]
     norms = [[name, *(f"{v:.3g}" for v in q.values())] for name, q in report["gradient_norms"].items()]
     distances = [[name, f"{value:.4f}"] for name, value in report["wasserstein"].items()]
-    facts = {key: report[key] for key in ("method", "preprocess", "pool", "chosen", "targets", "near_duplicates")}
+    told = f"{report['method']} chose {report['chosen']} of {report['pool']} rows against {report['targets']} targets"
+    told += f" (preprocess: {', '.join(report['preprocess']) or 'none'}; {report['near_duplicates']} near-duplicates"
     page = f"""<!doctype html><meta charset="utf-8"><title>Selection: {report["phase"]}</title>
 <style>body{{font:15px sans-serif;max-width:820px;margin:2em auto}}td,th{{padding:.2em .8em;text-align:right}}
 td:first-child,th:first-child{{text-align:left}}</style>
 <h1>What was chosen for the {report["phase"]} phase</h1>
-<p>{html.escape(json.dumps(facts))}</p>
+<p>{html.escape(told)} passed over)</p>
 <h2>By source</h2>{table(["source", "pool", "chosen", "share kept", "mean score"], sources)}
 <h2>Wasserstein distance to target rows that took no part</h2>{table(["rows", "distance"], distances)}
 <h2>Gradient norms of the loss</h2>{table(["rows", *(f"{100 * q:g} %" for q in QUANTILES)], norms)}
