@@ -156,7 +156,7 @@ def best_of_n(
         [([], [], example.responses) for example in good] if policy is None else _sample(policy, good, config, seed)
     )
     asked = [replace(e, responses=texts, ranks=[0] * len(texts)) for e, (*_, texts) in zip(good, answers, strict=True)]
-    found = iter(zip(answers, _rewards(scorer, asked, config), strict=True))
+    found = iter(zip(answers, scorer.score_or_error(asked, config.batch_tokens), strict=True))
     return [
         _record(example, config, seed, *(next(found) if isinstance(ready, Example) else (([], [], []), ready)))
         for example, ready in zip(examples, opened, strict=True)
@@ -185,13 +185,6 @@ def _sample(policy: "Policy", examples: list["Example"], config: BonConfig, seed
     )
     greedy = policy.sample(examples, temperature=0, max_new_tokens=length)
     return [(some, first, [c.text for c in (*some, *first)]) for some, first in zip(sampled, greedy, strict=True)]
-
-
-def _rewards(scorer: "RewardScorer", asked: list["Example"], config: BonConfig) -> list[list[float] | UserError]:
-    """The rewards of each example's responses, or why it cannot be scored."""
-    measured = scorer.measure(asked)
-    rewards = iter(scorer.score_batch([e for e in measured if not isinstance(e, UserError)], config.batch_tokens))
-    return [e if isinstance(e, UserError) else next(rewards) for e in measured]
 
 
 def _record(

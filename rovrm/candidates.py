@@ -45,6 +45,7 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
     left out. Raises UserError, with file and row, for the first row that cannot be used."""
     task = _task(data)
     pools: dict[str, Pool] = {}
+    errors = logged = 0
     for file, label in zip(map(Path, files), _labels(list(map(Path, files))), strict=True):
         if not file.is_file() or file.suffix not in JSON_SUFFIXES:
             what = "is no .json or .jsonl file" if file.exists() else "is not there"
@@ -52,13 +53,19 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
         seen: set[str] = set()
         for row in read_json(file):
             if row.values and "error" in row.values and "candidates" not in row.values:
+                errors += 1
                 continue
+            logged += _is_logged(row.values)
             try:
                 _add(pools, _pool(row, label, task, image_root), seen)
             except UserError as error:
                 raise UserError(f"{row.location}: {error}") from error
     if not pools:
         raise UserError(f"candidates: {', '.join(files)} hold no prompt with answers; give rows with candidates")
+    if data and not logged:
+        raise UserError("data beside candidates is the data set of logs of lmms-eval, and these are none; leave it out")
+    if errors:
+        logger.warning("%d rows of candidates have an error instead of answers and are left out", errors)
     if len(files) > 1:
         joined = sum(len(set(pool.names)) > 1 for pool in pools.values())
         logger.info("%d of %d prompts have candidates of several files", joined, len(pools))
@@ -105,7 +112,7 @@ def _pool(row: Row, file: str, task: Callable[[Any], dict[str, Any]], image_root
     if row.values is None:
         raise UserError(row.problem)
     values, given = dict(row.values), row.values.get("candidates", row.values.get("responses"))
-    if given is None and "doc_id" in values:
+    if _is_logged(values):
         given, values = _logged(values), _logged_prompt(values, task)
     names = list(given) if isinstance(given, Mapping) else [file] * len(given or ())
     texts = list(given.values()) if isinstance(given, Mapping) else given
@@ -124,13 +131,17 @@ def _pool(row: Row, file: str, task: Callable[[Any], dict[str, Any]], image_root
 # ---- lmms-eval -------------------------------------------------------------------------------------------------------
 
 
+def _is_logged(values: Mapping[str, Any] | None) -> bool:
+    return values is not None and "doc_id" in values and not {"candidates", "responses"} & values.keys()
+
+
 def _logged(values: Mapping[str, Any]) -> list[str]:
     """The answers in a row of `--log_samples`: as generated where they are logged, else as filtered."""
     found = values.get("resps") or values.get("filtered_resps") or []
-    answers = list(_flat(found))
-    if any(_is_likelihood(part) for part in _lists(found)):
+    parts = list(_lists(found if isinstance(found, list) else [found]))
+    if any(_is_likelihood(part) for part in parts):
         raise UserError("these are log-likelihoods of given choices, no answers; log a task that generates text")
-    return answers
+    return [answer for part in parts for answer in part if not isinstance(answer, list)]
 
 
 def _logged_prompt(values: Mapping[str, Any], task: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -165,18 +176,11 @@ def _task(data: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
 
 
 def _lists(value: Any) -> Iterable[list[Any]]:
+    """A list and all lists inside it."""
     if isinstance(value, list):
         yield value
         for item in value:
             yield from _lists(item)
-
-
-def _flat(value: Any) -> Iterable[Any]:
-    if not isinstance(value, list):
-        yield value
-    else:
-        for item in value:
-            yield from _flat(item)
 
 
 def _is_likelihood(part: list[Any]) -> bool:

@@ -4,9 +4,9 @@
     mean_ci95(per_prompt)                 # {"value": ..., "ci95": [low, high]}, bootstrap over prompts
     kl_bound(n)                           # nats by which best-of-n may move away from the policy
 
-Taking all sets of n, and not the first n candidates, is the unbiased estimator with least variance (Nakano et al. 2021,
-WebGPT, appendix I). log n - (n - 1)/n is the Kullback-Leibler divergence usually quoted for best-of-n (Stiennon et al.
-2020); Beirami et al. (2024, arXiv 2401.01879) prove that it is an upper bound.
+Taking all sets of n, and not the first n candidates, is unbiased too and varies less (as in WebGPT, Nakano et al.
+2021). log n - (n - 1)/n is the Kullback-Leibler divergence usually quoted for best-of-n (Stiennon et al. 2020); Beirami
+et al. (2024, arXiv 2401.01879) prove that it is an upper bound.
 """
 
 import math

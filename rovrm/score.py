@@ -36,19 +36,9 @@ def score(argv: list[str]) -> None:
     header = _header(config, digest)
     done = _done(partial, header)
 
-    from rovrm.scorer import RewardScorer
+    from rovrm.scorer import load_scorer
 
-    scorer = RewardScorer.from_pretrained(
-        config.model,
-        device=config.device or None,
-        dtype=config.dtype,
-        rows=config.rows,
-        workers=config.workers,
-        trust_remote_code=config.trust_remote_code,
-    )
-    scorer.max_length = config.max_length or scorer.max_length
-    if config.normalize:
-        scorer.require_stats()
+    scorer = load_scorer(config, config.workers)
     if done:
         print(f"{done} of {len(lines)} lines are in {partial} already; going on behind them")
     with open(partial, "a" if done else "w", encoding="utf-8") as file:
@@ -162,14 +152,11 @@ def _score_chunk(scorer: "RewardScorer", lines: Lines, source: Path, config: Sco
     find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
     rows = [_row(line, f"{source.stem}-{number}") for number, line in lines]
     good = [row for row in rows if "error" not in row]
-    measured = iter(scorer.measure(good, find))
-    examples = [UserError(row["error"]) if "error" in row else next(measured) for row in rows]
-    scored = [example for example in examples if not isinstance(example, UserError)]
-    rewards = iter(scorer.score_batch(scored, config.batch_tokens, config.normalize))
+    scored = iter(scorer.score_or_error(good, config.batch_tokens, config.normalize, find))
+    found = [UserError(row["error"]) if "error" in row else next(scored) for row in rows]
     return [
-        {"id": row["id"]}
-        | ({"error": f"{source}, line {number}: {e}"} if isinstance(e, UserError) else {"rewards": next(rewards)})
-        for (number, _), row, e in zip(lines, rows, examples, strict=True)
+        {"id": row["id"]} | ({"error": f"{source}, line {number}: {f}"} if isinstance(f, UserError) else {"rewards": f})
+        for (number, _), row, f in zip(lines, rows, found, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -28,6 +28,9 @@ from rovrm.images import ImageRef, find_image
 from rovrm.messages import IMAGE_COLUMNS, BadRow
 from rovrm.readers import VIDEO_COLUMNS, read_row
 from rovrm.rows import RewardCollator, split_responses
+
+if TYPE_CHECKING:
+    from rovrm.config import ScoreConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +134,21 @@ class RewardScorer:
         mean, std = (self.mean, self.std) if normalize else (0.0, 1.0)
         return [[(reward - mean) / std for reward in many] for many in rewards]  # type: ignore[operator]
 
+    def score_or_error(
+        self,
+        rows: Sequence[Example | Mapping[str, Any]],
+        batch_tokens: int = 16384,
+        normalize: bool = False,
+        find: Callable[[str], str] = find_image,
+    ) -> list[list[float] | UserError]:
+        """As `score_batch`, but an example that cannot be scored gives the UserError that says why. find: as in
+        `measure`."""
+        with self._lock:
+            measured = self.measure(rows, find)
+            good = [example for example in measured if isinstance(example, Example)]
+            rewards = iter(self.score_batch(good, batch_tokens, normalize))
+        return [example if isinstance(example, UserError) else next(rewards) for example in measured]
+
     def reward(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Sequence[Any] | None = None, **columns: Any
     ) -> list[float | None]:
@@ -191,18 +209,16 @@ class RewardScorer:
 
     def _rewards_or_none(self, groups: list[Example]) -> list[float | None]:
         """Rewards of all responses, in order. A group that cannot be scored as one is tried response by response."""
-        with self._lock:
-            parts: list[Example | UserError] = []
-            for group, found in zip(groups, self.measure(groups), strict=True):
-                alone = [replace(group, responses=[text], ranks=[0]) for text in group.responses]
-                parts += [found] if isinstance(found, Example) or len(alone) == 1 else self.measure(alone)
-            errors = [part for part in parts if isinstance(part, UserError)]
-            if errors and len(errors) == len(parts):
-                raise errors[0]
-            for error in errors:
-                logger.warning("no reward for a completion: %s", error)
-            rewards = iter(self.score_batch([part for part in parts if isinstance(part, Example)]))
-        return [reward for part in parts for reward in ([None] if isinstance(part, UserError) else next(rewards))]
+        found: list[list[float] | UserError] = []
+        for group, rewards in zip(groups, self.score_or_error(groups), strict=True):
+            alone = [replace(group, responses=[text], ranks=[0]) for text in group.responses]
+            found += self.score_or_error(alone) if isinstance(rewards, UserError) and len(alone) > 1 else [rewards]
+        errors = [rewards for rewards in found if isinstance(rewards, UserError)]
+        if errors and len(errors) == len(found):
+            raise errors[0]
+        for error in errors:
+            logger.warning("no reward for a completion: %s", error)
+        return [reward for rewards in found for reward in ([None] if isinstance(rewards, UserError) else rewards)]
 
     def _short_enough(self, example: Example) -> Example | UserError:
         longest = example.lengths[0] + max(example.lengths[1])  # type: ignore[index]
@@ -269,6 +285,22 @@ class _Lengths(Dataset):
             return f"example {example.id}: {error}"
         except Exception as error:  # an image processor may refuse an odd image with any exception: the row says which
             return f"example {example.id}: {type(error).__name__}: {error}"
+
+
+def load_scorer(config: "ScoreConfig | ServeConfig", workers: int = 0) -> RewardScorer:
+    """The scorer that the settings of a command ask for."""
+    scorer = RewardScorer.from_pretrained(
+        config.model,
+        device=config.device or None,
+        dtype=config.dtype,
+        rows=config.rows,
+        workers=workers,
+        trust_remote_code=config.trust_remote_code,
+    )
+    scorer.max_length = config.max_length or scorer.max_length
+    if config.normalize:
+        scorer.require_stats()
+    return scorer
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

@@ -59,19 +59,10 @@ def serve(argv: list[str]) -> None:
             raise
         raise UserError(f"{error.name} is not installed; pip install 'rovrm[serve]'") from None
 
-    from rovrm.scorer import RewardScorer
+    from rovrm.scorer import load_scorer
 
     listening = _listen(config.host, config.port)  # before the model is loaded in vain
-    scorer = RewardScorer.from_pretrained(
-        config.model,
-        device=config.device or None,
-        dtype=config.dtype,
-        rows=config.rows,
-        trust_remote_code=config.trust_remote_code,
-    )
-    scorer.max_length = config.max_length or scorer.max_length
-    if config.normalize:
-        scorer.require_stats()
+    scorer = load_scorer(config)
     server = uvicorn.Server(uvicorn.Config(make_app(scorer, config), log_level="warning", server_header=False))
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving {config.model} on http://{host}:{listening.getsockname()[1]}, see /docs", flush=True)

@@ -28,3 +28,18 @@ def family_folder(tmp_path_factory):
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def reward(tmp_path_factory) -> str:
+    """The folder of a reward model with a random head on the shipped base. Do not write into it."""
+    import torch
+
+    from rovrm.checkpoints import load_processor, load_reward_model
+    from rovrm.world.default import BASE
+
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    load_reward_model(BASE).save_pretrained(folder)
+    load_processor(BASE).save_pretrained(folder)
+    return str(folder)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from rovrm import bon
-from rovrm.checkpoints import load_processor, load_reward_model
 from rovrm.errors import UserError
 from rovrm.policy import Policy
 from rovrm.scorer import RewardScorer
@@ -31,16 +30,6 @@ DATA = "data=world:visual?split=test&questions=describe&n=6"
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     return Policy.from_pretrained(BASE, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def reward(tmp_path_factory) -> str:
-    """A reward model with a random head on the shipped base."""
-    folder = tmp_path_factory.mktemp("reward")
-    torch.manual_seed(0)
-    load_reward_model(BASE).save_pretrained(folder)
-    load_processor(BASE).save_pretrained(folder)
-    return str(folder)
 
 
 def pictures(count: int):

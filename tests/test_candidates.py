@@ -32,7 +32,7 @@ def logged(number, *answers, **more):
     return row | {"target_hash": "3", "pope_accuracy": {"score": 1.0}, "input": f"Is there a cup {number}?"} | more
 
 
-def test_answers_by_name_in_a_list_and_as_responses(tmp_path, photo):
+def test_answers_by_name_in_a_list_and_as_responses(tmp_path, photo, caplog):
     file = write(
         tmp_path / "pools.jsonl",
         {"id": "owl_2", "image": "a.png", "prompt": "Why?", "candidates": {"llava": "A.", "blip": "B."}},
@@ -41,6 +41,7 @@ def test_answers_by_name_in_a_list_and_as_responses(tmp_path, photo):
         {"id": "broken", "prompt": [], "images": [], "error": "image b.png: no such file"},  # a line of bon.jsonl
     )
     first, second, third = load_candidates([file])
+    assert "1 rows of candidates have an error" in caplog.text
     assert (first.example.id, first.example.responses, first.names) == ("owl_2", ["A.", "B."], ["llava", "blip"])
     assert first.example.images[0].path == str(photo)
     assert (second.example.id, second.example.responses) == ("pools-2", ["C.", "", "C."])
@@ -92,6 +93,8 @@ def test_logs_and_files_that_do_not_fit_are_refused(tmp_path, photo):
     ):
         with pytest.raises(UserError, match=told):
             load_candidates([write(tmp_path / "log.jsonl", row)], [data])
+    with pytest.raises(UserError, match="and these are none; leave it out"):
+        load_candidates([write(tmp_path / "own.jsonl", {"prompt": "What?", "candidates": ["A."]})], [data])
     with pytest.raises(UserError, match="2 sources beside candidates"):
         load_candidates([write(tmp_path / "log.jsonl", logged(0, "Yes."))], [data, str(tmp_path / "log.jsonl")])
     with pytest.raises(UserError, match="none.jsonl' is not there"):

@@ -15,7 +15,6 @@ import pytest
 import torch
 from datasets import Dataset, Image
 
-from rovrm.checkpoints import load_processor, load_reward_model
 from rovrm.scorer import RewardScorer
 from rovrm.world.default import BASE
 from rovrm.world.scenes import Drawing, draw_scene
@@ -35,13 +34,8 @@ class Step(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def scorer(tmp_path_factory) -> RewardScorer:
-    """A reward model with a random head on the shipped base."""
-    folder = tmp_path_factory.mktemp("reward")
-    torch.manual_seed(0)
-    load_reward_model(BASE).save_pretrained(folder)
-    load_processor(BASE).save_pretrained(folder)
-    return RewardScorer.from_pretrained(folder, device="cpu")
+def scorer(reward) -> RewardScorer:
+    return RewardScorer.from_pretrained(reward, device="cpu")
 
 
 @functools.cache
