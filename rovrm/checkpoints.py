@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +72,28 @@ def load_reward_model(
     made: Any = reward_class(name, config)
     set_head(config)
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of keys: they are checked below, and a fresh score is no news
     try:
-        model, info = made.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-        )
+        with no_key_table():
+            model, info = made.from_pretrained(
+                name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+            )
     except OSError as error:
         raise UserError(f"cannot load model {name!r}: {_first_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     fresh = not is_reward_model(config)
     check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
     return model
+
+
+@contextmanager
+def no_key_table() -> Iterator[None]:
+    """Keeps transformers from printing its table of missing keys: `check_keys` looks, and a fresh score is no news."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def reward_class(name: str, config: Any) -> type[PreTrainedModel]:

@@ -237,9 +237,8 @@ def our_model(folder: Path, source: Source) -> Any:
     """Our model of the source's weights, in their numeric type, the head in float32. Raises UserError unless every key
     finds its place."""
     import torch
-    from transformers.utils import logging
 
-    from rovrm.checkpoints import check_keys, load_config, reward_class, set_head
+    from rovrm.checkpoints import check_keys, load_config, no_key_table, reward_class, set_head
 
     settings: Any = load_config(source.config)
     made: Any = reward_class(source.config, settings)
@@ -257,13 +256,9 @@ def our_model(folder: Path, source: Source) -> Any:
     if any(kind.itemsize < 2 for kind in kinds):
         raise UserError(f"the weights of in={str(folder)!r} are quantized ({kinds}); give the model before that")
     dtype = reduce(torch.promote_types, kinds)  # the one that rounds none of them
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of keys: they are checked below
     options = {"attn_implementation": "sdpa", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
+    with no_key_table():
         model, info = made.from_pretrained(None, config=settings, state_dict=source.weights, dtype=dtype, **options)
-    finally:
-        logging.set_verbosity(verbosity)
     check_keys(str(folder), info, set())
     source.notes.append(f"weights stay {str(dtype).removeprefix('torch.')}; the head is float32")
     return model.eval()
