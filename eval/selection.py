@@ -8,8 +8,9 @@ For each seed a pool of text pairs and a pool of caption pairs are drawn, in whi
 conflicting families are mixed (rovrm/world/pairs.py), and `visual` pairs about pictures. A method chooses `n` rows of
 each pool, backwards (rovrm/select.py); the three phases are trained on them; and the reward model's accuracy on `test`
 other visual pairs is taken after the caption phase, when it has seen no visual pair, and after the visual phase.
-Beside the methods: `random`; `oracle`, which draws among the faithful rows alone; and `all`, the whole pool. Everything
-but the choice is the same, seeds are paired, and each method's share of the gap from random to oracle is given.
+Beside the methods: `random`; `oracle`, which draws among the faithful rows alone; and `all`, the whole pool. A method
+may name its preprocessing, `knn:unit+dedup`. Everything but the choice is the same, seeds are paired, and each method's
+share of the gap from random to oracle is given.
 Results are appended to results.jsonl as they come, and what is there is not computed again.
 """
 
@@ -27,6 +28,7 @@ from rovrm.errors import UserError
 
 METHODS = ["random", "oracle", "all", "paper", "mean_l2", "max_cos", "gotd", "round_robin", "soft_nn", "knn"]
 METHODS += ["capped_ot", "capped_sinkhorn"]
+UNCENTRED = [f"{name}:unit+dedup" for name in ("mean_l2", "max_cos", "gotd", "soft_nn", "knn", "capped_ot")]
 FAMILIES = ("faithful", "complete", "neutral", "conflicting")
 MEASURES = {"after_caption": "no visual pair", "after_visual": "with the visual pairs"}
 T4 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds, 95 %
@@ -36,7 +38,7 @@ T4 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2
 class SelectionStudyConfig:
     out: str  # folder of runs and results
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # one pool, one training run of each method each
-    methods: list[str] = field(default_factory=lambda: list(METHODS))  # random, oracle, all, or a method of selection
+    methods: list[str] = field(default_factory=lambda: METHODS + UNCENTRED)  # random, oracle, all, METHOD[:STEP+STEP]
     pool: int = 4096  # rows of the text pool and of the caption pool
     n: int = 1024  # rows chosen from each
     visual: int = 128  # visual pairs: what is chosen against, and trained on in the visual phase
@@ -49,7 +51,7 @@ class SelectionStudyConfig:
 
 def study(argv: list[str]) -> None:
     config = parse(SelectionStudyConfig, argv, "python -m eval.selection")
-    unknown = [name for name in config.methods if name not in METHODS]
+    unknown = [name for name in config.methods if name.partition(":")[0] not in METHODS]
     if unknown:
         raise UserError(f"methods: got {unknown[0]!r}, takes {', '.join(METHODS)}")
     out = Path(config.out)
@@ -84,12 +86,14 @@ def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]
     from rovrm.train import main as train
 
     folder = Path(config.out) / f"seed{seed}"
-    out, features = folder / method, folder / "features"
+    out, features = folder / method.replace(":", "-"), folder / "features"
     chooses = method not in ("random", "oracle", "all")
     if chooses and features.is_dir():  # the caption phase's features are the same for every method
         shutil.copytree(features, out / "selection" / "phase2-caption", dirs_exist_ok=True)
     suffix = "-faithful" if method == "oracle" else ""
-    selecting = [f"text.select={method}", f"caption.select={method}"] if chooses else []
+    name, _, steps = method.partition(":")
+    selecting = [f"text.select={name}", f"caption.select={name}"] if chooses else []
+    selecting += [f"selection.preprocess=[{steps.replace('+', ',')}]"] if steps else []
     size = [] if method == "all" else [f"text.n={config.n}", f"caption.n={config.n}"]
     command = [
         f"out={out}",
@@ -184,19 +188,20 @@ def _results(config: SelectionStudyConfig) -> list[dict[str, Any]]:
 
 def print_tables(rows: Sequence[dict[str, Any]]) -> None:
     """Means over seeds; differences to random and shares of the gap are paired by seed."""
-    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    found = {row["method"] for row in rows}
+    methods = [method for method in METHODS if method in found] + sorted(found - set(METHODS))
     print("\nshare of each family's rows that is kept, text pool and caption pool")
-    print(f"{'':<18}" + "".join(f"{family:>18}" for family in FAMILIES))
+    print(f"{'':<22}" + "".join(f"{family:>18}" for family in FAMILIES))
     for method in methods:
         kept = [row["kept"] for row in rows if row["method"] == method and row["kept"]]
         if kept:
-            print(f"{method:<18}" + "".join(f"{_kept(kept, family):>18}" for family in FAMILIES))
+            print(f"{method:<22}" + "".join(f"{_kept(kept, family):>18}" for family in FAMILIES))
     for measure, words in MEASURES.items():
         print(f"\naccuracy on visual pairs, {words}")
-        print(f"{'':<18}{'seeds':>6}{'mean':>8}{'minus random, 95 %':>28}{'share of the gap':>18}")
+        print(f"{'':<22}{'seeds':>6}{'mean':>8}{'minus random, 95 %':>28}{'share of the gap':>18}")
         by = {method: {row["seed"]: row[measure] for row in rows if row["method"] == method} for method in methods}
         for method in methods:
-            print(f"{method:<18}{len(by[method]):>6}{_mean(list(by[method].values())):>8.3f}" + _against(by, method))
+            print(f"{method:<22}{len(by[method]):>6}{_mean(list(by[method].values())):>8.3f}" + _against(by, method))
 
 
 def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
