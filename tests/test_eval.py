@@ -1,0 +1,78 @@
+"""The measuring scripts on small sizes: that they run, check what they say they check, and count right."""
+
+import json
+
+import numpy as np
+import pytest
+
+from eval import extraction, selection, speed, transport
+
+SETTINGS = {"pool": 96, "n": 24, "visual": 48, "test": 20, "epochs": 1.0, "visual_epochs": 1.0, "warmup_pool": 32}
+
+
+def result(seed: int, method: str, value: float, kept: dict | None = None) -> dict:
+    row = {"seed": seed, "method": method, "after_caption": value, "after_visual": value, "kept": kept or {}}
+    return {**row, "distances": {}, "settings": SETTINGS}
+
+
+def line(text: str, method: str, part: int = 0) -> list[str]:
+    return [line.split() for line in text.splitlines() if line.split()[:1] == [method]][part]
+
+
+def test_tables_of_the_selection_study_are_paired_by_seed(capsys):
+    values = {
+        "random": [0.5, 0.6, 0.7],
+        "oracle": [0.9, 0.9, 0.9],  # minus random: .4 .3 .2
+        "knn": [0.6, 0.8],  # minus random on the seeds that both have: .1 .2
+        "knn:unit": [0.5, 0.6, 0.7],
+    }
+    rows = [result(seed, method, value) for method, of in values.items() for seed, value in enumerate(of)]
+    families = {"faithful": 0.5, "complete": 0.25, "neutral": 0.0, "conflicting": 0.125}
+    rows[6]["kept"] = {"phase1-text": families, "phase2-caption": {key: 2 * share for key, share in families.items()}}
+    selection.print_tables(rows)
+    text = capsys.readouterr().out
+    assert line(text, "knn") == ["knn", "0.50", "1.00", "0.25", "0.50", "0.00", "0.00", "0.12", "0.25"]
+    deviation = np.std([0.4, 0.3, 0.2], ddof=1)
+    half = 4.303 * deviation / 3**0.5  # Student's t, two degrees of freedom
+    assert line(text, "oracle") == ["oracle", "3", "0.900", "+0.300", "+-", f"{half:.3f}", "1.00"]
+    half = 12.71 * np.std([0.1, 0.2], ddof=1) / 2**0.5
+    assert line(text, "knn", 1) == ["knn", "2", "0.700", "+0.150", "+-", f"{half:.3f}", f"{0.15 / 0.35:.2f}"]
+    assert line(text, "knn:unit") == ["knn:unit", "3", "0.600", "+0.000", "+-", "0.000", "0.00"]
+
+
+def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):
+    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+    command = [f"out={tmp_path}", "seeds=0", "methods=random,knn:unit+dedup", *settings]
+    assert selection.main(command) == 0
+    first, second = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (first["method"], first["kept"]) == ("random", {})
+    assert second["method"] == "knn:unit+dedup"
+    pool = [json.loads(row)["family"] for row in (tmp_path / "seed0" / "caption.jsonl").read_text().splitlines()]
+    chosen = sum(share * pool.count(family) for family, share in second["kept"]["phase2-caption"].items())
+    assert chosen == pytest.approx(24)
+    assert all(0 <= row[key] <= 1 for row in (first, second) for key in ("after_caption", "after_visual"))
+    assert "seed 0, random" in capsys.readouterr().out
+    assert selection.main(command) == 0  # nothing is computed again
+    assert "seed 0, random" not in capsys.readouterr().out
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    assert selection.main([*command, "test=21"]) == 2
+    assert "holds results of other settings" in capsys.readouterr().err
+    assert selection.main([*command, "methods=nearest"]) == 2
+    assert "'nearest'" in capsys.readouterr().err
+
+
+def test_transport_times_the_choice_with_and_without_duplicates(capsys):
+    assert transport.main(["pool=600", "target=50", "n=100", "width=32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["capped_ot, unit, centre", "capped_ot, unit, centre, dedup"]
+
+
+def test_extraction_compares_equal_gradients(capsys):
+    assert extraction.main(["images=false", "pairs=2", "repeats=1", "width=64"]) == 0
+    text = capsys.readouterr().out
+    assert "the sides differ by" in text and "extraction / loop" in text
+
+
+def test_speed_compares_equal_rewards(capsys):
+    assert speed.main(["pairs=2", "responses=2", "repeats=1", "trl=false"]) == 0
+    assert "rewards" in capsys.readouterr().out
