@@ -5,8 +5,8 @@
 
 pool, target: `.npy` or `.safetensors` with one matrix (rows, width). method: capped_ot (default), capped_sinkhorn,
 knn, soft_nn, round_robin, gotd, max_cos, mean_l2, paper, random or all. preprocess: some of unit,centre,dedup, or none;
-all by default, none in paper. device: where distances are computed, such as cuda. Writes out/selected.json (indices
-best first, method, k, preprocess) and out/scores.npy.
+unit,dedup by default, none in paper. device: where distances are computed, such as cuda. Writes out/selected.json
+(indices best first, method, k, preprocess) and out/scores.npy.
 """
 
 import json
@@ -34,12 +34,16 @@ def run(argv: list[str]) -> None:
         numbers = {key: int(given[key] or "") for key in ("k", "seed")}
     except ValueError as error:
         raise SelectionError(f"k and seed take whole numbers ({error})") from error
+    if not 0 <= numbers["seed"] < 2**63:
+        raise SelectionError(f"seed={numbers['seed']}; give a whole number from 0 to 2**63 - 1")
     pool, target = read_features(given["pool"]), read_features(given["target"])
+    out, device = Path(given["out"]), given["device"]
+    _check_place(out, device)
     steps = [step for step in given["preprocess"].split(",") if step] if given["preprocess"] else None
     steps = [] if steps == ["none"] else steps
-    choice = choose(pool, target, numbers["k"], given["method"], steps, numbers["seed"], str(given["device"]))
-    write_choice(Path(given["out"]), choice)
-    print(f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {given['out']}/selected.json")
+    choice = choose(pool, target, numbers["k"], given["method"], steps, numbers["seed"], device)
+    write_choice(out, choice)
+    print(f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {out}/selected.json")
 
 
 def read_features(path: str) -> Any:
@@ -53,9 +57,13 @@ def read_features(path: str) -> Any:
         raise SelectionError(f"{path}: no such file; mend the path")
     if file.suffix == ".npy":
         try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise SelectionError(f"{path} is no array of numbers ({error}); write it with numpy.save") from error
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            kind = array.dtype
+        except (ValueError, EOFError, AttributeError) as error:  # AttributeError: an archive of several arrays
+            raise SelectionError(f"{path} is no array of numbers; write it with numpy.save") from error
+        if kind.kind not in "fiu" or kind.itemsize > 8 or not kind.isnative:
+            raise SelectionError(f"{path} holds {kind}; write it as float16, float32 or float64")
+        return array
     if file.suffix != ".safetensors":
         raise SelectionError(f"{path}: takes .npy or .safetensors; convert it to one of them")
     from safetensors import SafetensorError
@@ -73,12 +81,6 @@ def read_features(path: str) -> Any:
 def write_choice(out: Path, choice: Any) -> None:
     import numpy as np
 
-    from data_selection.choose import SelectionError
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SelectionError(f"out={str(out)!r} cannot be made ({error.strerror}); name another folder") from error
     np.save(out / "scores.npy", choice.scores)
     record = {
         "indices": choice.indices.tolist(),
@@ -87,6 +89,24 @@ def write_choice(out: Path, choice: Any) -> None:
         "preprocess": choice.preprocess,
     }
     (out / "selected.json").write_text(json.dumps(record) + "\n")
+
+
+def _check_place(out: Path, device: str) -> None:
+    """Raises SelectionError, before anything is computed, for a folder or a device that cannot be used."""
+    import torch
+
+    from data_selection.choose import SelectionError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.npy").open("ab").close()
+    except OSError as error:
+        raise SelectionError(f"out={str(out)!r} cannot be written ({error.strerror}); name another folder") from error
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SelectionError(f"device={device!r} is not there ({reason}); take cpu, cuda or cuda:0") from error
 
 
 def _keys(argv: list[str]) -> dict[str, str]:
@@ -116,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run(words)
-    except (ValueError, ArithmeticError, MemoryError, OSError, RuntimeError) as error:  # torch names an absent device
+    except (ValueError, ArithmeticError, MemoryError, OSError, RuntimeError) as error:
         print(f"data_selection: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,8 +4,10 @@
     choice.indices                                                  # (k,), best first
 
 Preprocessing steps: `unit` (each row to length 1: raw gradients are ranked by their norm), `centre` (minus the pool's
-mean, and unit again: the shared direction makes generic rows everybody's neighbour) and `dedup` (of near-duplicates
-only one counts). All three are on by default, and off in `paper`, which is `mean_l2` as published.
+mean, and unit again: a shared direction makes generic rows everybody's neighbour) and `dedup` (of near-duplicates only
+one counts). By default `unit` and `dedup`; none in `paper`, which is `mean_l2` as published. `centre` is not among them
+because gradients have a sign: what a pool's rows share is mostly what they teach, and without it rows that teach the
+opposite are as near to the target as those that teach the same.
 """
 
 from collections.abc import Sequence
@@ -16,11 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_selection.features import Features, prepare
+from data_selection.features import BLOCK, Features, prepare
 from data_selection.transport import METHODS, distances, nearest
 
 STEPS = ("unit", "centre", "dedup")
+DEFAULT = ("unit", "dedup")
 DUPLICATE = 0.95  # cosine of prepared rows above which two are one: a guess that separated copies on synthetic mixtures
+ONE_WAY = 0.999  # length of the mean of unit rows beyond which they are one row, but for noise
+LISTED = 65_536  # rows of the targets' lists that are looked through together
 MIN_TARGET = 8  # rows: with fewer, one odd target row decides
 
 
@@ -52,42 +57,82 @@ def choose(
 ) -> Choice:
     """pool, target: arrays or tensors (n, d) and (m, d), or Features of them; the pool may be memory-mapped. device:
     where distances are computed. Raises SelectionError."""
-    steps = list(STEPS if preprocess is None and method != "paper" else preprocess or ())
+    steps = list(DEFAULT if preprocess is None and method != "paper" else preprocess or ())
     raw, raw_target = _check("pool", pool), _check("target", target)
     _check_request(raw, raw_target, k, method, steps)
     ready, aims = prepare(raw, raw_target, "unit" in steps, "centre" in steps)
+    if ready.mean is not None and "unit" in steps and ready.mean.norm() > ONE_WAY:
+        raise SelectionError("the pool's rows all point the same way, and centre leaves nothing of them; leave it out")
     aim, n = aims.all().to(device), len(ready)
+    duplicates = np.zeros(n, dtype=bool)
     if method == "all":
-        scores, duplicates = torch.zeros(n, dtype=torch.float64), np.zeros(n, dtype=bool)
+        scores, order = torch.zeros(n, dtype=torch.float64), np.arange(n)
     else:
-        duplicates = near_duplicates(ready, aim, k) if "dedup" in steps else np.zeros(n, dtype=bool)
-        if n - duplicates.sum() < k:
-            raise SelectionError(
-                f"k={k}, but {int(duplicates.sum())} of the pool's {n} rows are near-duplicates of others; "
-                f"give k of at most {n - int(duplicates.sum())}, or leave dedup out of preprocess"
-            )
-        kept = ready.without(duplicates)
-        score = METHODS["mean_l2" if method == "paper" else method]
-        found = score(kept, aim, k, seed=seed) if method == "random" else score(kept, aim, k)
-        scores = torch.full((n,), -torch.inf, dtype=torch.float64)
-        scores[torch.from_numpy(~duplicates)] = found
-    order = torch.sort(scores, descending=True, stable=True).indices[: n if method == "all" else k].numpy()
+        if "dedup" in steps:
+            duplicates |= near_duplicates(ready, aim, k)
+        while True:
+            scores = _scores(ready, aim, k, method, seed, duplicates)
+            order = torch.sort(scores, descending=True, stable=True).indices[:k].numpy()
+            copies = _copies(ready, order) if "dedup" in steps else duplicates[:0]
+            if not copies.any():
+                break
+            duplicates |= copies
     closest = distances(ready.take(order), aim).argmin(1).numpy()
     return Choice(order, scores.numpy(), closest, duplicates, method, steps)
 
 
+def _scores(pool: Features, aim: Tensor, k: int, method: str, seed: int, duplicates: np.ndarray) -> Tensor:
+    """(n,) a method's scores, -inf for duplicates. Raises SelectionError where fewer than k other rows are left."""
+    left = len(pool) - int(duplicates.sum())
+    if left < k:
+        raise SelectionError(
+            f"k={k}, but {len(pool) - left} of the pool's {len(pool)} rows are near-duplicates of others; "
+            f"give k of at most {left}, or leave dedup out of preprocess"
+        )
+    score = METHODS["mean_l2" if method == "paper" else method]
+    options = {"seed": seed} if method == "random" else {}
+    scores = torch.full((len(pool),), -torch.inf, dtype=torch.float64)
+    scores[torch.from_numpy(~duplicates)] = score(pool.without(duplicates), aim, k, **options)
+    return scores
+
+
 def near_duplicates(pool: Features, target: Tensor, k: int) -> np.ndarray:
-    """(n,) true for rows that repeat an earlier one. Looked for among the nearest rows of each target row, where a
-    row's near-duplicates are too; elsewhere no method chooses them."""
+    """(n,) true for rows that repeat an earlier one, among the nearest rows of each target row: most of a row's
+    near-duplicates are on the same lists. `choose` looks at what it would take once more."""
     depth = min(len(pool), max(32, -(-10 * k // len(target))))
     near, _ = nearest(pool, target, depth)
     dropped = np.zeros(len(pool), dtype=bool)
-    for part in near.sort(dim=1).values.split(64):  # rows in order, so that the earlier of two stays
+    for part in near.sort(dim=1).values.split(max(1, LISTED // depth)):  # rows in order: the earlier of two stays
         rows, place = np.unique(part.numpy(), return_inverse=True)
-        values = torch.nn.functional.normalize(pool.take(rows), dim=1)[place.reshape(part.shape)]
-        same = torch.triu(values @ values.mT > DUPLICATE, diagonal=1)  # (targets, earlier, later)
-        dropped[part[same.any(dim=1)].numpy()] = True
+        units = torch.nn.functional.normalize(pool.take(rows), dim=1)
+        for listed in place.reshape(part.shape):
+            again = _repeats(units[torch.from_numpy(listed)])
+            dropped[rows[listed[again.numpy()]]] = True
     return dropped
+
+
+def _copies(pool: Features, order: np.ndarray) -> np.ndarray:
+    """(n,) true for the near-duplicates, anywhere in the pool, of chosen rows that would be taken more than once; the
+    best of them stays. order: (k,) the chosen rows, best first."""
+    units = torch.nn.functional.normalize(pool.take(order), dim=1)
+    repeats = _repeats(units)
+    dropped = np.zeros(len(pool), dtype=bool)
+    if repeats.any():
+        first = ~repeats & (units @ units[repeats].T > DUPLICATE).any(1)
+        for start, rows in pool.blocks():
+            same = torch.nn.functional.normalize(rows, dim=1) @ units[first].T > DUPLICATE
+            dropped[start : start + len(rows)] = same.any(1).numpy()
+        dropped[order] = repeats.numpy()
+    return dropped
+
+
+def _repeats(units: Tensor) -> Tensor:
+    """(n,) true for rows (n, d) that have a near-duplicate before them."""
+    parts = []
+    for start in range(0, len(units), BLOCK):
+        values = units[start : start + BLOCK] @ units[: start + BLOCK].T > DUPLICATE
+        parts.append(torch.tril(values, diagonal=start - 1).any(1))
+    return torch.cat(parts)
 
 
 def representative(rows: Any, count: int, method: str = "kmeans", seed: int = 0) -> np.ndarray:
@@ -122,7 +167,7 @@ def _check(name: str, given: Any) -> Features:
         bad = ~torch.isfinite(sizes) | (sizes == 0)
         if bad.any():
             row = int(bad.nonzero()[0])
-            what = "all zero" if sizes[row] == 0 else "not finite"
+            what = "all zero" if sizes[row] == 0 else "not finite, or too long for its numeric type"
             raise SelectionError(
                 f"{name} row {start + row} is {what}: there is no direction to compare; leave the row out"
             )

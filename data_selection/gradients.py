@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 
 def lora_layers(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Linear]:
-    """The A and B matrices of a PEFT model's LoRA adapters, by name."""
+    """The A and B matrices of a PEFT model's LoRA adapters of linear layers, by name; not those of convolutions and
+    embeddings."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -59,6 +60,7 @@ class GradientFeatures:
         self.hooks: list[Any] = []
         self.found: dict[str, Tensor] = {}
         self.owner: Tensor | None = None
+        self.rows = 0
 
     def __enter__(self) -> "GradientFeatures":
         for name, layer in self.layers.items():
@@ -71,13 +73,20 @@ class GradientFeatures:
         self.hooks.clear()
 
     def __call__(self, objective: Tensor, owner: Tensor) -> Tensor:
-        """(examples, width) features. objective: (examples,), differentiable. owner: (rows,), the example that each row
-        of the batch belongs to. Weights get no gradient."""
+        """(examples, width) features. objective: (examples,), differentiable, of ONE forward of all rows. owner:
+        (rows,), the example that each row of the batch belongs to. Weights get no gradient."""
+        if not objective.requires_grad:
+            raise ValueError("the objective has no gradient; compute it with gradients on, of an adapter that trains")
+        if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(objective):
+            raise ValueError(f"owner names examples {int(owner.min())} to {int(owner.max())} of {len(objective)}")
         self.found.clear()
-        alone = torch.equal(owner, torch.arange(len(objective), device=owner.device))
-        self.owner = None if alone else torch.nn.functional.one_hot(owner, len(objective)).T  # (examples, rows)
-        objective.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
-        self.model.zero_grad(set_to_none=True)
+        alone = torch.equal(owner.long(), torch.arange(len(objective), device=owner.device))
+        self.owner = None if alone else torch.nn.functional.one_hot(owner.long(), len(objective)).T  # (examples, rows)
+        self.rows = len(owner)
+        try:
+            objective.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
+        finally:
+            self.model.zero_grad(set_to_none=True)
         silent = [name for name in self.layers if name not in self.found]
         if silent:
             raise ValueError(f"no gradient reaches layer {silent[0]!r}; leave it out of the layers")
@@ -94,8 +103,15 @@ class GradientFeatures:
 
     def _take(self, name: str, kept: Tensor, gradient: Tensor) -> None:
         if name in self.found:
-            raise RuntimeError(f"layer {name!r} is used twice in one forward: its gradients would be mixed up")
-        rows = torch.einsum("bto,bti->boi", gradient.float(), kept.float()).flatten(1)
+            raise RuntimeError(
+                f"layer {name!r} is used twice: its gradients would be mixed up; run all rows in one forward"
+            )
+        if len(gradient) != self.rows:
+            raise ValueError(
+                f"owner has {self.rows} entries, but layer {name!r} saw {len(gradient)} rows; one for each"
+            )
+        tokens = (part.float().reshape(len(part), -1, part.shape[-1]) for part in (gradient, kept))
+        rows = torch.einsum("bto,bti->boi", *tokens).flatten(1)
         examples = rows if self.owner is None else self.owner.to(rows) @ rows
         examples = self.weigh(name, examples) if self.weigh else examples
         self.found[name] = sketch(examples, self.places[name], self.width) if self.width else examples

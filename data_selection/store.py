@@ -33,19 +33,26 @@ class Store:
     """ids: the rows' names, in order. made_from: what decides the features, as JSON values by name."""
 
     def __init__(self, folder: Path, ids: Sequence[str], made_from: dict[str, Any], shard: int = SHARD):
-        self.folder, self.ids, self.shard = folder, list(ids), shard
-        names = hashlib.sha1("\n".join(self.ids).encode()).hexdigest()
+        self.folder, self.ids, self.shard = Path(folder), list(ids), shard
+        if not self.ids or len(set(self.ids)) < len(self.ids):
+            raise StoreError(
+                f"{len(self.ids)} ids, {len(set(self.ids))} of them different; give every row a name of its own"
+            )
+        names = hashlib.sha1(json.dumps(self.ids).encode()).hexdigest()
         self.note = json.loads(json.dumps(made_from)) | {"rows": len(self.ids), "ids": names, "shard": shard}
         self.mark = hashlib.sha1(json.dumps(self.note, sort_keys=True).encode()).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._check_note(folder / "store.json")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_note(self.folder / "store.json")
 
     def _check_note(self, path: Path) -> None:
         if not path.is_file():
             _replace(self.folder / "ids.json", json.dumps(self.ids).encode())
             _replace(path, json.dumps(self.note, indent=2).encode())
             return
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise StoreError(f"{path} is broken ({error}); remove {self.folder} to extract anew") from error
         changed = sorted(key for key in before.keys() | self.note.keys() if before.get(key) != self.note.get(key))
         if changed:
             raise StoreError(
@@ -76,7 +83,7 @@ class Store:
         if bad.any():
             row = int(bad.nonzero()[0])
             what = (
-                "is all zero: LoRA's B matrices are still zero (warm the model up first), or its responses are the same"
+                "is all zero: its responses are the same, or no layer counts that they reach"
                 if norms[row] == 0
                 else "is not finite: look for broken weights, or for a row that overflows"
             )
@@ -94,6 +101,9 @@ class Store:
         if missing:
             raise StoreError(f"{self.folder}: {len(missing)} of {len(self)} shards are missing; extract them first")
         parts = [load_file(self._path(shard)) for shard in range(len(self))]
+        widths = sorted({part["features"].shape[1] for part in parts})
+        if len(widths) > 1:
+            raise StoreError(f"{self.folder} holds features of widths {widths}; remove it, and name the width of each")
         return torch.cat([part["features"] for part in parts]), torch.cat([part["norms"] for part in parts])
 
     def _path(self, shard: int) -> Path:

@@ -86,20 +86,21 @@ def round_robin(pool: Features, target: Tensor, k: int) -> Tensor:
 
 
 def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
-    """Exact partial transport. The score s_i = max_j (v_j - C_ij), with v the targets' dual prices, is by complementary
-    slackness at least 0 for every row of the plan and at most 0 for every other.
+    """Exact partial transport. Rows of the plan come first, by the share of their cap that it uses and then by the mean
+    distance that they go; the others by s_i = max_j (v_j - C_ij), with v the targets' dual prices. By complementary
+    slackness s is at least 0 for every row of the plan and at most 0 for every other.
 
     Solved by POT on each target's nearest rows; s over the *whole* pool then gives the dual bound
     mean(v) - sum_i max(0, s_i) / k. If the plan costs more than that, the lists are made longer: what is returned is
-    the optimum of the full problem. Where k is no multiple of m a plan may split rows, and the k rows with the largest
-    shares are then no longer exactly the nearest. Raises ArithmeticError where POT stops short."""
+    the optimum of the full problem. Where k is no multiple of m a plan splits some rows, and the k best are no longer
+    exactly the nearest set. Raises ArithmeticError where POT stops short."""
     depth = min(len(pool), max(16, -(-4 * k // len(target))))
     while True:
         near, distance = nearest(pool, target, depth)
         plan, prices, cost = _capped_plan(near.numpy(), distance.double().numpy(), k)
         slack = _slack(pool, target, torch.from_numpy(prices))
         bound = prices.mean() - slack.clamp_min(0).sum().item() / k
-        if cost is not None and cost - bound <= CERTAIN * max(cost, 1e-12):
+        if cost is not None and cost - bound <= CERTAIN * max(cost, 1e-3 * distance.max().item()):
             break
         if depth == len(pool):
             raise ArithmeticError(
@@ -107,9 +108,11 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
                 "optimum; take capped_sinkhorn or knn"
             )
         depth = min(len(pool), 2 * depth)
-    mass = torch.zeros(len(pool), dtype=torch.float64)
-    mass[torch.from_numpy(plan[0])] = torch.from_numpy(plan[1])
-    return mass + 1e-3 * torch.tanh(slack)  # rows of the plan first; prices order them, and those that are left
+    used, share, paid = map(torch.from_numpy, plan)
+    mass = torch.zeros(len(pool), dtype=torch.float64).index_put((used,), share)
+    rank = slack / slack.abs().max().clamp_min(1e-300)
+    rank[used] = -paid / paid.max().clamp_min(1e-300)  # prices are no order here: they may all be the same
+    return mass + rank * 0.4 / len(target)  # less than two shares differ by
 
 
 def capped_sinkhorn(pool: Features, target: Tensor, k: int) -> Tensor:
@@ -209,8 +212,10 @@ def wasserstein(rows: Tensor, target: Tensor) -> float:
 
 def distances(rows: Tensor, target: Tensor) -> Tensor:
     """(rows, m) Euclidean distances, computed where the target lies and returned on the CPU: on a GPU the products over
-    the width, nearly all of the work, take no time there, and everything behind them is the same."""
-    return torch.cdist(rows.to(target.device), target.to(rows.dtype)).cpu()
+    the width, nearly all of the work, take no time there, and everything behind them is the same. Both are moved by the
+    target's mean, or an offset that all rows share would cost the distances their digits."""
+    mean = target.mean(0)
+    return torch.cdist(rows.to(target.device) - mean.to(rows.dtype), (target - mean).to(rows.dtype)).cpu()
 
 
 def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
@@ -278,9 +283,9 @@ def _turns(near: np.ndarray, distance: np.ndarray, rows: int, k: int) -> np.ndar
 
 def _capped_plan(
     near: np.ndarray, distance: np.ndarray, k: int
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, float | None]:
-    """Partial transport on the graph of nearest rows. Returns ((rows of the plan, share of their cap), the targets'
-    prices (m,), the cost, or None where the graph holds too few rows).
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, float | None]:
+    """Partial transport on the graph of nearest rows. Returns ((rows of the plan, share of their cap, mean distance
+    paid), the targets' prices (m,), the cost, or None where the graph holds too few rows).
 
     As a balanced problem in whole numbers: every row sends m, every target takes k; what the rows keep goes to an
     absent target at no cost, and an absent row serves, at a cost no plan would pay, targets that cannot be filled."""
@@ -304,11 +309,11 @@ def _capped_plan(
     real = (plan.col < targets) & (plan.data > 0.5)
     prices = log["v"][:targets] - log["v"][targets]
     if (plan.row[real] == n).any():
-        return (rows[:0], np.zeros(0)), prices, None
-    used, share = np.unique(plan.row[real], return_inverse=True)
-    mass = np.bincount(share, weights=plan.data[real]) / targets
-    spent = (graph.tocsr()[plan.row[real], plan.col[real]].A1 * plan.data[real]).sum() / (k * targets)
-    return (rows[used], mass), prices, float(spent)
+        return (rows[:0], np.zeros(0), np.zeros(0)), prices, None
+    used, place = np.unique(plan.row[real], return_inverse=True)
+    sent = np.bincount(place, weights=plan.data[real])
+    paid = np.bincount(place, weights=graph.tocsr()[plan.row[real], plan.col[real]].A1 * plan.data[real])
+    return (rows[used], sent / targets, paid / sent), prices, float(paid.sum() / (k * targets))
 
 
 def _sinkhorn_potential(cost: Tensor, epsilon: float, limit: int = 2000) -> Tensor:

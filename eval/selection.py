@@ -2,15 +2,15 @@
 
     python -m eval.selection out=runs/selection                           # 5 seeds, every method: hours on 2 cores
     python -m eval.selection out=runs/selection seeds=0,1 methods=capped_ot,knn     # a part; parts add up in `out`
-    python -m eval.selection out=runs/selection seeds=                    # only the tables of what is there
+    python -m eval.selection out=runs/selection seeds= against=knn        # only the tables of what is there
 
 For each seed a pool of text pairs and a pool of caption pairs are drawn, in which faithful, complete, neutral and
 conflicting families are mixed (rovrm/world/pairs.py), and `visual` pairs about pictures. A method chooses `n` rows of
 each pool, backwards (rovrm/select.py); the three phases are trained on them; and the reward model's accuracy on `test`
 other visual pairs is taken after the caption phase, when it has seen no visual pair, and after the visual phase.
 Beside the methods: `random`; `oracle`, which draws among the faithful rows alone; and `all`, the whole pool. A method
-may name its preprocessing, `knn:unit+dedup`. Everything but the choice is the same, seeds are paired, and each method's
-share of the gap from random to oracle is given.
+may name its preprocessing, `knn:unit+centre+dedup`. Everything but the choice is the same, seeds are paired, and each
+method's share of the gap from random to oracle is given.
 Results are appended to results.jsonl as they come, and what is there is not computed again.
 """
 
@@ -28,7 +28,7 @@ from rovrm.errors import UserError
 
 METHODS = ["random", "oracle", "all", "paper", "mean_l2", "max_cos", "gotd", "round_robin", "soft_nn", "knn"]
 METHODS += ["capped_ot", "capped_sinkhorn"]
-UNCENTRED = [f"{name}:unit+dedup" for name in ("mean_l2", "max_cos", "gotd", "soft_nn", "knn", "capped_ot")]
+CENTRED = [f"{name}:unit+centre+dedup" for name in ("mean_l2", "max_cos", "gotd", "soft_nn", "knn", "capped_ot")]
 FAMILIES = ("faithful", "complete", "neutral", "conflicting")
 MEASURES = {"after_caption": "no visual pair", "after_visual": "with the visual pairs"}
 T4 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds, 95 %
@@ -38,7 +38,7 @@ T4 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2
 class SelectionStudyConfig:
     out: str  # folder of runs and results
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # one pool, one training run of each method each
-    methods: list[str] = field(default_factory=lambda: METHODS + UNCENTRED)  # random, oracle, all, METHOD[:STEP+STEP]
+    methods: list[str] = field(default_factory=lambda: METHODS + CENTRED)  # random, oracle, all, METHOD[:STEP+STEP]
     pool: int = 4096  # rows of the text pool and of the caption pool
     n: int = 1024  # rows chosen from each
     visual: int = 128  # visual pairs: what is chosen against, and trained on in the visual phase
@@ -46,6 +46,7 @@ class SelectionStudyConfig:
     epochs: float = 2.0  # passes of the text and caption phases
     visual_epochs: float = 4.0  # passes of the visual phase
     warmup_pool: int = 1024  # rows of the pool in the warm-up
+    against: str = "random"  # the method that the tables' differences are taken to
     keep: bool = False  # keep the runs' folders, not only results
 
 
@@ -62,7 +63,7 @@ def study(argv: list[str]) -> None:
         for method in config.methods:
             if not any(row["seed"] == seed and row["method"] == method for row in _results(config)):
                 _append(out / "results.jsonl", _one(config, seed, method))
-    print_tables(_results(config))
+    print_tables(_results(config), config.against)
 
 
 # ---- one seed and method ---------------------------------------------------------------------------------------------
@@ -186,22 +187,23 @@ def _results(config: SelectionStudyConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def print_tables(rows: Sequence[dict[str, Any]]) -> None:
-    """Means over seeds; differences to random and shares of the gap are paired by seed."""
+def print_tables(rows: Sequence[dict[str, Any]], against: str = "random") -> None:
+    """Means over seeds; differences to `against` and shares of the gap from random to oracle are paired by seed."""
     found = {row["method"] for row in rows}
     methods = [method for method in METHODS if method in found] + sorted(found - set(METHODS))
     print("\nshare of each family's rows that is kept, text pool and caption pool")
-    print(f"{'':<22}" + "".join(f"{family:>18}" for family in FAMILIES))
+    print(f"{'':<34}" + "".join(f"{family:>18}" for family in FAMILIES))
     for method in methods:
         kept = [row["kept"] for row in rows if row["method"] == method and row["kept"]]
         if kept:
-            print(f"{method:<22}" + "".join(f"{_kept(kept, family):>18}" for family in FAMILIES))
+            print(f"{method:<34}" + "".join(f"{_kept(kept, family):>18}" for family in FAMILIES))
     for measure, words in MEASURES.items():
         print(f"\naccuracy on visual pairs, {words}")
-        print(f"{'':<22}{'seeds':>6}{'mean':>8}{'minus random, 95 %':>28}{'share of the gap':>18}")
+        print(f"{'':<34}{'seeds':>6}{'mean':>8}{f'minus {against}, 95 %':>36}{'share of the gap':>18}")
         by = {method: {row["seed"]: row[measure] for row in rows if row["method"] == method} for method in methods}
         for method in methods:
-            print(f"{method:<22}{len(by[method]):>6}{_mean(list(by[method].values())):>8.3f}" + _against(by, method))
+            mean = _mean(list(by[method].values()))
+            print(f"{method:<34}{len(by[method]):>6}{mean:>8.3f}{_against(by, method, against)}")
 
 
 def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
@@ -209,17 +211,22 @@ def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
     return f"{text:.2f}  {caption:.2f}"
 
 
-def _against(by: dict[str, dict[int, float]], method: str) -> str:
-    """Mean difference to random over the seeds that both have, its t interval, and the share of the gap to oracle."""
-    seeds = sorted(set(by[method]) & set(by.get("random", {})))
-    if method == "random" or not seeds:
-        return ""
-    differences = [by[method][s] - by["random"][s] for s in seeds]
-    half = f" +- {T4[len(seeds)] * _deviation(differences) / len(seeds) ** 0.5:.3f}" if len(seeds) in T4 else ""
-    both = [s for s in seeds if s in by.get("oracle", {})]
-    gap = _mean([by["oracle"][s] - by["random"][s] for s in both]) if both else 0.0
-    share = f"{_mean([by[method][s] - by['random'][s] for s in both]) / gap:>18.2f}" if gap > 0 else ""
-    return f"{f'{_mean(differences):+.3f}{half}':>28}{share}"
+def _against(by: dict[str, dict[int, float]], method: str, against: str) -> str:
+    """Mean difference over the seeds that both have, its t interval, and the share of the gap from random to oracle."""
+
+    def differences(one: str, other: str, seeds: Sequence[int]) -> list[float]:
+        return [by[one][seed] - by[other][seed] for seed in seeds]
+
+    seeds = sorted(set(by[method]) & set(by.get(against, {})))
+    told = ""
+    if method != against and seeds:
+        found = differences(method, against, seeds)
+        half = f" +- {T4[len(seeds)] * _deviation(found) / len(seeds) ** 0.5:.3f}" if len(seeds) in T4 else ""
+        told = f"{_mean(found):+.3f}{half}"
+    ends = sorted(set(by[method]) & set(by.get("random", {})) & set(by.get("oracle", {})))
+    gap = _mean(differences("oracle", "random", ends)) if ends else 0.0
+    share = f"{_mean(differences(method, 'random', ends)) / gap:.2f}" if gap > 0 and method != "random" else ""
+    return f"{told:>36}{share:>18}".rstrip()
 
 
 def _mean(values: Sequence[float]) -> float:

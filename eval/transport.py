@@ -39,7 +39,7 @@ def transport(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pool = _features(config, Path(folder) / "pool.npy", config.pool, share=0.3)
         target = _features(config, Path(folder) / "target.npy", config.target, share=1.0)
-        for steps in [["unit", "centre"], ["unit", "centre", "dedup"]][: 1 + config.dedup]:
+        for steps in [["unit"], ["unit", "dedup"]][: 1 + config.dedup]:
             start = time.perf_counter()
             choose(pool, target, config.n, config.method, steps)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -129,7 +129,7 @@ class SelectionConfig:
     width: int = limited(4096, WIDTH)  # of a feature
     targets: int | None = limited(5000, TARGETS)  # target rows that stand for all of them; null = all
     representatives: Literal["kmeans", "random"] = "kmeans"  # which: nearest to cluster centres, or a draw
-    preprocess: list[str] | None = None  # unit, centre, dedup; null = all three, none for paper
+    preprocess: list[str] | None = None  # unit, centre, dedup, or none; null = unit,dedup, but in paper none
 
 
 @dataclass

@@ -299,8 +299,11 @@ def _read(value: Any, hint: Any) -> Any:
     """A value as OmegaConf takes it for a field of type `hint` (numbers and choices are left to OmegaConf)."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
+        kind = next(arg for arg in args if arg is not NoneType)
+        if get_origin(kind) is list and value == "none":
+            return []  # none of what the list may hold, where null stands for the default
         is_null = value is None or (isinstance(value, str) and value.lower() in NULLS)
-        return None if is_null else _read(value, next(arg for arg in args if arg is not NoneType))
+        return None if is_null else _read(value, kind)
     if origin is list:
         return [_read(item, args[0]) for item in _expect(_split(value) if isinstance(value, str) else value, list)]
     if origin is dict:

@@ -65,6 +65,7 @@ def warm_up(config: TrainConfig, folder: Path, examples: list[Example], processo
     set_seed(config.seed)
     model = add_adapter(_base(config), config.model, config.lora_r, config.lora_alpha, config.lora_dropout)
     set_trainable(model, visual=False, full=False)
+    chosen_layers(config, model)  # a pattern that fits none ends here, not after the training
     if state.is_main_process:
         write_json(folder / "settings.json", _warm_up_settings(config, examples))
     checkpoint = complete_checkpoint(folder / "checkpoints", state.is_main_process)

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 PROG = "python -m rovrm.select"
 JUDGES = 0.1  # share of the target that judges
+OF_MODEL = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha", "lora_dropout")  # what decides gradients
 
 
 def select(argv: list[str]) -> None:
     from rovrm.checkpoints import load_config, load_processor
-    from rovrm.phases import prepare_phase, section_of
+    from rovrm.phases import section_of
     from rovrm.resume import lock_folder
     from rovrm.rows import RewardCollator
     from rovrm.train import process_state, with_default
@@ -58,13 +59,13 @@ def select(argv: list[str]) -> None:
     model_config = load_config(config.model, config.trust_remote_code)
     processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
-    data = {phase: prepare_phase(config, phase, collator, main_process) for phase in phases}
-    check_pools(config, data)
+    data = read_phases(config, phases, collator, main_process)
     if config.dry_run:
         from rovrm.dry_run import print_dry_run
 
-        return print_dry_run(config, data, collator, model_config) if main_process else None
-    select_data(config, data, collator, processor)
+        asked = {phase: data[phase] for phase in phases}
+        return print_dry_run(config, asked, collator, model_config) if main_process else None
+    select_data(config, data, phases, collator, processor)
     del lock
 
 
@@ -74,6 +75,17 @@ def select(argv: list[str]) -> None:
 def target_phase(config: TrainConfig, phase: int) -> int:
     """The phase whose rows a phase's are chosen against."""
     return 2 if phase == 1 and config.caption.data else 3
+
+
+def needed_phases(config: TrainConfig, phases: list[int]) -> list[int]:
+    """These phases and those whose rows theirs are chosen against, however indirectly."""
+    from rovrm.phases import section_of
+
+    needed = set(phases)
+    for phase in (1, 2):  # a phase's rows are chosen against a later one's
+        if phase in needed and by_gradients(section_of(config, phase)):
+            needed.add(target_phase(config, phase))
+    return sorted(needed)
 
 
 def selection_folder(out: str, phase: int) -> Path:
@@ -105,7 +117,7 @@ def check_selection(config: TrainConfig, phases: list[int]) -> None:
             f"visual.select={config.visual.select}: the visual data are what others are chosen against; "
             "set visual.select=random or first"
         )
-    for phase in phases:
+    for phase in needed_phases(config, phases):
         section, name = section_of(config, phase), PHASES[phase - 1]
         if not by_gradients(section):
             continue
@@ -125,36 +137,41 @@ def check_selection(config: TrainConfig, phases: list[int]) -> None:
         raise UserError(f"selection.layers={config.selection.layers!r} is no regular expression ({error})") from error
 
 
-def check_pools(config: TrainConfig, data: "dict[int, PhaseData]") -> None:
-    """Raises UserError where more rows are to be chosen than there are."""
-    from rovrm.phases import section_of
+def read_phases(config: TrainConfig, phases: list[int], collator: Any, main_process: bool) -> "dict[int, PhaseData]":
+    """The data of phases, and of those whose rows theirs are chosen against. Raises UserError where there are too few
+    rows to choose from or against."""
+    from rovrm.phases import prepare_phase, section_of
 
+    needed = needed_phases(config, phases)
+    data = {phase: prepare_phase(config, phase, collator, main_process and phase in phases) for phase in needed}
     for phase, found in data.items():
         section, name = section_of(config, phase), PHASES[phase - 1]
-        if by_gradients(section) and (section.n or 0) > len(found.train):
+        if not by_gradients(section):
+            continue
+        if (section.n or 0) > len(found.train):
             raise UserError(
                 f"{name}.n={section.n}, but {name}.data leave {len(found.train)} rows to choose from; give a smaller "
                 f"n, more data, or {name}.select=random {name}.n=null, which takes all"
             )
+        against = target_phase(config, phase)
+        chosen = section_of(config, against).n if by_gradients(section_of(config, against)) else None
+        _check_target(config, phase, chosen or len(data[against].train))
+    return data
 
 
 def select_data(
-    config: TrainConfig, data: "dict[int, PhaseData]", collator: Any, processor: Any
+    config: TrainConfig, data: "dict[int, PhaseData]", phases: list[int], collator: Any, processor: Any
 ) -> "dict[int, PhaseData]":
-    """The data of each phase, with the chosen rows alone to train on where the phase chooses by gradients."""
-    from rovrm.phases import prepare_phase, section_of
+    """The data of each of these phases, with the chosen rows alone to train on where it chooses by gradients."""
+    from rovrm.phases import section_of
 
     rows: dict[int, list[Example]] = {}
-
-    def rows_of(phase: int) -> "list[Example]":
-        if phase not in rows:  # a phase that is not to be trained now is read for its rows alone
-            rows[phase] = (data.get(phase) or prepare_phase(config, phase, collator, write=False)).train
-            if by_gradients(section_of(config, phase)):
-                target = rows_of(target_phase(config, phase))
-                rows[phase] = _select_phase(config, phase, rows[phase], target, collator, processor)
-        return rows[phase]
-
-    return {phase: replace(data[phase], train=rows_of(phase)) for phase in sorted(data, reverse=True)}
+    for phase in sorted(data, reverse=True):  # backwards: what is chosen against is there before
+        rows[phase] = data[phase].train
+        if by_gradients(section_of(config, phase)):
+            target = rows[target_phase(config, phase)]
+            rows[phase] = _select_phase(config, phase, rows[phase], target, collator, processor)
+    return {phase: replace(data[phase], train=rows[phase]) for phase in phases}
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------
@@ -176,7 +193,7 @@ def _select_phase(
 
     state, folder = PartialState(), selection_folder(config.out, phase)
     settings = selection_settings(config, phase) | {"pool": fingerprint(pool), "rows": fingerprint(target)}
-    _check_target(config, phase, target)
+    settings |= {key: getattr(config, key) for key in OF_MODEL}
     chosen_before = _is_chosen(folder, settings)
     state.wait_for_everyone()
     if not chosen_before:
@@ -236,13 +253,17 @@ def _choose(
     layers = chosen_layers(config, model)
     if wanted.representatives == "random" and wanted.targets:
         examples["target"] = _draw(examples["target"], wanted.targets, f"{config.seed}:targets")
+    adam = {name: wanted.gradients == "adam" and name == "pool" for name in examples}
     found: dict[str, Features] = {}
     try:
-        for name, rows in examples.items():
-            adam = wanted.gradients == "adam" and name == "pool"
-            store = Store(folder / name, [e.id for e in rows], made_from(config, adapter, rows, adam))
-            features = GradientFeatures(model, layers, wanted.width, config.seed, adam_weigh(adapter) if adam else None)
-            extract(model, collator, rows, store, features, config, name)
+        stores = {  # all of them before anything is extracted: each may refuse what it holds
+            name: Store(folder / name, [e.id for e in rows], made_from(config, adapter, rows, adam[name]))
+            for name, rows in examples.items()
+        }
+        for name, store in stores.items():
+            weigh = adam_weigh(adapter) if adam[name] else None
+            features = GradientFeatures(model, layers, wanted.width, config.seed, weigh)
+            extract(model, collator, examples[name], store, features, config, name)
             units, norms = store.load()
             found[name] = Features(units, norms)
         if PartialState().is_main_process:
@@ -255,14 +276,14 @@ def _choose(
         raise UserError(f"{PHASES[phase - 1]}.select={getattr(config, PHASES[phase - 1]).select}: {error}") from error
 
 
-def _check_target(config: TrainConfig, phase: int, target: "list[Example]") -> None:
+def _check_target(config: TrainConfig, phase: int, size: int) -> None:
     from data_selection.choose import MIN_TARGET
 
-    against, judges = PHASES[target_phase(config, phase) - 1], _judges(len(target))
-    if len(target) - judges < MIN_TARGET:
+    against, judges = PHASES[target_phase(config, phase) - 1], _judges(size)
+    if size - judges < MIN_TARGET:
         raise UserError(
-            f"{against}.data leave {len(target) - judges} rows to choose {PHASES[phase - 1]} rows against, and "
-            f"{judges} to judge the choice; give at least {MIN_TARGET}"
+            f"the {against} phase has {size - judges} rows to choose {PHASES[phase - 1]} rows against, and "
+            f"{judges} to judge the choice; give at least {MIN_TARGET}, by {against}.data or {against}.n"
         )
 
 

@@ -1,6 +1,6 @@
 """The choice of a selection, and what it is like: per source, distances, norms, duplicates, and a map.
 
-Distances are of POT, between unit, centred features whatever the method's own preprocessing, so that methods compare;
+Distances are of POT, between unit features whatever the method's own preprocessing, so that methods compare;
 they are to the judges, target rows that took no part in the choice. Sets of unequal size have distances that differ by
 their size alone, so the random draw beside the chosen rows is as large.
 """
@@ -39,7 +39,7 @@ def choose_and_report(
     device = str(PartialState().device)
     choice = choose(pool, target, section.n, section.select, config.selection.preprocess, config.seed, device)
     _write_choice(folder, choice, examples["pool"], examples["target"])
-    ready, aims = prepare(pool, target, unit=True, centre=True)
+    ready, aims = prepare(pool, target, unit=True, centre=False)
     judges = replace(ready, source=found["judges"].source, rows=found["judges"].rows)
     report = {
         "phase": name,
@@ -194,7 +194,7 @@ td:first-child,th:first-child{{text-align:left}}</style>
 <h2>By source</h2>{table(["source", "pool", "chosen", "share kept", "mean score"], sources)}
 <h2>Wasserstein distance to target rows that took no part</h2>{table(["rows", "distance"], distances)}
 <h2>Gradient norms of the loss</h2>{table(["rows", *(f"{100 * q:g} %" for q in QUANTILES)], norms)}
-<h2>Map</h2><p>First two principal components of unit, centred features: pool grey, chosen blue, target red.</p>
+<h2>Map</h2><p>First two principal components of unit features: pool grey, chosen blue, target red.</p>
 {picture}
 """
     path.write_text(page, encoding="utf-8")

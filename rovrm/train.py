@@ -43,10 +43,9 @@ def train(argv: list[str]) -> None:
 
     from rovrm.checkpoints import load_config, load_processor
     from rovrm.outputs import summarise
-    from rovrm.phases import prepare_phase
     from rovrm.resume import is_finished, lock_folder
     from rovrm.rows import RewardCollator
-    from rovrm.select import check_pools, check_selection, select_data
+    from rovrm.select import check_selection, read_phases, select_data
 
     main_process = process_state(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
@@ -58,15 +57,15 @@ def train(argv: list[str]) -> None:
     check_selection(config, todo)
     processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
-    data = {phase: prepare_phase(config, phase, collator, main_process) for phase in todo}
-    check_pools(config, data)
+    data = read_phases(config, todo, collator, main_process)
     if config.dry_run:
         from rovrm.dry_run import print_dry_run
 
-        return print_dry_run(config, data, collator, model_config) if main_process else None
+        asked = {phase: data[phase] for phase in todo}
+        return print_dry_run(config, asked, collator, model_config) if main_process else None
     if main_process:
         save(config, Path(config.out) / "config.yaml")
-    data = select_data(config, data, collator, processor)
+    data = select_data(config, data, todo, collator, processor)
     for phase in todo:
         _run_phase(config, phase, data[phase], processor, arguments[phase], last=phase == phases[-1])
         PartialState().wait_for_everyone()

@@ -37,16 +37,20 @@ def test_tables_of_the_selection_study_are_paired_by_seed(capsys):
     assert line(text, "oracle") == ["oracle", "3", "0.900", "+0.300", "+-", f"{half:.3f}", "1.00"]
     half = 12.71 * np.std([0.1, 0.2], ddof=1) / 2**0.5
     assert line(text, "knn", 1) == ["knn", "2", "0.700", "+0.150", "+-", f"{half:.3f}", f"{0.15 / 0.35:.2f}"]
+    selection.print_tables(rows, against="knn")  # random minus knn: -.1 -.2; the gap is the same
+    other = capsys.readouterr().out
+    assert line(other, "random") == ["random", "3", "0.600", "-0.150", "+-", f"{half:.3f}"]
+    assert line(other, "knn", 1) == ["knn", "2", "0.700", f"{0.15 / 0.35:.2f}"]
     assert line(text, "knn:unit") == ["knn:unit", "3", "0.600", "+0.000", "+-", "0.000", "0.00"]
 
 
 def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):
     settings = [f"{key}={value}" for key, value in SETTINGS.items()]
-    command = [f"out={tmp_path}", "seeds=0", "methods=random,knn:unit+dedup", *settings]
+    command = [f"out={tmp_path}", "seeds=0", "methods=random,knn:unit+centre", *settings]
     assert selection.main(command) == 0
     first, second = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert (first["method"], first["kept"]) == ("random", {})
-    assert second["method"] == "knn:unit+dedup"
+    assert second["method"] == "knn:unit+centre"
     pool = [json.loads(row)["family"] for row in (tmp_path / "seed0" / "caption.jsonl").read_text().splitlines()]
     chosen = sum(share * pool.count(family) for family, share in second["kept"]["phase2-caption"].items())
     assert chosen == pytest.approx(24)
@@ -64,7 +68,7 @@ def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):
 def test_transport_times_the_choice_with_and_without_duplicates(capsys):
     assert transport.main(["pool=600", "target=50", "n=100", "width=32"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in lines] == ["capped_ot, unit, centre", "capped_ot, unit, centre, dedup"]
+    assert [line.split(": ")[0] for line in lines] == ["capped_ot, unit", "capped_ot, unit, dedup"]
 
 
 def test_extraction_compares_equal_gradients(capsys):

@@ -139,3 +139,30 @@ def test_errors(model):
     with GradientFeatures(model, {"idle": torch.nn.Linear(2, 2, bias=False)}, 16) as features:
         with pytest.raises(ValueError, match="no gradient reaches layer 'idle'"):
             features(margins(model, rows()[0]), rows()[1])
+    ids, owner = rows()
+    with GradientFeatures(model, lora_layers(model), 16) as features:
+        for wrong, told in (
+            (torch.arange(LISTS), "owner has 5 entries, but layer .* saw 10 rows"),
+            (owner + 1, "owner names examples 1 to 5 of 5"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                features(margins(model, ids), wrong)
+        with torch.no_grad(), pytest.raises(ValueError, match="the objective has no gradient"):
+            features(margins(model, ids), owner)
+        twice = margins(model, ids) - margins(model, ids.flip(1))
+        with pytest.raises(RuntimeError, match="run all rows in one forward"):
+            features(twice, owner)
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert torch.equal(features(margins(model, ids), owner.int()), features(margins(model, ids), owner))
+
+
+def test_layers_without_a_dimension_of_tokens():
+    """A head sees one vector a row."""
+    layer = torch.nn.Linear(3, 2, bias=False)
+    inputs = torch.randn(4, 3)
+    with GradientFeatures(layer, {"head": layer}, 0) as features:
+        found = features(layer(inputs.requires_grad_()).square().sum(1), torch.arange(4))
+    for i in range(4):
+        layer.zero_grad()
+        layer(inputs[i]).square().sum().backward()
+        assert torch.allclose(found[i], layer.weight.grad.flatten(), atol=1e-6)

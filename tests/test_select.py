@@ -81,7 +81,7 @@ def test_it_writes_what_was_chosen_and_why(run):
         selected = json.loads((folder / "selected.json").read_text())
         why = lines(folder / "selected.jsonl")
         assert selected["k"] == len(set(selected["indices"])) == len(set(selected["ids"])) == N == len(why)
-        assert selected["method"] == "capped_ot" and selected["preprocess"] == ["unit", "centre", "dedup"]
+        assert selected["method"] == "capped_ot" and selected["preprocess"] == ["unit", "dedup"]
         assert [row["score"] for row in why] == sorted((row["score"] for row in why), reverse=True)
         report = json.loads((folder / "report.json").read_text())
         assert sum(row["chosen"] for row in report["sources"]) == N
@@ -158,6 +158,13 @@ def test_no_rows_of_another_model_are_mixed_in(run, capsys):
     assert "was made with other settings or rows" in capsys.readouterr().err
     assert main([f"out={run}", *SETTINGS, "phase=2", "selection.width=128"]) == 2
     assert "holds features made from something else (width: 256, now 128)" in capsys.readouterr().err
+
+
+def test_a_choice_of_another_model_is_not_taken(run, capsys):
+    for change in ("lora_r=8", "dtype=bfloat16", "lora_alpha=3"):
+        assert main([f"out={run}", *SETTINGS, "phase=2", change]) == 2
+        told = capsys.readouterr()
+        assert "was made with other settings or rows" in told.err and "were chosen before" not in told.out
 
 
 def test_kmeans_and_random_representatives(tmp_path):
@@ -315,6 +322,10 @@ def test_no_features_without_a_warm_up(parts, tmp_path):
         (["phase=3"], "none of them chooses rows by gradients"),
         (["visual.data=world:visual?n=8", "eval_fraction=0.1"], "rows to choose caption rows against"),
         (["selection.layers=("], "is no regular expression"),
+        (["phase=1", "caption.n=null"], "set caption.n to how many"),
+        (["phase=1", "caption.n=80000"], "leave .* rows to choose from; give a smaller n"),
+        (["phase=1,2", "caption.n=5"], "the caption phase has 4 rows to choose text rows against, .* or caption.n"),
+        (["selection.layers=foo"], "fits none of"),
         (["selection.preprocess=unit,whiten"], "selection.preprocess has 'whiten'; takes unit, centre, dedup"),
         (["selection.gradients=sgd"], "selection.gradients: got 'sgd'"),
     ],
@@ -332,6 +343,11 @@ def test_dry_run_chooses_nothing(tmp_path, capsys):
         shown = capsys.readouterr().out
         assert f"capped_ot will choose {N} of " in shown and f"{N} to train on" in shown
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_none_is_no_preprocessing_and_null_the_default():
+    for word, steps in (("none", []), ("[]", []), ("null", None), ("unit", ["unit"])):
+        assert parse(TrainConfig, [f"selection.preprocess={word}"], "train").selection.preprocess == steps
 
 
 def test_nothing_to_choose_against():

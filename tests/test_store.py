@@ -70,11 +70,28 @@ def test_a_shard_of_another_store_is_not_taken(tmp_path):
     assert 2 in other.missing()
 
 
+def test_what_cannot_be_a_store(tmp_path):
+    for ids in ([], ["a", "a"]):
+        with pytest.raises(StoreError, match="give every row a name of its own"):
+            Store(tmp_path / "a", ids, MADE_FROM)
+    Store(tmp_path / "b", ["a\nb", "c"], MADE_FROM)
+    with pytest.raises(StoreError, match="made from something else .ids"):
+        Store(tmp_path / "b", ["a", "b\nc"], MADE_FROM)
+    (tmp_path / "b" / "store.json").write_text("{")
+    with pytest.raises(StoreError, match=r"store\.json is broken .* to extract anew"):
+        Store(str(tmp_path / "b"), ["a"], MADE_FROM)
+    store = Store(tmp_path / "c", ["a", "b"], {}, shard=1)
+    store.write(0, torch.ones(1, 4))
+    store.write(1, torch.ones(1, 5))
+    with pytest.raises(StoreError, match=r"holds features of widths \[4, 5\]"):
+        store.load()
+
+
 def test_rows_without_a_direction_are_named(tmp_path):
     store = Store(tmp_path, IDS, MADE_FROM, shard=5)
     bad = features()[5:10]
     bad[2] = 0
-    with pytest.raises(StoreError, match="'row-7' is all zero: LoRA's B matrices are still zero"):
+    with pytest.raises(StoreError, match="'row-7' is all zero: its responses are the same"):
         store.write(1, bad)
     bad[2, 1] = float("nan")
     with pytest.raises(StoreError, match="'row-7' is not finite"):

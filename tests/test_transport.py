@@ -53,14 +53,47 @@ def test_capped_ot_is_a_bound_for_any_k(seed: int):
     n, m, k = *cost.shape, 20
     plan = ot.partial.partial_wasserstein(np.full(n, 1 / k), np.full(m, 1 / m), cost, m=1.0, numItermax=10**7)
     near = nearest(pool, target, n)
-    (rows, share), prices, spent = transport._capped_plan(near[0].numpy(), near[1].numpy(), k)
+    (rows, share, paid), prices, spent = transport._capped_plan(near[0].numpy(), near[1].numpy(), k)
     assert spent == pytest.approx((plan * cost).sum(), rel=1e-9)
+    assert (share * paid).sum() / k == pytest.approx(spent)
     mass = np.zeros(n)
     mass[rows] = share
     assert mass.sum() == pytest.approx(k) and mass.max() <= 1 + 1e-9
     taken = capped_ot(pool, target, k).topk(k).indices.numpy()
     assert set(np.flatnonzero(mass > 0.999)) <= set(taken.tolist())
     assert ot.emd2([], [], cost[taken]) >= spent - 1e-9
+
+
+def test_capped_ot_does_not_depend_on_the_rows_order():
+    """Also where k is less than, or no multiple of, the number of targets, and rows are split."""
+    generator = torch.Generator().manual_seed(0)
+    pool, target = torch.randn(600, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    order = torch.randperm(600, generator=generator)
+    for k in (15, 40, 70, 120):
+        one, other = (capped_ot(Features(rows), target, k) for rows in (pool, pool[order]))
+        assert best(one, k) == sorted(order[other.topk(k).indices].tolist())
+
+
+def test_capped_ot_where_target_rows_are_in_the_pool():
+    """The cost is nothing but noise of the distances, and no bound can be near to it in parts of itself."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(40, 64, generator=generator, dtype=torch.float64)
+    pool = torch.cat([target, torch.randn(200, 64, generator=generator, dtype=torch.float64)])
+    assert best(capped_ot(Features(pool), target, 40), 40) == list(range(40))
+
+
+def test_an_offset_of_all_rows_changes_no_distance():
+    generator = torch.Generator().manual_seed(0)
+    rows, target = torch.randn(50, 16, generator=generator), torch.randn(9, 16, generator=generator)
+    moved = transport.distances(rows + 1000, target + 1000)
+    assert torch.allclose(moved, torch.cdist(rows, target), atol=1e-3)
+
+
+def test_capped_ot_orders_rows_of_any_size():
+    pool, target, _ = problem(0)
+    large = capped_ot(Features(1e6 * pool.all()), 1e6 * target, 12)
+    assert best(large, 12) == best(capped_ot(pool, target, 12), 12)
+    assert len(set(large.tolist())) == len(pool)  # no two alike: "best first" means something
 
 
 def test_capped_ot_looks_further_where_its_lists_are_too_short():
