@@ -9,7 +9,9 @@ unit,dedup by default, none in paper. device: where distances are computed, such
 (indices best first, method, k, preprocess) and out/scores.npy.
 """
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,10 @@ def run(argv: list[str]) -> None:
     steps = [] if steps == ["none"] else steps
     choice = choose(pool, target, numbers["k"], given["method"], steps, numbers["seed"], device)
     write_choice(out, choice)
-    print(f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {out}/selected.json")
+    print(
+        f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {out}/selected.json; "
+        f"{int(choice.duplicates.sum())} near-duplicates passed over"
+    )
 
 
 def read_features(path: str) -> Any:
@@ -99,7 +104,8 @@ def _check_place(out: Path, device: str) -> None:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "scores.npy").open("ab").close()
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise SelectionError(f"out={str(out)!r} cannot be written ({error.strerror}); name another folder") from error
     try:

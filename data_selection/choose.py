@@ -7,7 +7,7 @@ Preprocessing steps: `unit` (each row to length 1: raw gradients are ranked by t
 mean, and unit again: a shared direction makes generic rows everybody's neighbour) and `dedup` (of near-duplicates only
 one counts). By default `unit` and `dedup`; none in `paper`, which is `mean_l2` as published. `centre` is not among them
 because gradients have a sign: what a pool's rows share is mostly what they teach, and without it rows that teach the
-opposite are as near to the target as those that teach the same.
+opposite are harder to tell from those that teach the same (`python -m eval.selection`).
 """
 
 from collections.abc import Sequence

@@ -80,8 +80,9 @@ class GradientFeatures:
         if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(objective):
             raise ValueError(f"owner names examples {int(owner.min())} to {int(owner.max())} of {len(objective)}")
         self.found.clear()
-        alone = torch.equal(owner.long(), torch.arange(len(objective), device=owner.device))
-        self.owner = None if alone else torch.nn.functional.one_hot(owner.long(), len(objective)).T  # (examples, rows)
+        owner = owner.long()
+        alone = torch.equal(owner, torch.arange(len(objective), device=owner.device))
+        self.owner = None if alone else torch.nn.functional.one_hot(owner, len(objective)).T  # (examples, rows)
         self.rows = len(owner)
         try:
             objective.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses

@@ -103,7 +103,9 @@ class Store:
         parts = [load_file(self._path(shard)) for shard in range(len(self))]
         widths = sorted({part["features"].shape[1] for part in parts})
         if len(widths) > 1:
-            raise StoreError(f"{self.folder} holds features of widths {widths}; remove it, and name the width of each")
+            raise StoreError(
+                f"{self.folder} holds features of widths {widths}; remove it and extract again, all with one width"
+            )
         return torch.cat([part["features"] for part in parts]), torch.cat([part["norms"] for part in parts])
 
     def _path(self, shard: int) -> Path:

@@ -300,7 +300,7 @@ def _read(value: Any, hint: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         kind = next(arg for arg in args if arg is not NoneType)
-        if get_origin(kind) is list and value == "none":
+        if get_origin(kind) is list and isinstance(value, str) and value.lower() == "none":
             return []  # none of what the list may hold, where null stands for the default
         is_null = value is None or (isinstance(value, str) and value.lower() in NULLS)
         return None if is_null else _read(value, kind)

@@ -48,6 +48,7 @@ from rovrm.rows import RewardCollator
 from rovrm.trainer import RewardTrainer
 
 MOMENTS = "moments.safetensors"  # Adam's, of the LoRA layers at the end of the warm-up
+OF_MODEL = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha", "lora_dropout")  # keys that decide gradients
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -91,8 +92,7 @@ def warm_up(config: TrainConfig, folder: Path, examples: list[Example], processo
 
 
 def _warm_up_settings(config: TrainConfig, examples: Sequence[Example]) -> dict[str, Any]:
-    own = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha", "lora_dropout", "batch_size", "batch_tokens")
-    settings = {key: getattr(config, key) for key in own}
+    settings = {key: getattr(config, key) for key in (*OF_MODEL, "batch_size", "batch_tokens")}
     rates = {"learning_rate": config.selection.learning_rate, "epochs": config.selection.epochs}
     return settings | rates | {"trainer": config.trainer, "rows": fingerprint(examples)}
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 PROG = "python -m rovrm.select"
 JUDGES = 0.1  # share of the target that judges
-OF_MODEL = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha", "lora_dropout")  # what decides gradients
 
 
 def select(argv: list[str]) -> None:
@@ -188,6 +187,7 @@ def _select_phase(
     """The chosen rows of the pool, in its order."""
     from accelerate import PartialState
 
+    from rovrm.gradients import OF_MODEL
     from rovrm.outputs import write_json
     from rovrm.resume import fingerprint
 

@@ -1,6 +1,7 @@
 """The whole choice on mixtures whose worth is known, its checks, and its command."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_command(mix, tmp_path, kind: str, capsys):
             save_file({"features": values.half(), "norms": values.norm(dim=1)}, tmp_path / f"{name}.safetensors")
     words = [f"pool={tmp_path}/pool.{kind}", "--target", f"{tmp_path}/target.{kind}", "k=50", f"out={tmp_path}/out"]
     assert main([*words, "--method=knn", "preprocess=unit,dedup"]) == 0
-    assert "50 of 4000 rows by knn" in capsys.readouterr().out
+    assert re.search(r"50 of 4000 rows by knn: .*; \d{2,} near-duplicates passed over", capsys.readouterr().out)
     record = json.loads((tmp_path / "out" / "selected.json").read_text())
     assert (record["method"], record["k"], record["preprocess"]) == ("knn", 50, ["unit", "dedup"])
     twin = choose(mix.pool.half(), mix.target.half(), 50, "knn", ["unit", "dedup"])
@@ -244,6 +245,7 @@ def test_places_that_cannot_be_used_are_named_first(tmp_path, capsys, monkeypatc
         assert main([*words, *more]) == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1, error
+    assert not list(tmp_path.rglob("scores.npy"))
 
 
 def test_help(capsys):
