@@ -1,0 +1,105 @@
+"""Which learning rate a LoRA adapter wants: one phase alone, at several rates, sizes of data and seeds, in the world.
+
+    python -m eval.rates out=runs/rates                   # the visual phase: 45 runs, half an hour on one core
+    python -m eval.rates out=runs/rates phase=1           # the text phase
+
+Everything but rate, size and seed is a newcomer's default (LoRA, one epoch, batches of 8). Accuracy is taken on
+`test` pairs of another seed, about scenes that no training row shares. Results are appended to results.jsonl as they
+come, and what is there is not computed again.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rovrm.config import PHASES, parse, phase_numbers, run
+from rovrm.errors import UserError
+
+TEST_SEED = 77
+
+
+@dataclass
+class RateStudyConfig:
+    out: str  # folder of runs and results
+    phase: str = "3"  # the one phase that is trained
+    rates: list[float] = field(default_factory=lambda: [1e-6, 1e-4, 1.5e-4, 2e-4, 3e-4])  # learning rates
+    sizes: list[int] = field(default_factory=lambda: [300, 1000, 3000])  # training pairs
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of data and training
+    test: int = 1000  # pairs that are judged
+
+
+def study(argv: list[str]) -> None:
+    config = parse(RateStudyConfig, argv, "python -m eval.rates")
+    numbers = phase_numbers(config.phase)
+    if len(numbers) != 1:
+        raise UserError(f"phase={config.phase}: takes one phase, since each is trained alone")
+    name = PHASES[numbers[0] - 1]
+    results = Path(config.out) / f"results-{name}.jsonl"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["TQDM_DISABLE"] = "1"
+    asked = [(size, seed, rate) for size in config.sizes for seed in config.seeds for rate in config.rates]
+    done = {(row["size"], row["seed"], row["rate"], row["test"]) for row in read_results(results)}
+    for size, seed, rate in asked:
+        if (size, seed, rate, config.test) not in done:
+            record = {"size": size, "seed": seed, "rate": rate, "test": config.test}
+            record |= _trained(config, name, size, seed, rate)
+            with open(results, "a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(record, flush=True)
+    print_table([row for row in read_results(results) if row["test"] == config.test])
+
+
+def _trained(config: RateStudyConfig, name: str, size: int, seed: int, rate: float) -> dict[str, float]:
+    from rovrm.train import main as train
+    from rovrm.world.default import BASE
+
+    out = Path(config.out) / f"{name}-{size}-{seed}-{rate:g}"
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
+    command = [
+        f"phase={name}",
+        f"model={BASE}",
+        f"{name}.data=world:{name}?n={size}&seed={seed}&families=faithful",
+        f"{name}.eval_data=world:{name}?n={config.test}&seed={TEST_SEED}&families=faithful",
+        f"{name}.learning_rate={rate}",
+        f"seed={seed}",
+        f"out={out}",
+        "trainer.disable_tqdm=true",
+        "workers=0",
+    ]
+    if train(command):
+        raise UserError(f"training failed ({' '.join(command)}); its message is above")
+    found = json.loads((out / "summary.json").read_text())[f"phase{PHASES.index(name) + 1}-{name}"]
+    shutil.rmtree(out)
+    return {"accuracy": found["accuracy"], "loss": found["loss"], "n_train": found["n_train"]}
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """A line per rate: for each size the mean accuracy over seeds and the lowest, and the mean of all."""
+    sizes = sorted({row["size"] for row in rows})
+    print(f"\n{'rate':<10}" + "".join(f"{f'{size} pairs':>20}" for size in sizes) + f"{'all':>8}")
+    for rate in sorted({row["rate"] for row in rows}):
+        of_rate = [row for row in rows if row["rate"] == rate]
+        cells = ""
+        for size in sizes:
+            found = [row["accuracy"] for row in of_rate if row["size"] == size]
+            cells += f"{f'{statistics.mean(found):.3f} ({min(found):.3f})' if found else '':>20}"
+        print(f"{rate:<10g}{cells}{statistics.mean(row['accuracy'] for row in of_rate):>8.3f}")
+    print("(mean over seeds, the lowest in brackets)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(study, sys.argv[1:] if argv is None else argv, "eval.rates")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
