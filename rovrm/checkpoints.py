@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedMod
 from transformers.utils import logging
 
 from rovrm import modeling
+from rovrm.chat import prepare_template
 from rovrm.errors import UserError
 
 # Modules between the vision tower and the language model, over all families of transformers that we know.
@@ -45,6 +46,15 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
         if not path.is_file():
             raise UserError(f"chat_template={chat_template!r} is no file; give a file with a Jinja template")
         processor.chat_template = path.read_text()
+    return processor
+
+
+def base_processor(name: str, chat_template: str, trust_remote_code: bool, config: Any) -> Any:
+    """The processor that a reward model on this base is trained and saved with: a language model's chat template is
+    prepared for reading rewards (`rovrm.chat.prepare_template`), a reward model's stays as it is."""
+    processor = load_processor(name, chat_template, trust_remote_code, config)
+    if not is_reward_model(config):
+        prepare_template(processor)
     return processor
 
 

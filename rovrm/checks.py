@@ -66,6 +66,11 @@ class _Looks(Dataset):
             names = ", ".join(ref.name or str(ref) for ref in example.images)
             reason = f"the processor refuses it ({type(error).__name__}: {error}); replace the image or drop the row"
             return Finding(where="images" if names else "prompt", value=names or _prompt_text(example), reason=reason)
+        same = self.collator.same_tokens(example) if len(set(lengths[1])) < len(lengths[1]) else None
+        if same is not None:
+            where = f"responses {same[0] + 1} and {same[1] + 1}"
+            reason = "they are the same tokens to this model, but one is ranked above the other; drop the row"
+            return Finding(where=where, value=example.responses[same[0]], reason=reason)
         longest = lengths[0] + max(lengths[1])
         if longest > self.max_length:
             reason = f"the row is over-long, max_length={self.max_length}; raise max_length or drop the row"

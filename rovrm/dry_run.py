@@ -12,7 +12,7 @@ from rovrm.checkpoints import projector_names
 from rovrm.config import PHASES, TrainConfig, by_gradients
 from rovrm.errors import UserError
 from rovrm.phases import PhaseData, section_of
-from rovrm.rows import render, why_not_shared
+from rovrm.rows import why_not_shared
 
 if TYPE_CHECKING:
     from rovrm.rows import RewardCollator
@@ -43,7 +43,7 @@ def print_dry_run(
         _print_steps(config, phase, found, collator)
         example = found.train[0]
         print(f"  the first example, {example.id} ({example.location}):")
-        for rank, text in zip(example.ranks, render(collator.processor, example), strict=True):
+        for rank, text in zip(example.ranks, collator.chat.conversations(example), strict=True):
             print(f"    rank {rank}: {text!r}")
 
 

@@ -6,18 +6,21 @@
 `examples` are `rovrm.examples.Example`; only prompt and images are read.
 """
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 
+from rovrm.chat import ChatTemplate, encode
 from rovrm.checkpoints import load_config, load_processor, numeric_type
 from rovrm.errors import UserError
 from rovrm.examples import Example
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 AT_ONCE = 131_072  # padded tokens of prompts and answers in one call of generate
 
 
@@ -35,10 +38,14 @@ class Policy:
     """model: any model of transformers that generates from text and images; processor: its processor."""
 
     def __init__(self, model: Any, processor: Any):
-        self.model, self.processor = model.eval(), processor
+        self.model, self.processor, self.chat = model.eval(), processor, ChatTemplate(processor)
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # A model's own generation settings may filter or penalise (min_p, repetition_penalty): then these would not be
+        # samples of the policy, and their log-probabilities and the bound on their KL divergence would be another's.
+        given = {key: getattr(model.generation_config, key, None) for key in TOKEN_IDS}
+        model.generation_config = GenerationConfig(**{key: ids for key, ids in given.items() if ids is not None})
 
     @classmethod
     def from_pretrained(
@@ -108,19 +115,14 @@ class Policy:
         return [found[i : i + n] for i in range(0, len(found), n)]
 
     def _inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        texts = [
-            self.processor.apply_chat_template(e.prompt, tokenize=False, add_generation_prompt=True) for e in examples
-        ]
+        texts = [self.chat.prompt(example) for example in examples]
         images = [[ref.open() for ref in e.images] for e in examples]
         if any(images) and not all(images):
             raise UserError("prompts with and without images cannot be sampled in one batch; sample them apart")
-        bos = self.tokenizer.bos_token
-        special = bos is None or not texts[0].startswith(bos)
-        options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": special}
-        batch = (
-            self.processor(text=texts, images=images, **options) if any(images) else self.tokenizer(texts, **options)
-        )
-        return {key: value.to(self.model.device) for key, value in batch.items() if key != "token_type_ids"}
+        batch = encode(self.processor, texts, images, padding_side="left")
+        if "token_type_ids" not in inspect.signature(self.model.forward).parameters:
+            batch.pop("token_type_ids", None)
+        return {key: value.to(self.model.device) for key, value in batch.items()}
 
     def _candidates(self, tokens: torch.Tensor, chosen: torch.Tensor) -> list[Candidate]:
         """tokens, behind the prompt, and their log-probabilities: (candidates, steps)."""

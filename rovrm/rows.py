@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rovrm.chat import ChatTemplate, encode, has_bos
 from rovrm.errors import UserError
 from rovrm.examples import Example
 
@@ -134,54 +135,7 @@ def pad_rows(rows: list[Row], pad_token_id: int, padding_side: str = "right") ->
     }
 
 
-# ---- from examples to conversations ----------------------------------------------------------------------------------
-
-
-def render(processor: Any, example: Example) -> list[str]:
-    """The k full conversations as text, through the chat template. Raises UserError when the template refuses."""
-    prompt = _place_images(example.prompt, len(example.images))
-    if not hasattr(processor, "tokenizer"):  # a plain tokenizer: its template takes strings
-        if example.images:
-            raise UserError(f"this is a text model, and the row has {len(example.images)} images; give a vision model")
-        prompt = [message | {"content": _as_text(message["content"])} for message in prompt]
-    texts = []
-    for response in example.responses:
-        content = [{"type": "text", "text": response}] if hasattr(processor, "tokenizer") else response
-        messages = [*prompt, {"role": "assistant", "content": content}]
-        try:
-            texts.append(processor.apply_chat_template(messages, tokenize=False))
-        except Exception as error:  # jinja2 and the templates' own raise_exception have no common narrower type
-            raise UserError(
-                f"the chat template refuses this conversation ({type(error).__name__}: {error}); "
-                "mend the roles of the prompt, or give another template with chat_template=FILE"
-            ) from error
-    return texts
-
-
-def _place_images(prompt: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Content as blocks, with exactly one image block per image: those without one go before the first user's text."""
-    messages = []
-    for message in prompt:
-        content = message["content"]
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-        messages.append(message | {"content": blocks})
-    placed = sum(block["type"] == "image" for message in messages for block in message["content"])
-    if placed > count:
-        raise UserError(
-            f"the prompt has {placed} image placeholders for {count} images; add images or drop placeholders"
-        )
-    if placed < count:
-        user = next((m for m in messages if m["role"] == "user"), None)
-        if user is None:
-            raise UserError("the prompt has no user message to put the image in; add one")
-        user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
-    return messages
-
-
-def _as_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(block["text"] for block in content if block["type"] == "text")
+# ---- from examples to batches ----------------------------------------------------------------------------------------
 
 
 class RewardCollator:
@@ -217,12 +171,10 @@ class RewardCollator:
         self._rope_index = _rope_index(config) if self.shared else None
         if self.tokenizer.pad_token_id is None:  # padding is masked by attention, so eos may double as pad
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        if getattr(processor, "chat_template", None) is None:
-            name = getattr(self.tokenizer, "name_or_path", "")
-            raise UserError(f"the processor of {name!r} has no chat template; give one with chat_template=FILE")
+        self.chat = ChatTemplate(processor)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        texts = [render(self.processor, example) for example in examples]
+        texts = [self.chat.conversations(example) for example in examples]
         images = [[ref.open() for ref in example.images] for example in examples]
         batch = self._shared(texts, images) if self.shared else self._separate(texts, images)
         ranks = torch.full((len(examples), max(len(e.responses) for e in examples)), -100)
@@ -239,16 +191,25 @@ class RewardCollator:
         How many tokens images take depends on their sizes alone, so with shared rows, where nothing else can go wrong
         in the processor, images of known sizes are not processed again.
         """
-        texts = render(self.processor, example)
-        plain = self.tokenizer(texts, add_special_tokens=self._add_special(texts[0]))["input_ids"]
+        texts = self.chat.conversations(example)
+        plain = self._tokenized(texts)
         sizes = tuple(image.size for image in images)
         if self.shared:
             self._check_placeholders(plain, len(images))
         if not self.shared or sizes not in self._extra_tokens:
-            ids = self._process(texts[:1], [images])["input_ids"] if images else [plain[0]]
+            ids = encode(self.processor, texts[:1], [images])["input_ids"] if images else [plain[0]]
             self._extra_tokens[sizes] = len(ids[0]) - len(plain[0])
         prefix = shared_prefix_length(plain)
         return prefix + self._extra_tokens[sizes], [len(ids) - prefix for ids in plain]
+
+    def same_tokens(self, example: Example) -> tuple[int, int] | None:
+        """The numbers of two responses that differ in rank but not in tokens, which no model can tell apart."""
+        conversations = self._tokenized(self.chat.conversations(example))
+        for j, ids in enumerate(conversations):
+            for i in range(j):
+                if ids == conversations[i] and example.ranks[i] != example.ranks[j]:
+                    return i, j
+        return None
 
     def cost(self, lengths: tuple[int, list[int]]) -> tuple[int, int]:
         """(rows, tokens of the longest row) that an example of these lengths takes."""
@@ -288,14 +249,13 @@ class RewardCollator:
         text up to the last image, and the image token splits the tokenizer's input, so their ids are the first's up to
         there and their own behind it; that the first itself obeys this is checked every time.
         """
-        add_special = self._add_special(texts[0][0])
-        plain = [self.tokenizer(list(t), add_special_tokens=add_special)["input_ids"] for t in texts]
+        plain = [self._tokenized(conversations) for conversations in texts]
         with_images = [i for i, pictures in enumerate(images) if pictures]
         for i, ids in enumerate(plain):
             self._check_placeholders(ids, len(images[i]))
         if not with_images:
             return plain, {}
-        batch = self._process([texts[i][0] for i in with_images], [images[i] for i in with_images])
+        batch = encode(self.processor, [texts[i][0] for i in with_images], [images[i] for i in with_images])
         keep = batch["attention_mask"].bool()
         expanded = {i: batch["input_ids"][row][keep[row]].tolist() for row, i in enumerate(with_images)}
         conversations = [self._expand(ids, expanded[i]) if i in expanded else ids for i, ids in enumerate(plain)]
@@ -310,6 +270,10 @@ class RewardCollator:
         if not same_head or first[len(head) :] != plain[0][cuts[0] :]:
             raise UserError("this processor changes the text behind an image when it expands it; set rows=separate")
         return [head + ids[cut:] for ids, cut in zip(plain, cuts, strict=True)]
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of rendered conversations, an image as one token."""
+        return self.tokenizer(list(texts), add_special_tokens=not has_bos(self.tokenizer, texts[0]))["input_ids"]
 
     def _check_placeholders(self, plain: list[list[int]], count: int) -> None:
         found = [ids.count(self.image_token_id) for ids in plain]
@@ -337,28 +301,10 @@ class RewardCollator:
         repeated = [images[i] for i, conversations in enumerate(texts) for _ in conversations]
         if any(repeated) and not all(repeated):
             raise ValueError("a batch of separate rows cannot mix rows with and without images: plan them apart")
-        batch = self._process(flat, repeated)
+        batch = encode(self.processor, flat, repeated)
         owners = [i for i, conversations in enumerate(texts) for _ in conversations]
         numbers = [[j] for conversations in texts for j in range(len(conversations))]
         return batch | {"list_ids": torch.tensor(owners), "response_ids": torch.tensor(numbers)}
-
-    def _process(self, texts: list[str], images: list[list[Any]]) -> dict[str, Tensor]:
-        """The processor's padded batch of full conversations; the tokenizer's where there are no images, which some
-        processors refuse."""
-        options = {"return_tensors": "pt", "padding": True, "add_special_tokens": self._add_special(texts[0])}
-        if any(images):
-            batch = dict(self.processor(text=texts, images=images, **options))
-            batch.pop("labels", None)  # PaliGemma's processor adds some
-            return batch
-        batch = dict(self.tokenizer(texts, **options))
-        if "token_type_ids" in getattr(self.processor, "model_input_names", []):
-            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        return batch
-
-    def _add_special(self, text: str) -> bool:
-        """False where the template has already written the beginning-of-sequence token."""
-        bos = self.tokenizer.bos_token
-        return bos is None or not text.startswith(bos)
 
 
 def _rope_index(config: Any) -> Callable | None:

@@ -37,7 +37,7 @@ JUDGES = 0.1  # share of the target that judges
 
 
 def select(argv: list[str]) -> None:
-    from rovrm.checkpoints import load_config, load_processor
+    from rovrm.checkpoints import base_processor, load_config
     from rovrm.phases import section_of
     from rovrm.resume import lock_folder
     from rovrm.rows import RewardCollator
@@ -56,7 +56,7 @@ def select(argv: list[str]) -> None:
         )
     check_selection(config, phases)
     model_config = load_config(config.model, config.trust_remote_code)
-    processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
+    processor = base_processor(config.model, config.chat_template, config.trust_remote_code, model_config)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = read_phases(config, phases, collator, main_process)
     if config.dry_run:

@@ -24,7 +24,6 @@ from rovrm.config import ServeConfig
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import FORMATS, ImageRef
-from rovrm.rows import render
 from rovrm.scorer import RewardScorer
 
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
@@ -201,11 +200,11 @@ class Template(NamedTuple):
 
 
 def look_at_template(scorer: RewardScorer) -> Template:
-    processor, tokenizer = scorer.processor, scorer.collator.tokenizer
+    chat, tokenizer = scorer.collator.chat, scorer.collator.tokenizer
 
     def rendered(content: Any, images: list[ImageRef]) -> str:
         question = [{"role": "user", "content": content}]
-        return render(processor, Example("", "", question, [ANSWERED], [0], images))[0]
+        return chat.conversations(Example("", "", question, [ANSWERED], [0], images))[0]
 
     head, _, rest = rendered(ASKED, []).partition(ASKED)
     middle, _, end = rest.partition(ANSWERED)

@@ -41,7 +41,7 @@ def train(argv: list[str]) -> None:
 
     from accelerate import PartialState
 
-    from rovrm.checkpoints import load_config, load_processor
+    from rovrm.checkpoints import base_processor, load_config
     from rovrm.outputs import summarise
     from rovrm.resume import is_finished, lock_folder
     from rovrm.rows import RewardCollator
@@ -55,7 +55,7 @@ def train(argv: list[str]) -> None:
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)
     check_selection(config, todo)
-    processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
+    processor = base_processor(config.model, config.chat_template, config.trust_remote_code, model_config)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = read_phases(config, todo, collator, main_process)
     if config.dry_run:

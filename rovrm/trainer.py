@@ -25,7 +25,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ProgressCallback
 
 from rovrm.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
-from rovrm.checkpoints import load_processor, load_reward_model
+from rovrm.chat import prepare_template
+from rovrm.checkpoints import is_reward_model, load_processor, load_reward_model
 from rovrm.checks import check_examples
 from rovrm.data import as_examples
 from rovrm.errors import UserError
@@ -60,7 +61,7 @@ class RewardTrainer(Trainer):
 
     model: a reward model, or the name of a checkpoint; every weight that requires a gradient trains, in float32
     (`rovrm.checkpoints.set_trainable` leaves the vision tower out). processing_class: its processor;
-    loaded when model is a name.
+    loaded when model is a name; on a language model its chat template is prepared (`rovrm.chat.prepare_template`).
     peft_config: a PEFT config, for instance of `rovrm.checkpoints.lora_config`, put on the model here.
     """
 
@@ -90,6 +91,8 @@ class RewardTrainer(Trainer):
                 parameter.data = parameter.data.float()
         if processing_class is None:
             raise UserError("RewardTrainer needs processing_class, the model's processor")
+        if not is_reward_model(model.config):
+            prepare_template(processing_class)
         _give_pad_token(model.config, processing_class)
         collator = RewardCollator(processing_class, model.config, args.rows, args.batch_tokens)
         self.config, self.collator = args, collator

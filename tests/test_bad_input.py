@@ -251,13 +251,9 @@ def test_chat_templates_that_do_not_work(refused, tmp_path: Path) -> None:
     assert says(message, "chat_template=", "none.jinja", "is no file; give a file with a Jinja template")
     broken = write(tmp_path / "broken.jinja", "{% for message in %}")
     message = refused(f"{VISUAL} chat_template={broken}")
-    assert says(
-        message, "8 of 8 rows are bad", "the chat template refuses", "TemplateSyntaxError", "chat_template=FILE"
-    )
+    assert says(message, "the chat template refuses", "TemplateSyntaxError", "chat_template=FILE")
     silent = write(tmp_path / "silent.jinja", "{% for m in messages %}{{ m['role'] }}{% endfor %}")
-    assert says(
-        refused(f"{VISUAL} chat_template={silent}"), "8 of 8 rows are bad", "0 image tokens '<image>' for 1 images"
-    )
+    assert says(refused(f"{VISUAL} chat_template={silent}"), "8 of 8 rows are bad", "drops the user's text")
 
 
 @pytest.mark.parametrize("kind", ["none", "empty", "data", "text model"])

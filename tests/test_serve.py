@@ -22,9 +22,9 @@ pytest.importorskip("httpx2")
 from fastapi.testclient import TestClient
 
 from rovrm import RewardScorer, serve
+from rovrm.chat import ChatTemplate
 from rovrm.checkpoints import load_processor, load_reward_model
 from rovrm.config import ServeConfig
-from rovrm.rows import render
 from rovrm.serve_http import make_app
 from rovrm.world.default import BASE
 
@@ -217,7 +217,7 @@ def test_openrlhf_prompt_in_the_models_own_template(client, scorer):
             query = f"{prompt} A cup.</s>"
             example = {"prompt": chat, "responses": ["A cup."], "images": images}
             [measured] = scorer.measure([example])
-            assert render(processor, measured) == [query]
+            assert ChatTemplate(processor).conversations(measured) == [query]
             token = processor.tokenizer.convert_ids_to_tokens(scorer.collator.image_token_id)
             expanded = query.replace(token, token * 9)  # as a policy's tokens are decoded
             for sent in (query, expanded):
