@@ -272,8 +272,8 @@ def _runs(template: Template) -> re.Pattern:
 
 
 def _one_for_each(question: str, prompt: str, count: int, i: int, template: Template) -> str:
-    """The question with `count` placeholders where it has fewer, in which each run of image tokens of the prompt is one:
-    expanded, adjacent images are a single run. Raises Refusal where nothing tells which runs hold several images."""
+    """The question with `count` placeholders where it has fewer: it has one for each run of image tokens in the prompt,
+    and adjacent images, expanded, are one run. Raises Refusal where nothing tells which runs hold several images."""
     parts = question.split("<image>")
     places = len(parts) - 1
     numbered = any(PLACEHOLDER.findall(question))  # <image 2>: the text says which
