@@ -4,7 +4,8 @@
     python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon
     python -m rovrm.bon model=runs/mine/phase3-visual candidates=answers.jsonl out=bon     # see rovrm/candidates.py
 
-`data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read. All candidates of a prompt are scored in one shared-prefix row, equal texts once. Writes into `out`:
+`data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read, and a policy must be
+named for it. All candidates of a prompt are scored in one shared-prefix row, equal texts once. Writes into `out`:
 config.yaml, bon.jsonl, summary.json and curve.svg (what smaller n would give, from the same candidates; --n
 1,2,4,8,16,32 names the points). A line of bon.jsonl:
 
@@ -73,9 +74,24 @@ def _settled(config: BonConfig) -> BonConfig:
     if config.candidates and config.policy:
         raise UserError("policy and candidates are both given; answers are sampled from the one or read from the other")
     sampled = not config.candidates
+    if sampled and config.data and not config.policy:
+        _check_world(config.data)
     n = sorted(set(config.n)) or ([8] if sampled else [])
     size = config.batch_size or max(1, AT_ONCE[sampled and not config.policy] // (max(n) if n else 1))
     return replace(config, n=n, batch_size=size, data=config.data or ([WORLD] if sampled else []))
+
+
+def _check_world(data: Sequence[str]) -> None:
+    """Raises UserError for data of which the shipped policy, which knows the world alone, would say noise."""
+    from rovrm.sources import WORLD as PREFIX
+    from rovrm.sources import parse_sources
+
+    other = next((source.text for source in parse_sources(data) if not source.name.startswith(PREFIX)), None)
+    if other is not None:
+        raise UserError(
+            f"data={other!r} without policy: the shipped tiny policy knows pictures of the world alone; give "
+            "policy=FOLDER_OR_HUB_ID, or candidates=FILE of answers in place of data"
+        )
 
 
 def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:

@@ -375,6 +375,17 @@ def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_p
     assert "holds other prompts or candidates than the data" in capsys.readouterr().err
 
 
+def test_the_shipped_policy_answers_about_the_world_alone(reward, pools, tmp_path, capsys):
+    pools.write_text(json.dumps({"prompt": "What do you see?", "image": "a.png"}) + "\n")
+    command = f"--n 1 model={reward} out={tmp_path / 'out'} max_new_tokens=4".split()
+    for data in (str(pools), f"world:visual?n=2,{pools}"):
+        assert bon.main([*command, f"data={data}"]) == 2
+        told = capsys.readouterr().err
+        assert f"data='{pools}' without policy" in told and "policy=FOLDER_OR_HUB_ID, or candidates=FILE" in told
+        assert told.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert bon.main([*command, f"data={pools}", f"policy={BASE}"]) == 0
+
+
 def test_settings_that_exclude_each_other(reward, pools, tmp_path, capsys):
     command = f"model={reward} candidates={pools} out={tmp_path / 'out'}".split()
     assert bon.main([*command, "policy=other"]) == 2
