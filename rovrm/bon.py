@@ -4,14 +4,16 @@
     python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon
     python -m rovrm.bon model=runs/mine/phase3-visual candidates=answers.jsonl out=bon     # see rovrm/candidates.py
 
-`data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read. All candidates of a
-prompt are scored in one shared-prefix row. Writes into `out`: config.yaml, bon.jsonl, summary.json and curve.svg (what
-smaller n would give, from the same candidates; --n 1,2,4,8,16,32 names the points). A line of bon.jsonl:
+`data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read, and a policy must be
+named for it. All candidates of a prompt are scored in one shared-prefix row, equal texts once. Writes into `out`:
+config.yaml, bon.jsonl, summary.json and curve.svg (what smaller n would give, from the same candidates; --n
+1,2,4,8,16,32 names the points). A line of bon.jsonl:
 
 - `id, prompt, images` (paths; images without a file are written to out/images), `candidates, scores, seed`;
-- `best`, an index, the first of equal scores; `empty` and `repeated`, the indices of candidates without text and of
-  those that repeat an earlier one (they are scored like others);
-- sampled ones: `logprobs` (sums over tokens), `tokens`, `greedy` (text, score, log-probability); from a file: `names`;
+- `best`, an index, the first of equal scores, of one with text where there is any (allow_empty=true: of any); `empty`
+  and `repeated`, the indices of candidates without text and of those that repeat an earlier one (scored like others);
+- sampled ones: `logprobs` (sums over tokens), `tokens`, `cut` (the indices of those that max_new_tokens cut off, scored
+  like others too), `greedy` (text, score, log-probability, whether it is cut); from a file: `names`;
 - a prompt that cannot be used (an image is missing or broken, it is too long) has `error` in place of all but id,
   prompt and images.
 
@@ -63,9 +65,7 @@ def bon(argv: list[str]) -> None:
                 rows = [row | ({"names": names[row["id"]]} if row["id"] in names else {}) for row in rows]
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 file.flush()
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    summarise(config, examples, rows)
+    summarise(config, examples, _chosen_rows(path, config.allow_empty))
     del lock
 
 
@@ -74,9 +74,24 @@ def _settled(config: BonConfig) -> BonConfig:
     if config.candidates and config.policy:
         raise UserError("policy and candidates are both given; answers are sampled from the one or read from the other")
     sampled = not config.candidates
+    if sampled and config.data and not config.policy:
+        _check_world(config.data)
     n = sorted(set(config.n)) or ([8] if sampled else [])
     size = config.batch_size or max(1, AT_ONCE[sampled and not config.policy] // (max(n) if n else 1))
     return replace(config, n=n, batch_size=size, data=config.data or ([WORLD] if sampled else []))
+
+
+def _check_world(data: Sequence[str]) -> None:
+    """Raises UserError for data of which the shipped policy, which knows the world alone, would say noise."""
+    from rovrm.sources import WORLD as PREFIX
+    from rovrm.sources import parse_sources
+
+    other = next((source.text for source in parse_sources(data) if not source.name.startswith(PREFIX)), None)
+    if other is not None:
+        raise UserError(
+            f"data={other!r} without policy: the shipped tiny policy knows pictures of the world alone; give "
+            "policy=FOLDER_OR_HUB_ID, or candidates=FILE of answers in place of data"
+        )
 
 
 def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:
@@ -155,8 +170,8 @@ def best_of_n(
     answers = (
         [([], [], example.responses) for example in good] if policy is None else _sample(policy, good, config, seed)
     )
-    asked = [replace(e, responses=texts, ranks=[0] * len(texts)) for e, (*_, texts) in zip(good, answers, strict=True)]
-    found = iter(zip(answers, scorer.score_or_error(asked, config.batch_tokens), strict=True))
+    scores = _scores(scorer, good, [texts for *_, texts in answers], config.batch_tokens)
+    found = iter(zip(answers, scores, strict=True))
     return [
         _record(example, config, seed, *(next(found) if isinstance(ready, Example) else (([], [], []), ready)))
         for example, ready in zip(examples, opened, strict=True)
@@ -187,6 +202,22 @@ def _sample(policy: "Policy", examples: list["Example"], config: BonConfig, seed
     return [(some, first, [c.text for c in (*some, *first)]) for some, first in zip(sampled, greedy, strict=True)]
 
 
+def _scores(
+    scorer: "RewardScorer", examples: list["Example"], texts: list[list[str]], batch_tokens: int
+) -> list[list[float] | UserError]:
+    """Per example the scores of its texts, or why there are none. Equal texts are scored once: apart they would
+    differ by noise, and noise would choose."""
+    distinct = [list(dict.fromkeys(many)) for many in texts]
+    asked = [replace(e, responses=some, ranks=[0] * len(some)) for e, some in zip(examples, distinct, strict=True)]
+    found: list[list[float] | UserError] = []
+    for many, some, rewards in zip(texts, distinct, scorer.score_or_error(asked, batch_tokens), strict=True):
+        if not isinstance(rewards, UserError):
+            by_text = dict(zip(some, rewards, strict=True))
+            rewards = [by_text[text] for text in many]
+        found.append(rewards)
+    return found
+
+
 def _record(
     example: "Example", config: BonConfig, seed: int, answers: tuple[list, list, list], scores: list[float] | UserError
 ) -> dict[str, Any]:
@@ -200,7 +231,7 @@ def _record(
     found |= {
         "candidates": texts[:count],
         "scores": scores[:count],
-        "best": max(range(count), key=lambda i: scores[i]),
+        "best": best_place(texts[:count], scores[:count], config.allow_empty),
         "empty": [i for i in range(count) if not words[i]],
         "repeated": [i for i in range(count) if words[i] in words[:i]],
         "seed": seed,
@@ -209,9 +240,16 @@ def _record(
         found |= {
             "logprobs": [c.logprob for c in sampled],
             "tokens": [c.tokens for c in sampled],
-            "greedy": {"text": texts[-1], "score": scores[-1], "logprob": greedy[0].logprob},
+            "cut": [i for i, c in enumerate(sampled) if c.cut],
+            "greedy": {"text": texts[-1], "score": scores[-1], "logprob": greedy[0].logprob, "cut": greedy[0].cut},
         }
     return found
+
+
+def best_place(texts: Sequence[str], scores: Sequence[float], allow_empty: bool) -> int:
+    from rovrm.curve import standing
+
+    return max(range(len(texts)), key=lambda i: standing(texts[i], scores[i], allow_empty))
 
 
 def _image_paths(example: "Example", out: str) -> list[str]:
@@ -246,11 +284,11 @@ def _take_folder(config: BonConfig) -> Any:
     lock = lock_folder(config.out)
     noted = Path(config.out) / "config.yaml"
     if (Path(config.out) / "bon.jsonl").is_file() and noted.is_file():
-        before, now = yaml.safe_load(noted.read_text()), asdict(config)
-        changed = [key for key in now if key not in ("out", "device") and before.get(key) != now[key]]
+        before, now = asdict(BonConfig()) | yaml.safe_load(noted.read_text()), asdict(config)
+        changed = [key for key in now if key not in ("out", "device") and before[key] != now[key]]
         if changed:
             raise UserError(
-                f"{config.out} was begun with other settings ({changed[0]}: {before.get(changed[0])!r}, now "
+                f"{config.out} was begun with other settings ({changed[0]}: {before[changed[0]]!r}, now "
                 f"{now[changed[0]]!r}); give another out=, or remove that folder"
             )
     _check_models(config)
@@ -295,6 +333,24 @@ def _done(path: Path, batch_size: int, examples: Sequence["Example"], given: boo
     with open(path, "r+b") as file:
         file.truncate(sum(len(line) for line in lines[:whole]))
     return whole
+
+
+def _chosen_rows(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
+    """The lines of bon.jsonl. Those of an earlier version, by which an empty answer could win, are chosen again: in the
+    file too, and their number is printed."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    moved = 0
+    for row in (row for row in rows if "error" not in row):
+        best = best_place(row["candidates"], row["scores"], allow_empty)
+        moved += best != row["best"]
+        row["best"] = best
+    if moved:
+        print(f"in {moved} prompts of {path} the best was empty, as an earlier version chose; now it is one with text")
+        partial = path.with_name("bon.jsonl.partial")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        os.replace(partial, path)
+    return rows
 
 
 def _is_of(line: dict[str, Any], example: "Example", given: bool) -> bool:

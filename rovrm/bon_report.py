@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rovrm.config import BonConfig
-from rovrm.curve import curve, kl_bound, mean_ci95, plot_curve, print_curve
+from rovrm.curve import curve, kl_bound, mean_ci95, plot_curve, print_curve, standing
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.outputs import print_phases, write_json
@@ -57,7 +57,10 @@ def summarise(config: BonConfig, examples: list[Example], rows: list[dict[str, A
     else:
         summary["curve"] = _curve(config, rows, None)
         plot_curve(out / "curve.svg", summary["curve"])
-    _print_rewards(summary, failed)
+    _print_rewards(summary)
+    _print_flagged(summary["flagged"], config.max_new_tokens)
+    if failed:
+        print(f"{len(failed)} prompts could not be used, the first: {failed[0]['error']}")
     print_curve(summary["curve"])
     if summary["n_min"] < summary["n"]:
         print(f"(of the {summary['n_min']} to {summary['n']} candidates the table takes the first {summary['n_min']})")
@@ -81,11 +84,18 @@ def _rewards_by_choice(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def _flagged(rows: list[dict[str, Any]]) -> dict[str, int]:
-    return {
+    flagged = {
         "empty": sum(len(row["empty"]) for row in rows),
         "repeated": sum(len(row["repeated"]) for row in rows),
         "best_is_empty": sum(row["best"] in row["empty"] for row in rows),
     }
+    if "greedy" in rows[0]:
+        flagged |= {
+            "cut": sum(len(row.get("cut", [])) for row in rows),
+            "best_is_cut": sum(row["best"] in row.get("cut", []) for row in rows),
+            "cut_unknown": sum("cut" not in row for row in rows),  # lines of a run before it was noted
+        }
+    return flagged
 
 
 def _by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -109,14 +119,20 @@ def _curve(config: BonConfig, rows: list[dict[str, Any]], judged: Any) -> list[d
     most = min(len(row["candidates"]) for row in rows)
     points = config.n if len(config.n) > 1 else sorted({*(2**i for i in range(most.bit_length())), most})
     rewards = np.array([row["scores"][:most] for row in rows])
+    places = np.array([_ranks(_standings(row, config.allow_empty)[:most]) for row in rows])
     if judged is None:
-        records = curve(points, rewards)
+        records = curve(points, rewards, places)
     else:
         worth = np.array([_ranks([v.worth for v in verdicts[:most]]) for verdicts in judged])
-        records = curve(points, rewards, np.array([[float(v.false) for v in some[:most]] for some in judged]), worth)
+        false = np.array([[float(v.false) for v in some[:most]] for some in judged])
+        records = curve(points, rewards, places, false, worth)
     if not any("names" in row for row in rows):
         records = [record | {"kl_bound": kl_bound(record["n"])} for record in records]
     return records
+
+
+def _standings(row: dict[str, Any], allow_empty: bool) -> list[tuple[bool, float]]:
+    return [standing(text, score, allow_empty) for text, score in zip(row["candidates"], row["scores"], strict=True)]
 
 
 def _ranks(worths: list[Any]) -> list[int]:
@@ -125,7 +141,7 @@ def _ranks(worths: list[Any]) -> list[int]:
     return [order.index(worth) for worth in worths]
 
 
-def _print_rewards(summary: dict[str, Any], failed: list[dict[str, Any]]) -> None:
+def _print_rewards(summary: dict[str, Any]) -> None:
     told = ", ".join(
         f"{name} {found['value']:.3f} ({found['ci95'][0]:.3f} to {found['ci95'][1]:.3f})"
         for name, found in summary["reward"].items()
@@ -135,11 +151,18 @@ def _print_rewards(summary: dict[str, Any], failed: list[dict[str, Any]]) -> Non
     for name, found in summary.get("names", {}).items():
         told = f"best of {found['best']} prompts, mean reward {found['mean_reward']:.3f}"
         print(f"  {name}: {found['candidates']} candidates, {told}")
-    flagged = summary["flagged"]
-    if any(flagged.values()):
-        print(
-            f"{flagged['empty']} candidates are empty and {flagged['repeated']} repeat another of their prompt; "
-            f"the best is empty in {flagged['best_is_empty']} prompts"
-        )
-    if failed:
-        print(f"{len(failed)} prompts could not be used, the first: {failed[0]['error']}")
+
+
+def _print_flagged(flagged: dict[str, int], length: int) -> None:
+    if not any(flagged.values()):
+        return
+    told = (
+        f"{flagged['empty']} candidates are empty and {flagged['repeated']} repeat another of their prompt; "
+        f"the best is empty in {flagged['best_is_empty']} prompts"
+    )
+    if flagged.get("cut"):
+        told += f"; {flagged['cut']} candidates are cut at max_new_tokens={length}, the best in "
+        told += f"{flagged['best_is_cut']} prompts: raise max_new_tokens"
+    if flagged.get("cut_unknown"):
+        told += f"; which are cut is not noted for {flagged['cut_unknown']} prompts of an earlier version"
+    print(told)

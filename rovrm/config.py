@@ -206,7 +206,7 @@ class ServeConfig:
 class BonConfig:
     n: list[int] = limited_list([], EACH_N)  # candidates per prompt, 8 if not given; several, as 1,2,4,8: a curve
     model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
-    policy: str = ""  # vision-language model that answers, folder or hub id; empty = the shipped tiny one
+    policy: str = ""  # vision-language model that answers, folder or hub id; empty = the tiny one of the world
     data: list[str] = field(default_factory=list)  # prompts: files, folders or hub ids; empty = pictures of the world
     candidates: list[str] = field(default_factory=list)  # JSON or JSONL files of answers to choose from, instead
     out: str = "runs/demo/bon"  # folder to write
@@ -214,6 +214,7 @@ class BonConfig:
     temperature: float = limited(1.0, ABOVE_ZERO)  # of sampling
     top_p: float = limited(1.0, FRACTION)  # nucleus of sampling; 1 = everything
     max_new_tokens: int = limited(256, ABOVE_ZERO)  # of one answer, at most
+    allow_empty: bool = False  # let an answer without text win over others; false = only where all are without
     batch_size: int | None = limited(None, ABOVE_ZERO)  # prompts at once; null = 32 candidates (the tiny policy: 320)
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one scoring forward, at most
     rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact

@@ -1,6 +1,7 @@
 """What best-of-n gives for each n up to N, from N scored candidates per prompt.
 
     expected_best(values, rewards, n)     # (prompts,): the mean value of the best of n, over all sets of n of the N
+    standing(text, score, allow_empty)    # which of two candidates is the better one
     mean_ci95(per_prompt)                 # {"value": ..., "ci95": [low, high]}, bootstrap over prompts
     kl_bound(n)                           # nats by which best-of-n may move away from the policy
 
@@ -23,9 +24,15 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def standing(text: str, score: float, allow_empty: bool) -> tuple[bool, float]:
+    """The greater, the better a candidate: of the highest score, but one without text stands below all others unless
+    that is allowed. Of equal ones the first is the best."""
+    return allow_empty or bool(text.strip()), score
+
+
 def expected_best(values: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
     """values, rewards: (prompts, N). The mean of `values` at the candidate of highest reward (the first of equal ones)
-    over all sets of n candidates, per prompt: (prompts,)."""
+    over all sets of n candidates, per prompt: (prompts,). For `rewards` any numbers do that order the candidates."""
     count = rewards.shape[1]
     order = np.argsort(-rewards, axis=1, kind="stable")  # best first, equal ones in their order
     whole = math.comb(count, n)
@@ -45,15 +52,20 @@ def mean_ci95(per_prompt: Sequence[float] | np.ndarray) -> dict[str, Any]:
 
 
 def curve(
-    points: Sequence[int], rewards: np.ndarray, false: np.ndarray | None = None, worth: np.ndarray | None = None
+    points: Sequence[int],
+    rewards: np.ndarray,
+    places: np.ndarray,
+    false: np.ndarray | None = None,
+    worth: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """One record per n: `n`, `reward`, and where the truth is known `false` (how often the best by the
-    reward model is false) and `oracle` (the best by the oracle). rewards, false, worth: (prompts, N)."""
+    reward model is false) and `oracle` (the best by the oracle). All arrays: (prompts, N); places: what decides by the
+    reward model, higher is better (see `standing`)."""
     records = []
     for n in points:
-        record: dict[str, Any] = {"n": n, "reward": mean_ci95(expected_best(rewards, rewards, n))}
+        record: dict[str, Any] = {"n": n, "reward": mean_ci95(expected_best(rewards, places, n))}
         if false is not None and worth is not None:
-            record["false"] = mean_ci95(expected_best(false, rewards, n))
+            record["false"] = mean_ci95(expected_best(false, places, n))
             record["oracle"] = mean_ci95(expected_best(false, worth, n))
         records.append(record)
     return records

@@ -27,11 +27,12 @@ AT_ONCE = 131_072  # padded tokens of prompts and answers in one call of generat
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """text; logprob: the sum of its tokens' log-probabilities (nats) at temperature 1, end of sequence included;
-    tokens: their number."""
+    tokens: their number; cut: no end of sequence among them, so that the text may stop in the middle."""
 
     text: str
     logprob: float
     tokens: int
+    cut: bool
 
 
 class Policy:
@@ -134,7 +135,8 @@ class Policy:
         texts = self.tokenizer.batch_decode(
             [row[keep].tolist() for row, keep in zip(tokens, counted, strict=True)], skip_special_tokens=True
         )
-        return [Candidate(t.strip(), s, n) for t, s, n in zip(texts, sums, lengths, strict=True)]
+        cut = (ended.sum(dim=1) == 0).tolist()
+        return [Candidate(t.strip(), s, n, c) for t, s, n, c in zip(texts, sums, lengths, cut, strict=True)]
 
 
 class _LogProbs(StoppingCriteria):

@@ -23,11 +23,13 @@ reach is refused without a token.
 
 OpenRLHF: `--remote_rm_url http://localhost:8000/get_reward`. `query` are full texts, prompt + response, one for each of
 `prompts`; `labels` are not used. Rewards and scores are lists with one float per query, extra_logs holds such lists. An
-added key `images` holds null, one image or a list for each query. The response is what follows the prompt in the query,
-without white space around it and the end-of-turn tokens behind it. A prompt that the policy's chat template has wrapped
-is unwrapped where the template is the reward model's own. 422 says so where a query does not start with its prompt (one
-that was cut from the left to fit, say), or where the prompt is in another chat template. No queries at all give empty
-lists, because OpenRLHF sends them to the servers that it has no work for.
+added key `images` holds null, one image or a list for each query, in the order in which the text shows them; a run of
+image tokens, as decoded from a policy's expanded ones, may stand for several (422 where two runs share three images and
+nothing tells how). The response is what follows the prompt in the query, without white space around it and the
+end-of-turn tokens behind it. A prompt that the policy's chat template has wrapped is unwrapped where the template is
+the reward model's own. 422 says so where a query does not start with its prompt (one that was cut from the left to fit,
+say), or where the prompt is in another chat template. No queries at all give empty lists, because OpenRLHF sends them
+to the servers that it has no work for.
 """
 
 import ipaddress

@@ -24,6 +24,7 @@ from rovrm.config import ServeConfig
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import FORMATS, ImageRef
+from rovrm.messages import PLACEHOLDER
 from rovrm.scorer import RewardScorer
 
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
@@ -227,12 +228,15 @@ def openrlhf_rows(
     for name, values in (("prompts", prompts), ("images", given)):
         if len(values) != len(query):
             raise Refusal(422, f"{name}: {len(values)} entries for {len(query)} of query; send one for each")
-    cut = [(*_cut(q, p, i, template), given[i]) for i, (q, p) in enumerate(zip(query, prompts, strict=True))]
+    listed = [[images] if isinstance(images, str) else images for images in given]
+    cut = []
+    for i, (text, prompt) in enumerate(zip(query, prompts, strict=True)):
+        question, response = _cut(text, prompt, i, template)
+        cut.append((_one_for_each(question, prompt, len(listed[i] or ()), i, template), response, listed[i]))
     rows = []
     for (prompt, pictures), same in groupby(enumerate(cut), lambda item: (item[1][0], item[1][2])):
         many = list(same)
-        listed = [pictures] if isinstance(pictures, str) else pictures
-        row = {"id": f"query[{many[0][0]}]", "prompt": prompt, "images": listed}
+        row = {"id": f"query[{many[0][0]}]", "prompt": prompt, "images": pictures}
         rows.append(row | {"responses": [response for _, (_, response, _) in many]})
     return rows
 
@@ -240,8 +244,7 @@ def openrlhf_rows(
 def _cut(query: str, prompt: str, i: int, template: Template) -> tuple[str, str]:
     """(question, response) without what a chat template has written around them."""
     if template.image_token:  # decoded from expanded tokens a query has hundreds of them for one image
-        runs = f"(?:{re.escape(template.image_token)})+"
-        query, prompt = (re.sub(runs, lambda _: template.image_token, text) for text in (query, prompt))
+        query, prompt = (_runs(template).sub(lambda _: template.image_token, text) for text in (query, prompt))
     if not query.startswith(prompt):
         raise Refusal(
             422, f"query[{i}] = {query[:60]!r} does not start with prompts[{i}] = {prompt[:60]!r}, so the response "
@@ -261,3 +264,27 @@ def _cut(query: str, prompt: str, i: int, template: Template) -> tuple[str, str]
             "plain question, or messages to /score"
         )  # fmt: skip
     return prompt, response
+
+
+def _runs(template: Template) -> re.Pattern:
+    return re.compile(f"(?:{re.escape(template.image_token)})+")
+
+
+def _one_for_each(question: str, prompt: str, count: int, i: int, template: Template) -> str:
+    """The question with `count` placeholders where it has fewer: it has one for each run of image tokens in the prompt,
+    and adjacent images, expanded, are one run. Raises Refusal where nothing tells which runs hold several images."""
+    parts = question.split("<image>")
+    places = len(parts) - 1
+    numbered = any(PLACEHOLDER.findall(question))  # <image 2>: the text says which
+    if numbered or not 0 < places < count:
+        return question
+    runs = _runs(template).findall(prompt) if template.image_token else []
+    sizes = [len(run) // len(template.image_token) for run in runs]
+    if len(sizes) != places or sum(sizes) != count:  # not one token for each image
+        sizes = [count]
+    if len(sizes) != places:
+        raise Refusal(
+            422, f"prompts[{i}] = {prompt[:60]!r} has {places} places for {count} images, and nothing tells which of "
+            "them holds several; send one <image> for each image, or messages to /score"
+        )  # fmt: skip
+    return parts[0] + "".join("<image>" * size + part for size, part in zip(sizes, parts[1:], strict=True))

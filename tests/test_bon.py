@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rovrm import bon
+from rovrm import bon, rank
+from rovrm.config import BonConfig
 from rovrm.errors import UserError
+from rovrm.examples import Example
 from rovrm.policy import Policy
 from rovrm.scorer import RewardScorer
 from rovrm.world.default import BASE
@@ -90,6 +92,18 @@ def test_long_prompts_are_sampled_apart(policy, monkeypatch):
     assert len(sampled[0]) == 8 and len(sizes) > 1  # of one prompt the candidates are shared out
 
 
+def test_answers_without_an_end_are_cut(policy):
+    """Cut are those that hold max_new_tokens tokens of which the last is no end."""
+    examples = pictures(3)
+    whole = [one for many in policy.sample(examples, 4, seed=1) for one in many]
+    longest, shortest = (pick(one.tokens for one in whole) for pick in (max, min))
+    assert shortest < longest and not any(one.cut for one in whole)
+    short = [one for many in policy.sample(examples, 4, seed=1, max_new_tokens=shortest) for one in many]
+    assert [one.cut for one in short] == [one.tokens > shortest for one in whole]
+    exact = [one for many in policy.sample(examples, 4, seed=1, max_new_tokens=longest) for one in many]
+    assert not any(one.cut for one in exact)  # the end is the last token
+
+
 def test_a_reward_model_is_no_policy(reward):
     with pytest.raises(UserError, match="is a reward model"):
         Policy.from_pretrained(reward)
@@ -147,6 +161,39 @@ def test_bon_goes_on_where_it_was_stopped(reward, tmp_path, capsys):
     assert (tmp_path / "cut" / "bon.jsonl").read_bytes() == whole
 
 
+def test_cut_answers_are_flagged_and_lines_of_an_earlier_version_go_on(reward, tmp_path, capsys):
+    out, pairs = tmp_path / "out", tmp_path / "pairs.jsonl"
+    command = f"--n 3 model={reward} {DATA} out={out} batch_size=2 max_new_tokens=16".split()
+    ranking = [f"in={out / 'bon.jsonl'}", f"out={pairs}", "margin=0"]
+    assert bon.main(command) == 0
+    printed = capsys.readouterr().out
+    lines = (out / "bon.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert all(set(row["cut"]) == {i for i, n in enumerate(row["tokens"]) if n == 16} for row in rows)
+    assert all(row["greedy"]["cut"] is True for row in rows)  # of more than 16 tokens
+    flagged = json.loads((out / "summary.json").read_text())["flagged"]
+    assert flagged["cut"] == sum(len(row["cut"]) for row in rows) > 0
+    assert flagged["best_is_cut"] == sum(row["best"] in row["cut"] for row in rows) > 0
+    assert f"{flagged['cut']} candidates are cut at max_new_tokens=16, the best in" in printed
+    assert "raise max_new_tokens" in printed
+    assert rank.main(ranking) == 0
+    preferences = pairs.read_bytes()
+
+    for row in rows:
+        del row["cut"], row["greedy"]["cut"]
+    (out / "bon.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rank.main(ranking) == 0 and pairs.read_bytes() == preferences
+    (out / "bon.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    noted = out / "config.yaml"
+    noted.write_text(noted.read_text().replace("allow_empty: false\n", ""))
+    capsys.readouterr()
+    assert bon.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 6 prompts are in" in printed and "not noted for 2 prompts of an earlier version" in printed
+    again = (out / "bon.jsonl").read_text().splitlines()
+    assert again[2:] == lines[2:] and "cut" not in json.loads(again[0])
+
+
 def test_bon_refuses_a_folder_begun_with_other_settings(reward, tmp_path, capsys):
     command = f"--n 2 model={reward} {DATA} out={tmp_path} max_new_tokens=16".split()
     assert bon.main(command) == 0
@@ -187,7 +234,7 @@ def test_prompts_of_a_file_and_rows_that_cannot_be_used(reward, tmp_path, capsys
     rows = [{"prompt": "What do you see?", "image": "a.png"}, {"question": "What is there?", "image": "a.png"}]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = f"--n 2 model={reward} data={file} out={tmp_path / 'out'} max_new_tokens=16".split()
+    command = f"--n 2 model={reward} policy={BASE} data={file} out={tmp_path / 'out'} max_new_tokens=16".split()
     assert bon.main(command) == 0
     found = [json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").read_text().splitlines()]
     assert [row["id"] for row in found] == ["prompts-1", "prompts-2"]
@@ -229,7 +276,9 @@ def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, ca
     for row, image in ((one, tmp_path / "a.png"), (three, tmp_path / "a.png"), (four, None)):
         prompt = "Say something." if image is None else "What do you see?"
         assert row["scores"] == pytest.approx(scorer.score(prompt, row["candidates"], images=image), abs=1e-5)
+    for row in (one, four):
         assert row["best"] == row["scores"].index(max(row["scores"]))
+    assert three["best"] in (0, 2) and three["scores"][three["best"]] == max(three["scores"][0], three["scores"][2])
     assert one["names"] == ["x", "y", "z"] and one["images"] == [str(tmp_path / "a.png")]
     assert two["id"] == "two" and "bad.png" in two["error"] and "scores" not in two
     assert five["error"] == "the prompt has no candidates"
@@ -244,6 +293,75 @@ def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, ca
     assert "2 prompts could not be used, the first: " in capsys.readouterr().out
 
 
+class Fake:
+    """Scores the shorter text higher, and of equal ones the later by a little: noise."""
+
+    def __init__(self):
+        self.seen = []
+
+    def score_or_error(self, examples, batch_tokens):
+        self.seen += [list(example.responses) for example in examples]
+        return [[-len(text) + i / 1000 for i, text in enumerate(example.responses)] for example in examples]
+
+
+def chosen(scorer, *candidates: str, **settings) -> dict:
+    example = Example("x", "", [{"role": "user", "content": "Q"}], list(candidates), [0] * len(candidates), [])
+    (row,) = bon.best_of_n(scorer, [example], BonConfig(**settings), None, 0)
+    return row
+
+
+def test_equal_texts_have_one_score_and_the_first_of_them_is_chosen():
+    scorer = Fake()
+    row = chosen(scorer, "Longer.", "Yes.", "No, no.", "Yes.", "Yes. ")
+    assert scorer.seen == [["Longer.", "Yes.", "No, no.", "Yes. "]]
+    assert row["scores"][1] == row["scores"][3] and row["best"] == 1 and row["repeated"] == [3, 4]
+
+
+def test_an_empty_answer_does_not_win_over_one_with_text():
+    scorer = Fake()
+    assert chosen(scorer, "", "Yes.", " ", "No.")["best"] == 3
+    assert chosen(scorer, "", "Yes.", " ", allow_empty=True)["best"] == 0
+    assert chosen(scorer, "  ", " ", " ")["best"] == 1  # all are empty
+
+
+@pytest.fixture
+def weak(tmp_path, monkeypatch):
+    """A command about two prompts whose empty candidates have the highest reward."""
+    monkeypatch.setattr(bon, "_models", lambda config: (Fake(), None))
+    rows = [
+        {"id": "one", "prompt": "Why?", "candidates": {"x": "A ball.", "y": "", "z": "Ball."}},
+        {"id": "two", "prompt": "Who?", "candidates": {"x": " ", "y": "", "z": ""}},
+    ]
+    (tmp_path / "weak.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"candidates={tmp_path / 'weak.jsonl'} out={tmp_path / 'out'}".split()
+
+
+def test_best_of_fewer_is_chosen_by_the_same_rule(weak, tmp_path):
+    for more, best in (([], [2, 1]), (["allow_empty=true", f"out={tmp_path / 'any'}"], [1, 1])):
+        assert bon.main([*weak, *more]) == 0
+        out = tmp_path / ("any" if more else "out")
+        rows = [json.loads(line) for line in (out / "bon.jsonl").open()]
+        summary = json.loads((out / "summary.json").read_text())
+        assert [row["best"] for row in rows] == best
+        assert summary["curve"][-1]["reward"]["value"] == pytest.approx(summary["reward"]["best"]["value"])
+        assert summary["curve"][0]["reward"]["value"] == pytest.approx(summary["reward"]["mean"]["value"])
+        assert summary["flagged"]["best_is_empty"] == (2 if more else 1)
+        assert "cut" not in summary["flagged"]  # of a file nobody knows
+        assert [summary["names"][name]["best"] for name in "xyz"] == [best.count(i) for i in range(3)]
+
+
+def test_an_earlier_choice_of_an_empty_answer_is_made_again(weak, tmp_path, capsys):
+    assert bon.main(weak) == 0
+    path = tmp_path / "out" / "bon.jsonl"
+    today = path.read_bytes()
+    path.write_bytes(today.replace(b'"best": 2', b'"best": 1'))
+    capsys.readouterr()
+    assert bon.main(weak) == 0
+    assert "in 1 prompts of" in capsys.readouterr().out and path.read_bytes() == today
+    assert bon.main(weak) == 0
+    assert "an earlier version" not in capsys.readouterr().out
+
+
 def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_path, capsys):
     command = f"model={reward} candidates={pools} out={tmp_path / 'out'} batch_size=1".split()
     assert bon.main(command) == 0
@@ -255,6 +373,17 @@ def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_p
     pools.write_text(pools.read_text().replace("A blue ball.", "A green ball."))
     assert bon.main(command) == 2
     assert "holds other prompts or candidates than the data" in capsys.readouterr().err
+
+
+def test_the_shipped_policy_answers_about_the_world_alone(reward, pools, tmp_path, capsys):
+    pools.write_text(json.dumps({"prompt": "What do you see?", "image": "a.png"}) + "\n")
+    command = f"--n 1 model={reward} out={tmp_path / 'out'} max_new_tokens=4".split()
+    for data in (str(pools), f"world:visual?n=2,{pools}"):
+        assert bon.main([*command, f"data={data}"]) == 2
+        told = capsys.readouterr().err
+        assert f"data='{pools}' without policy" in told and "policy=FOLDER_OR_HUB_ID, or candidates=FILE" in told
+        assert told.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert bon.main([*command, f"data={pools}", f"policy={BASE}"]) == 0
 
 
 def test_settings_that_exclude_each_other(reward, pools, tmp_path, capsys):

@@ -225,6 +225,29 @@ def test_openrlhf_prompt_in_the_models_own_template(client, scorer):
                 assert close(found, scorer.score(chat, ["A cup."], images=images or None))
 
 
+def test_openrlhf_adjacent_images_keep_their_order(client, scorer):
+    """Expanded, two adjacent images are one run of image tokens; the rewards are those of /score."""
+    pictures = [encoded(picture(0)), encoded(picture(1, (20, 90)))]
+    blocks = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": QUESTION}]
+    chat = [{"role": "user", "content": blocks}]
+    expected, swapped = (ask(client, prompt=chat, images=some)["scores"] for some in (pictures, pictures[::-1]))
+    assert min(abs(a - b) for a, b in zip(expected, swapped, strict=True)) > 1e-3  # else the order shows nothing
+    token = scorer.processor.tokenizer.convert_ids_to_tokens(scorer.collator.image_token_id)
+    own = f"<s>USER: {token * 18}\n{QUESTION}\nASSISTANT:"  # 9 tokens to an image
+    for prompt in (own, own.replace(token * 18, token * 2), token * 18 + QUESTION, token * 2 + QUESTION):
+        query = [f"{prompt} {answer}</s>" for answer in ANSWERS]
+        found = rewards(client, query, [prompt] * len(query), images=[pictures] * len(query))
+        assert close(found, expected), prompt
+    apart = f"{token * 2} and {token}"  # three tokens for three images: not expanded, each its own
+    found = rewards(client, [f"{apart} A cup."], [apart], images=[[*pictures, pictures[0]]])
+    assert close(found, scorer.score(apart, ["A cup."], images=[picture(0), picture(1, (20, 90)), picture(0)]))
+    apart = f"{token * 9} and {token * 18}"
+    reply = client.post(
+        "/get_reward", json={"query": [f"{apart} A"], "prompts": [apart], "images": [[*pictures, pictures[0]]]}
+    )
+    refused(reply, 422, "prompts[0]", "2 places for 3 images", "one <image> for each image")
+
+
 def test_openrlhf_refusals(client):
     def send(**body):
         return client.post("/get_reward", json=body)
