@@ -6,7 +6,7 @@ How a command line and a recipe become one of these is in rovrm/front.py.
 """
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rovrm.errors import UserError
@@ -33,6 +33,7 @@ __all__ = [
     "phase_numbers",
     "run",
     "save",
+    "with_rates",
 ]
 
 PHASES = ("text", "caption", "visual")
@@ -62,6 +63,21 @@ def _phase_number(name: str, text: str) -> int:
 def by_gradients(section: "PhaseConfig") -> bool:
     """Whether a phase's rows are chosen by their gradients."""
     return section.select not in ("random", "first")
+
+
+PAPER_RATES = (2e-5, 1e-6, 1e-6)  # of its full fine-tuning, by phase
+ADAPTER_RATE = 3e-4  # eval.rates: the best of 1e-4 to 3e-4 at each size of data; 1e-6 does not move an adapter
+
+
+def with_rates(config: "TrainConfig") -> "TrainConfig":
+    """The settings with a learning rate for each phase that was given none."""
+    rates = PAPER_RATES if config.tuning == "full" else [ADAPTER_RATE] * len(PHASES)
+    given = {name: getattr(config, name).learning_rate for name in PHASES}
+    sections = {
+        name: replace(getattr(config, name), learning_rate=rate if given[name] is None else given[name])
+        for name, rate in zip(PHASES, rates, strict=True)
+    }
+    return replace(config, **sections)
 
 
 def _is_phase(text: str) -> bool:
@@ -106,7 +122,8 @@ class PhaseConfig:
     n: int | None = limited(None, ABOVE_ZERO)  # examples to take, held-out ones included; null = all
     # (what a method chooses has the held-out ones beside it)
     select: Select = "random"  # which n: drawn with the seed, the first, or chosen by a method of data_selection
-    learning_rate: float = limited(1e-6, ABOVE_ZERO)  # highest learning rate of the phase
+    learning_rate: float | None = limited(None, ABOVE_ZERO)  # highest of the phase; null = by tuning: with an adapter
+    # 3e-4, with tuning=full the paper's 2e-5 (text) and 1e-6 (caption, visual)
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
     reader: str = ""  # format of the data; empty = found from its columns
     columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
@@ -141,7 +158,7 @@ class TrainConfig:
     trust_remote_code: bool = False  # let the model's repository run its own code
     chat_template: str = ""  # file with the chat template; empty = the processor's own
 
-    text: PhaseConfig = field(default_factory=lambda: PhaseConfig(learning_rate=2e-5))
+    text: PhaseConfig = field(default_factory=PhaseConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     visual: PhaseConfig = field(default_factory=PhaseConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)

@@ -77,7 +77,9 @@ def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "R
     limit = int(config.trainer.get("max_steps", -1))
     steps = limit if limit > 0 else steps
     tokens = sum(rows * longest for rows, longest in costs)
+    rate = section_of(config, phase).learning_rate or 0.0
     print(f"  {len(batches)} batches an epoch, {tokens} tokens; {steps} optimizer steps in all")
+    print(f"  learning rate {rate:g} x {steps} steps = {rate * steps:.2g} (tuning={config.tuning})")
 
 
 def _print_memory(config: TrainConfig, model_config: Any) -> None:

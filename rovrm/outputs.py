@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from rovrm.phases import phase_folder
 if TYPE_CHECKING:
     from rovrm.trainer import RewardTrainer
 
+EQUAL = 1e-6  # rewards that are spread less than this, of their size, are equal
 QUESTIONS = (
     "What is in the picture?",
     "How many objects are there?",
@@ -154,9 +156,40 @@ def summarise(config: TrainConfig, phases: list[int]) -> None:
             records[f"phase{phase}-{PHASES[phase - 1]}"] = json.loads(path.read_text())
     write_json(Path(config.out) / "summary.json", records)
     print_phases(records)
+    print_warnings(records.values())
     final = str(phase_folder(config.out, phases[-1]))
     print(f"\nreward model: {final}")
     print(f"score with it: python -m rovrm.score model={shlex.quote(final)} in=pairs.jsonl out=scores.jsonl")
+
+
+def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
+    """What speaks against trusting a trained phase, from its record, each with what to try."""
+    low, high = record["accuracy_ci95"]
+    found = []
+    if record["reward_std"] <= EQUAL * max(1.0, abs(record["reward_mean"])):
+        found.append(
+            f"{name}: all rewards on the held-out examples are equal ({record['reward_mean']:g}): the model tells no "
+            f"answer from another. Try a lower {name}.learning_rate (it was {rate:g}), and look for broken weights in "
+            "the base model"
+        )
+    elif low <= 0.5 <= high:
+        found.append(
+            f"{name}: held-out accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}, {record['n_held_out']} "
+            f"examples) cannot be told from chance. Try more data or epochs ({record['n_train']} examples now), another "
+            f"{name}.learning_rate (it was {rate:g}; adapters want 1e-4 to 3e-4, full tuning 1e-6 to 2e-5), a larger "
+            "eval_fraction, and look at the rows that dry_run=true prints: are the answers the right way round?"
+        )
+    elif high < 0.5:
+        found.append(
+            f"{name}: held-out accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}) is below chance: does the "
+            "held-out data prefer what the training data reject? Look at scores.jsonl"
+        )
+    return found
+
+
+def print_warnings(records: Iterable[dict[str, Any]]) -> None:
+    for warning in [text for record in records for text in record.get("warnings", [])]:
+        print(f"\nWARNING: {warning}")
 
 
 def print_phases(records: dict[str, dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rovrm.config import PHASES, TrainConfig, check_trainer_keys, parse, phase_numbers, run, save
+from rovrm.config import PHASES, TrainConfig, check_trainer_keys, parse, phase_numbers, run, save, with_rates
 from rovrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,16 +90,16 @@ def process_state(config: TrainConfig) -> Any:
 
 
 def with_default(config: TrainConfig, argv: list[str], prog: str = PROG) -> TrainConfig:
-    """With no model given: the tiny base shipped in the package, and its world's pairs, rates and epochs for every key
-    that neither the command line nor the recipe gives."""
+    """With what was not given: learning rates by `tuning`; with no model the tiny base shipped in the package, and its
+    world's pairs, rates and epochs for every key that neither the command line nor the recipe gives."""
     if config.model:
-        return config
+        return with_rates(config)
     from rovrm.world.default import BASE, SECTIONS, SETTINGS
 
     if process_state(config).is_main_process:
         print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
     # Read again: of the first reading nobody can tell a key that was given from one that has its default.
-    return replace(parse(TrainConfig, argv, prog, SETTINGS | SECTIONS), model=BASE)
+    return with_rates(replace(parse(TrainConfig, argv, prog, SETTINGS | SECTIONS), model=BASE))
 
 
 # ---- one phase -------------------------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
     """Trains one phase, evaluates it on the held-out examples, and writes its folder."""
     from transformers import set_seed
 
-    from rovrm.outputs import write_json, write_phase
+    from rovrm.intervals import wilson95
+    from rovrm.outputs import doubts, print_warnings, write_json, write_phase
     from rovrm.phases import phase_folder
     from rovrm.resume import check_same_plan, complete_checkpoint, epochs_done, fingerprint, settings_of, start_of
     from rovrm.trainer import LogFile, RewardTrainer
@@ -147,6 +148,7 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
         "n_held_out": len(data.held_out),
         "n_skipped": len(data.rejected),
         "accuracy": metrics["accuracy"],
+        "accuracy_ci95": wilson95(metrics["accuracy"], len(data.held_out)),
         "loss": metrics["loss"],
         "margin": metrics["margin"],
         "reward_mean": metrics["mean_reward"],
@@ -155,7 +157,10 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
         "pairs_per_second": pairs / training_seconds,
         "shared_rows": trainer.collator.shared,
     }
+    record["warnings"] = doubts(record, PHASES[phase - 1], arguments.learning_rate)
     write_phase(config, phase, trainer, record, last)
+    if main_process and not last:  # the last phase's are printed with those of all
+        print_warnings([record])
 
 
 def _check_start(config: TrainConfig, phases: list[int], model_config: Any) -> None:

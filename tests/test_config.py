@@ -9,6 +9,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from rovrm.config import (
+    PHASES,
     MergeConfig,
     ScoreConfig,
     TrainConfig,
@@ -17,6 +18,7 @@ from rovrm.config import (
     phase_numbers,
     run,
     save,
+    with_rates,
 )
 from rovrm.errors import UserError
 from rovrm.front import settings
@@ -65,11 +67,20 @@ def test_phase_numbers_refuses(text: str) -> None:
 def test_defaults() -> None:
     config = train()
     assert (config.phase, config.out, config.model) == ("1..3", "runs/demo", "")
-    rates = [config.text.learning_rate, config.caption.learning_rate, config.visual.learning_rate]
-    assert rates == [2e-5, 1e-6, 1e-6]
     assert config.text.n is None and config.text.data == [] and config.trainer == {}
     assert config.caption.caption_template == "Image description: {caption}\n\n"
     assert train().text.data is not config.text.data
+
+
+@pytest.mark.parametrize(
+    ("tuning", "rates"), [("lora", [3e-4] * 3), ("qlora", [3e-4] * 3), ("full", [2e-5, 1e-6, 1e-6])]
+)
+def test_rates_by_tuning(tuning: str, rates: list[float]) -> None:
+    """The paper's rates are those of full fine-tuning; an adapter does not move by them."""
+    config = with_rates(train(f"tuning={tuning}"))
+    assert [getattr(config, name).learning_rate for name in PHASES] == rates
+    config = with_rates(train(f"tuning={tuning}", "caption.learning_rate=7e-5"))
+    assert [getattr(config, name).learning_rate for name in PHASES] == [rates[0], 7e-5, rates[2]]
 
 
 def test_values_below_the_recipe(tmp_path: Path) -> None:
@@ -79,7 +90,7 @@ def test_values_below_the_recipe(tmp_path: Path) -> None:
     below = {"seed": 1, "text": {"n": 1, "epochs": 1.5, "data": ["a.jsonl", "b.jsonl"]}}
     config = parse(TrainConfig, [f"recipe={recipe}", "text.n=3"], "train", below)
     assert (config.text.n, config.text.epochs, config.seed) == (3, 2.0, 1)
-    assert config.text.data == ["a.jsonl", "b.jsonl"] and config.text.learning_rate == 2e-5
+    assert config.text.data == ["a.jsonl", "b.jsonl"] and config.text.learning_rate is None
     assert below == {"seed": 1, "text": {"n": 1, "epochs": 1.5, "data": ["a.jsonl", "b.jsonl"]}}
 
 
@@ -188,8 +199,8 @@ def test_recipe_accepts(recipe) -> None:
         (["text.n=0"], "text.n: got '0', takes a whole number above 0 or null"),
         (["batch-size=1.5"], "batch_size: got '1.5', takes a whole number above 0"),
         (["batch_size="], "batch_size: got '', takes a whole number above 0"),
-        (["text.learning_rate=0"], "text.learning_rate: got '0', takes a number above 0"),
-        (["text.learning_rate=nan"], "text.learning_rate: got 'nan', takes a number above 0"),
+        (["text.learning_rate=0"], "text.learning_rate: got '0', takes a number above 0 or null"),
+        (["text.learning_rate=nan"], "text.learning_rate: got 'nan', takes a number above 0 or null"),
         (["text.epochs=inf"], "text.epochs: got 'inf', takes a number above 0"),
         (["eval_fraction=5%"], "eval_fraction: got '5%', takes a number from 0 to 1"),
         (["max_bad_fraction=1.01"], "max_bad_fraction: got '1.01', takes a number from 0 to 1"),

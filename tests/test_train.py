@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rovrm.config import PHASES, TrainConfig, parse
+from rovrm.config import PHASES, TrainConfig, parse, with_rates
 from rovrm.scorer import RewardScorer
 from rovrm.train import main, with_default
 from rovrm.world.default import BASE, SECTIONS, SETTINGS
@@ -255,6 +255,33 @@ def test_a_broken_model_is_no_finished_phase(world, tmp_path, capsys):
     assert "not finite" in capsys.readouterr().err and not (out / "phase3-visual" / "phase.json").exists()
 
 
+def test_a_phase_that_learned_nothing_says_so(world, tmp_path, capsys):
+    """At a rate that moves nothing the accuracy is chance's; at one that breaks the head all rewards are equal."""
+    data = [f"model={BASE}", f"visual.data={world}/visual.jsonl", "eval_fraction=0.3", *QUICK]
+    assert main(["phase=3", f"out={tmp_path / 'still'}", "visual.learning_rate=1e-9", *data]) == 0
+    printed = capsys.readouterr().out
+    assert "WARNING: visual: held-out accuracy" in printed and "cannot be told from chance. Try" in printed
+    record = json.loads((tmp_path / "still" / "summary.json").read_text())["phase3-visual"]
+    low, high = record["accuracy_ci95"]
+    assert low < 0.5 < high and low < record["accuracy"] < high and len(record["warnings"]) == 1
+    wild = ["tuning=full", "visual.learning_rate=1e4", "trainer.max_steps=2"]
+    assert main(["phase=3", f"out={tmp_path / 'wild'}", *wild, *data]) == 0
+    assert "WARNING: visual: all rewards on the held-out examples are equal (0)" in capsys.readouterr().out
+
+
+def test_the_default_rate_learns_from_a_newcomers_file(tmp_path, capsys):
+    """`rovrm.world write`, then `rovrm.train phase=3` with nothing but the data given (300 pairs, 100 held out)."""
+    from rovrm.world import __main__ as world
+
+    assert world.main(["write", f"out={tmp_path / 'data'}", "n=400", "seed=2"]) == 0
+    command = [f"model={BASE}", f"visual.data={tmp_path / 'data' / 'visual.jsonl'}", "eval_fraction=0.25", "workers=0"]
+    assert main(["phase=3", f"out={tmp_path / 'run'}", *command]) == 0
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())["phase3-visual"]
+    assert record["accuracy"] >= 0.8 and not record["warnings"]
+    assert main(["phase=3", f"out={tmp_path / 'dry'}", "dry_run=true", *command]) == 0
+    assert "learning rate 0.0003 x 38 steps = 0.011 (tuning=lora)" in capsys.readouterr().out
+
+
 def test_other_data_do_not_go_on_from_a_checkpoint(world, tmp_path, capsys):
     out, file = tmp_path / "data", tmp_path / "text.jsonl"
     lines = (world / "text.jsonl").read_text().splitlines(keepends=True)
@@ -312,18 +339,18 @@ def test_no_model_means_the_shipped_default(capsys):
         assert section == vars(getattr(TrainConfig(), name)) | SECTIONS[name]
         assert section["data"] and all(source.startswith(f"world:{name}?") for source in section["data"])
     given = parse(TrainConfig, ["model=some/where"], "train")
-    assert with_default(given, ["model=some/where"]) is given
+    assert with_default(given, ["model=some/where"]) == with_rates(given)
     assert not capsys.readouterr().out
 
 
 def test_given_keys_win_over_the_shipped_default(tmp_path):
     """Also those given with the value that they have when a model is given, and those of a recipe."""
     usual = TrainConfig()
-    argv = ["visual.epochs=1", f"text.learning_rate={usual.text.learning_rate}", "caption.data=mine.jsonl", "seed=3"]
+    argv = ["visual.epochs=1", "text.learning_rate=2e-5", "caption.data=mine.jsonl", "seed=3"]
     config = defaulted(*argv, "eval_fraction=0.3")
     assert (config.model, config.seed, config.eval_fraction) == (BASE, 3, 0.3)
     assert vars(config.visual) == vars(usual.visual) | SECTIONS["visual"] | {"epochs": 1.0}
-    assert vars(config.text) == vars(usual.text) | SECTIONS["text"] | {"learning_rate": usual.text.learning_rate}
+    assert vars(config.text) == vars(usual.text) | SECTIONS["text"] | {"learning_rate": 2e-5}
     assert vars(config.caption) == vars(usual.caption) | SECTIONS["caption"] | {"data": ["mine.jsonl"]}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("visual:\n  epochs: 3\n  n: 7\ntext:\n  learning_rate: 0.5\n")

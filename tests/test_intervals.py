@@ -1,0 +1,18 @@
+"""Wilson's interval against its definition: the shares that a score test at 5 % would not reject."""
+
+import pytest
+
+from rovrm.intervals import Z95, wilson95
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.5, 10), (0.9, 97), (1.0, 1), (0.0, 4), (0.73, 1000)])
+def test_ends_are_where_the_score_test_turns(share: float, n: int):
+    low, high = wilson95(share, n)
+    assert 0 <= low <= share <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(share - end) / (end * (1 - end) / n) ** 0.5 == pytest.approx(Z95, rel=1e-6)
+
+
+def test_known_value():
+    assert wilson95(0.8, 50) == pytest.approx([0.6696, 0.8876], abs=1e-4)  # Agresti and Coull's formula, by hand
