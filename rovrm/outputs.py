@@ -175,7 +175,7 @@ def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
     elif low <= 0.5 <= high:
         found.append(
             f"{name}: held-out accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}, {record['n_held_out']} "
-            f"examples) cannot be told from chance. Try more data or epochs ({record['n_train']} examples now), another "
+            f"examples) cannot be told from chance. Try more data ({record['n_train']} now) or epochs, another "
             f"{name}.learning_rate (it was {rate:g}; adapters want 1e-4 to 3e-4, full tuning 1e-6 to 2e-5), a larger "
             "eval_fraction, and look at the rows that dry_run=true prints: are the answers the right way round?"
         )
