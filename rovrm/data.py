@@ -8,6 +8,7 @@ No row is dropped in silence: what cannot be used is in `Loaded.rejected` with i
 """
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -51,7 +52,8 @@ Select = Literal["random", "first"]
 @dataclass(slots=True)
 class Loaded:
     """examples; rejected: one {"location", "id", "field", "value", "reason"} per row that cannot be used; counts: per
-    source {"read", "kept", "rejected"}. Rows that were not drawn are not read: read = good + rejected, kept <= good."""
+    source {"read", "kept", "rejected"}. Rows that were not drawn are not read: read = good + rejected, kept <= good. A
+    row read as its pairs counts as so many."""
 
     examples: list[Example] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
@@ -90,7 +92,9 @@ def load_examples(
     for source, rows, share in zip(parsed, opened, shares, strict=True):
         own = {canonical: theirs for canonical, theirs in (columns or {}).items() if theirs in rows.columns}
         check_columns(source.columns, rows.columns)
-        rows_reader = _Reader(rows, own | source.columns, source.reader or reader, image_root, table, images_needed)
+        rows_reader = _Reader(
+            rows, own | source.columns, source.reader or reader, image_root, table, images_needed, source.pairs
+        )
         total = n if len(parsed) == 1 else None if n is None or share is None else int(n * share) + 1
         limit = min((limit for limit in (source.n, total) if limit is not None), default=None)
         parts.append(_read(source, rows_reader, limit, select, _generator(seed, source)))
@@ -127,8 +131,9 @@ class _Reader:
         image_root: str | None = None,
         captions: "Captions | None" = None,
         images_needed: bool = True,
+        pairs: bool = False,
     ):
-        self.rows, self.mapping, self.captions = rows, mapping, captions
+        self.rows, self.mapping, self.captions, self.pairs = rows, mapping, captions, pairs
         self.find = functools.partial(find_image, image_root=image_root, must_exist=images_needed)
         if name is not None and name not in READERS:
             raise UserError(f"reader={name}: no such reader; takes {', '.join(READERS)}")
@@ -142,11 +147,26 @@ class _Reader:
         except UserError as error:
             raise UserError(f"{file or self.rows.name}: {error}") from error
 
-    def __call__(self, row: Row) -> Example:
+    def __call__(self, row: Row) -> list[Example | BadRow]:
+        """The row's example, or each of its pairs, or why it cannot be used."""
+        try:
+            example = self._example(row)
+        except BadRow as error:
+            return [error]
+        parts = pairs_of(example) if self.pairs else [example]
+        return [self._captioned(part) for part in parts]
+
+    def _captioned(self, example: Example) -> Example | BadRow:
+        try:
+            return _with_caption(example, self.captions) if self.captions else example
+        except BadRow as error:
+            return error
+
+    def _example(self, row: Row) -> Example:
         if row.values is None:
             raise BadRow("row", row.raw, row.problem)
         find = functools.partial(self.find, data_file=row.data_file)
-        example = read_row(
+        return read_row(
             self.names[row.data_file],
             rename(row.values, self.mapping),
             find,
@@ -154,29 +174,49 @@ class _Reader:
             fallback_id=f"{row.stem}-{row.number}",
             source=row.stem,
         )
-        return _with_caption(example, self.captions) if self.captions else example
+
+
+def pairs_of(example: Example) -> list[Example]:
+    """A ranked list as its pairs of different rank, with the id ID-i-j: the places, from 0 for the best, of the better
+    and the worse response. A pair, and a list of ties alone (which the checks refuse), stay as they are."""
+    ranks, responses = example.ranks, example.responses
+    if len(ranks) <= 2 or len(set(ranks)) == 1:
+        return [example]
+    pairs = []
+    for i, j in itertools.combinations(range(len(ranks)), 2):
+        if ranks[i] != ranks[j]:
+            name, both = f"{example.id}-{i}-{j}", [responses[i], responses[j]]
+            pairs.append(replace(example, id=name, responses=both, ranks=[0, 1]))
+    return pairs
 
 
 def _read(source: Source, reader: _Reader, limit: int | None, select: Select, rng: random.Random) -> Loaded:
-    """Reads one source until `limit` rows are good, or to its end."""
+    """Reads one source until `limit` examples are good, or to its end. Pairs are drawn from all of them: those of the
+    first lists alone would be few prompts, each with all its pairs."""
     order = list(range(len(reader.rows)))
-    if limit is not None and select == "random":
+    drawn = limit is not None and select == "random"
+    if drawn:
         rng.shuffle(order)
-    good: dict[int, Example] = {}
+    good: dict[tuple[int, int], Example] = {}
     rejected: list[dict[str, str]] = []
     for index, row in zip(order, reader.rows.take(order), strict=True):
-        try:
-            good[index] = reader(row)
-        except BadRow as error:
-            given = (row.values or {}).get("id")
-            id_ = f"{row.stem}-{row.number}" if given in (None, "") else str(given)
-            rejected.append(_rejected(row.location, id_, error))
-        if len(good) == limit:
+        for place, part in enumerate(reader(row)):
+            if isinstance(part, BadRow):
+                given = (row.values or {}).get("id")
+                id_ = f"{row.stem}-{row.number}" if given in (None, "") else str(given)
+                rejected.append(_rejected(row.location, id_, part))
+            else:
+                good[index, place] = part
+        if limit is not None and len(good) >= limit and not (drawn and reader.pairs):
             break
+    keys = list(good)
+    if drawn and reader.pairs:
+        rng.shuffle(keys)
+    kept = sorted(keys[:limit])
     if source.n is not None and len(good) < source.n and (limit is None or limit >= source.n):
         logger.warning("source %r: n=%d asked for, %d usable rows found: all taken", source.text, source.n, len(good))
-    counts = {"read": len(good) + len(rejected), "kept": len(good), "rejected": len(rejected)}
-    return Loaded([good[index] for index in sorted(good)], rejected, {source.text: counts})
+    counts = {"read": len(good) + len(rejected), "kept": len(kept), "rejected": len(rejected)}
+    return Loaded([good[key] for key in kept], rejected, {source.text: counts})
 
 
 def _rejected(location: str, id_: str, error: BadRow) -> dict[str, str]:

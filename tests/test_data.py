@@ -177,6 +177,86 @@ def test_several_sources_with_weights(
         load_examples([texts[0], other])
 
 
+# ---- pairs=true ------------------------------------------------------------------------------------------------------
+
+
+def ultrafeedback(path: Path, *scores: list[float]) -> str:
+    """A file in UltraFeedback's schema; the response with the score s is called s."""
+    rating = {"Rating": "4", "Rationale": "", "Type": ["1"], "Rationale For Rating": ""}
+    names = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+    more = {"annotations": dict.fromkeys(names, rating), "custom_system_prompt": "", "model": "m", "principle": "p"}
+    more |= {"critique": "", "fine-grained_score": 4.0}
+    rows = [
+        {
+            "source": "evol_instruct",
+            "instruction": f"Q{i}",
+            "models": ["m"] * len(many),
+            "completions": [more | {"response": f"{i}: {score}", "overall_score": score} for score in many],
+            "correct_answers": ["None"],
+            "incorrect_answers": ["None"],
+        }
+        for i, many in enumerate(scores)
+    ]
+    return write(path, rows)
+
+
+def test_a_list_becomes_its_pairs(tmp_path: Path) -> None:
+    path = ultrafeedback(tmp_path / "u.jsonl", [5, 9, 1, 7], [5, 9, 5, 7], [3, 3, 3, 3], [2, 1])
+    lists, loaded = load_examples(path), load_examples(f"{path}?pairs=true")
+    assert [len(e.responses) for e in lists.examples] == [4, 4, 4, 2]
+    found = {e.id: [float(text.split(": ")[1]) for text in e.responses] for e in loaded.examples}
+    assert list(found) == [
+        *("u-1-0-1", "u-1-0-2", "u-1-0-3", "u-1-1-2", "u-1-1-3", "u-1-2-3"),
+        *("u-2-0-1", "u-2-0-2", "u-2-0-3", "u-2-1-2", "u-2-1-3"),  # 2 and 3 tie
+        *("u-3", "u-4"),  # a list of ties, which the checks refuse, and a pair
+    ]
+    assert all(e.ranks == [0, 1] and found[e.id][0] > found[e.id][1] for e in loaded.examples if e.id != "u-3")
+    assert found["u-1-0-3"] == [9, 1] and found["u-2-1-3"] == [7, 5]
+    assert [e.responses for e in loaded.examples if e.id == "u-3"] == [lists.examples[2].responses]
+    assert {e.prompt[0]["content"] for e in loaded.examples[:6]} == {"Q0"}
+    assert loaded.counts == {f"{path}?pairs=true": {"read": 13, "kept": 13, "rejected": 0}}
+
+
+def test_n_counts_pairs(tmp_path: Path) -> None:
+    path = ultrafeedback(tmp_path / "u.jsonl", *[[4, 3, 2, 1]] * 50)
+    drawn = load_examples(f"{path}?pairs=true", n=60)
+    assert len(drawn.examples) == 60 == len(load_examples(f"{path}?pairs=true&n=60").examples)
+    assert len({e.prompt[0]["content"] for e in drawn.examples}) > 25  # of all lists, not all pairs of ten
+    assert [e.id for e in drawn.examples] == ids(f"{path}?pairs=true", n=60) != ids(f"{path}?pairs=true", n=60, seed=1)
+    assert set(ids(f"{path}?pairs=true", n=20)) <= {e.id for e in drawn.examples}
+    assert len(load_examples(path, n=60).examples) == 50 == len(load_examples(f"{path}?pairs=false", n=60).examples)
+    first = ids(f"{path}?pairs=true", n=7, select="first")
+    assert first[5:] == ["u-1-2-3", "u-2-0-1"]
+
+
+def test_every_ranked_format_has_pairs(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": ["a", "b", "c"]}]
+    names = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+    rated = [{"response": r, "annotations": {n: {"Rating": r} for n in names}} for r in "321"]
+    mixed = [talk[0], {"from": "gpt", "preference_values": ["a", "b", "c"]}]
+    rows = [{"prompt": "Q", "responses": ["a", "b", "c"]}, {"conversations": talk}]
+    rows += [{"prompt": "Q", "completions": rated}, {"conversations": mixed, "origin_pre_dataset": "povid"}]
+    for i, row in enumerate(rows):
+        path = write(tmp_path / f"{i}.jsonl", [row | {"margin": 0.5}])
+        assert ids(f"{path}?pairs=true") == [f"{i}-1-0-1", f"{i}-1-0-2", f"{i}-1-1-2"]
+        assert {e.margin for e in load_examples(f"{path}?pairs=true").examples} == {0.5}
+
+
+def test_pairs_with_captions_are_judged_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Q", "responses": ["a", "b", "c"], "image": "1.jpg"}])
+    captions = write(tmp_path / "c.jsonl", [{"image": "1.jpg", "caption": "B"}])
+    loaded = load_examples(f"{path}?pairs=true", captions=captions)
+    assert [e.id for e in loaded.examples] == ["a-1-0-1", "a-1-0-2"]
+    assert ["would give it away" in row["reason"] for row in loaded.rejected] == [True]
+
+
+def test_the_recipes_count_pairs() -> None:
+    for file in sorted((ROOT / "recipes").glob("*.yaml")):
+        text = file.read_text()
+        assert "data: openbmb/UltraFeedback?pairs=true" in text and "n: 20000" in text
+
+
 def test_as_examples(hundred: str) -> None:
     examples = load_examples(hundred).examples
     assert as_examples(examples) == examples
