@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from rovrm.errors import UserError
 from rovrm.examples import Example
-from rovrm.images import find_image
+from rovrm.images import ImageRef, find_image
 from rovrm.messages import BadRow, normalise, text_of
 from rovrm.readers import READERS, check_columns, find_reader, read_row, rename
 from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources, read_json
@@ -312,12 +312,14 @@ def _make_ids_unique(examples: Iterable[Example]) -> None:
 
 @dataclass(slots=True)
 class Captions:
-    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys."""
+    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys; met:
+    key -> the images of the data that found it."""
 
     path: str
     entries: dict[str, list[str]] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     stems: dict[str, list[str]] = field(default_factory=dict)
+    met: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, image: str, captions: Iterable[str]) -> None:
         key = posixpath.normpath(image)
@@ -326,26 +328,64 @@ class Captions:
             self.stems.setdefault(_stem(key), []).append(key)
         self.entries.setdefault(key, []).extend(captions)
 
-    def of(self, image: str) -> list[str]:
-        """By the path, else the file name, else the id or stem. Raises UserError when two files share the name."""
-        key = posixpath.normpath(image)
-        if key in self.entries:
-            return self.entries[key]
-        found = self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []
-        # Of several, the one that is the same path under another root.
-        same = [other for other in found if f"/{key}".endswith(f"/{other}") or f"/{other}".endswith(f"/{key}")]
-        found = same if len(found) > 1 and len(same) == 1 else found
+    def of(self, image: ImageRef) -> list[str]:
+        """The captions of an image, by its path, else its file name, else its id or stem (000724 is 724).
+
+        A name or stem counts only where no folder contradicts it: one of the two paths ends in the other, or is bare.
+        Raises UserError where two entries fit the image, and where an entry fits two images.
+        """
+        key = posixpath.normpath(image.name)
+        found = [key] if key in self.entries else self._fitting(key)
         if len(found) > 1:
             raise UserError(
-                f"{self.path}: image {image} may be {found[0]} or {found[1]}, the file name fits both; "
+                f"{self.path}: image {image.name} may be {found[0]} or {found[1]}, the file name fits both; "
                 "write the images of the captions as the paths of the data"
             )
-        return self.entries[found[0]] if found else []
+        if not found:
+            return []
+        self._meet(found[0], image)
+        return self.entries[found[0]]
+
+    def elsewhere(self, image: str) -> str:
+        """An entry of the same file name or stem that lies in another folder; "" for none."""
+        key = posixpath.normpath(image)
+        return next(iter(self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []), "")
+
+    def _fitting(self, key: str) -> list[str]:
+        named = [other for other in self.names.get(posixpath.basename(key), []) if _same_end(other, key)]
+        if named:
+            return named
+        return [other for other in self.stems.get(_stem(key), []) if _same_end(_bare(other), _bare(key))]
+
+    def _meet(self, entry: str, image: ImageRef) -> None:
+        """Notes that the entry was taken for this image; raises UserError if it was for one of another folder."""
+        place = posixpath.normpath(image.path or image.name)
+        before = self.met.setdefault(entry, [])
+        if place in before:
+            return
+        other = next((earlier for earlier in before if not _same_end(earlier, place)), None)
+        if other is not None:
+            raise UserError(
+                f"{self.path}: {entry} may be {other} or {place}, which both are in the data; "
+                "write the images of the captions with their folders, as the paths of the data"
+            )
+        before.append(place)
+
+
+def _same_end(one: str, other: str) -> bool:
+    """Whether one path ends in the other, whole folders compared: the same path under another root, or a bare name."""
+    one, other = one.lstrip("./"), other.lstrip("./")
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _stem(path: str) -> str:
     stem = posixpath.splitext(posixpath.basename(path))[0]
     return str(int(stem)) if stem.isdecimal() else stem
+
+
+def _bare(path: str) -> str:
+    """The path with the stem for its file name."""
+    return posixpath.join(posixpath.dirname(path), _stem(path))
 
 
 def load_captions(path: str | os.PathLike) -> Captions:
@@ -399,10 +439,10 @@ def _with_caption(example: Example, table: Captions | None) -> Example:
     if own and normalise(own[0]) not in leaks:
         return example
     if len(example.images) <= 1 or own:
-        image = example.images[0].name if len(example.images) == 1 else ""
-        found = own + (table.of(image) if table and image else [])
-        return replace(example, caption=_pick(found, leaks, image, table))
-    picked = [_pick(table.of(i.name) if table and i.name else [], leaks, i.name, table) for i in example.images]
+        image = example.images[0] if len(example.images) == 1 else ImageRef()
+        found = own + (table.of(image) if table and image.name else [])
+        return replace(example, caption=_pick(found, leaks, image.name, table))
+    picked = [_pick(table.of(i) if table and i.name else [], leaks, i.name, table) for i in example.images]
     return replace(example, caption="\n".join(f"Image {i}: {caption}" for i, caption in enumerate(picked, 1)))
 
 
@@ -414,6 +454,8 @@ def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions 
         reason = "every caption equals the chosen answer and would give it away; add another caption or drop the row"
         raise BadRow("caption", captions[0], reason)
     where = f"in {table.path}" if table else "in the row; give caption.captions=FILE"
+    other = table.elsewhere(image) if table and image else ""
+    where += f" ({other} lies in another folder)" if other else ""
     raise BadRow(
         "caption", image, f"no caption for image {image or '(without a name)'} {where}; add one or drop the row"
     )

@@ -291,7 +291,9 @@ def example(chosen: str = "A cat.", image: str = "images/000724.jpg", **more: An
     [
         {"image": "images/000724.jpg", "caption": "one cat"},
         {"file": "./images/000724.jpg", "captions": ["one cat", "two"]},
-        {"image_path": "elsewhere/000724.jpg", "human_captions": ["one cat"]},
+        {"image_path": "/elsewhere/images/000724.jpg", "human_captions": ["one cat"]},
+        {"image_path": "../images/000724.png", "human_captions": ["one cat"]},
+        {"file_name": "000724.jpg", "text": "one cat"},
         {"file_name": "000724.png", "text": "one cat"},
         {"image_id": 724, "text": "one cat"},
         {"image_id": "000724", "caption": ["A CAT", "", "one cat"]},
@@ -306,8 +308,61 @@ def test_captions_of_two_files_of_one_name(tmp_path: Path) -> None:
     rows = [{"image": f"{folder}/1.jpg", "caption": folder} for folder in ("root/a", "root/b")]
     path = write(tmp_path / "captions.jsonl", rows)
     assert use_captions([example(image="a/1.jpg")], path).examples[0].caption == "root/a"
-    with pytest.raises(UserError, match=r"image c/1\.jpg may be root/a/1\.jpg or root/b/1\.jpg, the file name"):
-        use_captions([example(image="c/1.jpg")], path)
+    with pytest.raises(UserError, match=r"image 1\.jpg may be root/a/1\.jpg or root/b/1\.jpg, the file name"):
+        use_captions([example(image="1.jpg")], path)
+
+
+@pytest.mark.parametrize(
+    ("written", "image"),
+    [
+        ("train/1.jpg", "val/1.jpg"),
+        ("train/000001.jpg", "val/1.jpg"),
+        ("train/1.png", "val/1.jpg"),
+        ("coco/train/1.jpg", "/data/train2/1.jpg"),
+        ("rain/1.jpg", "train/1.jpg"),  # whole folders are compared
+    ],
+)
+def test_the_caption_of_another_folder_is_not_joined(tmp_path: Path, written: str, image: str) -> None:
+    path = write(tmp_path / "captions.jsonl", [{"image": written, "caption": "another"}])
+    loaded = use_captions([example(image=image)], path)
+    assert not loaded.examples
+    reason = f"no caption for image {image} in {path} ({written} lies in another folder); add one or drop the row"
+    assert [row["reason"] for row in loaded.rejected] == [reason]
+
+
+@pytest.mark.parametrize("entry", [{"image": "1.jpg"}, {"image_id": 1}, {"file_name": "set/1.jpg"}])
+def test_two_images_of_one_caption_entry(tmp_path: Path, entry: dict[str, Any]) -> None:
+    path = write(tmp_path / "captions.jsonl", [entry | {"caption": "c"}])
+    both = [example(image="train/set/1.jpg"), example(image="val/set/1.jpg")]
+    for one in both:  # each alone, as often as it likes, also by a shorter path
+        assert len(use_captions([one, one], path).examples) == 2
+    message = r"1.* may be /x/train/set/1\.jpg or /x/val/set/1\.jpg, which both are in the data; write the images of"
+    with pytest.raises(UserError, match=message):
+        use_captions(both, path)
+
+
+def test_one_name_in_the_folders_of_two_sources(tmp_path: Path) -> None:
+    sources = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").touch()
+        sources.append(write(tmp_path / folder / "a.jsonl", pairs(1, image="1.jpg")))
+    captions = write(tmp_path / "captions.jsonl", [{"image": "1.jpg", "caption": "c"}])
+    with pytest.raises(UserError, match=rf"1\.jpg may be {tmp_path}/one/1\.jpg or {tmp_path}/two/1\.jpg"):
+        load_examples(sources, captions=captions)
+
+
+def test_captions_of_coco_and_of_embedded_images(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": 139, "caption": "by id"},
+        {"file_name": "000000000285.jpg", "caption": "by name"},
+        {"file_name": "train2017/000000000632.jpg", "caption": "by folder and name"},
+        {"image": "./vqa/7.jpg", "caption": "by the path that stands beside it"},
+    ]
+    path = write(tmp_path / "captions.jsonl", rows)
+    names = [f"images/train2017/{number:012}.jpg" for number in (139, 285, 632)]
+    given = [*(example(image=name) for name in names), example(images=[ImageRef(drawing=print, label="vqa/7.jpg")])]
+    assert [e.caption for e in use_captions(given, path).examples] == [row["caption"] for row in rows]
 
 
 def test_the_answer_is_never_the_caption(tmp_path: Path) -> None:
