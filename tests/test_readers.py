@@ -254,6 +254,54 @@ def test_ranked() -> None:
 
 
 @pytest.mark.parametrize(
+def test_ranked_by_scores() -> None:
+    """Without ranks the scores order the answers; beside ranks they may be coarser or finer."""
+    row = {"prompt": "Q", "responses": ["b", "a", "c"], "scores": [0.5, 2, "-1"]}
+    assert (read(row).responses, read(row).ranks) == (["a", "b", "c"], [0, 1, 2])
+    for scores, ranks, expected in (
+        ([1, 1, 0], None, [0, 0, 1]),
+        ([3, 2.9, 0], [0, 0, 1], [0, 0, 1]),  # as rovrm.rank writes them: less apart than its margin
+        ([1, 1, 0], [0, 1, 2], [0, 1, 2]),
+        ([2, 1, 0], None, [0, 1, 2]),
+    ):
+        assert read(row | {"scores": scores, "ranks": ranks}).ranks == expected
+    for scores in ([0], [0, "x", 1], [0, None, 1], [0, True, 1], "123"):
+        with pytest.raises(BadRow, match="scores = .*takes one number for each of the 3 responses"):
+            read(row | {"scores": scores})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ranks": [0, 1, 2], "scores": [1, 2, 0]}, "scores = .*puts response 2 before response 1, against the order"),
+        ({"ranks": [0, 1, 1], "scores": [1, 0, 2]}, "scores = .*puts response 3 before response 1"),
+        ({"rank": [2, 1, 3]}, "rank = .*puts response 2 before response 1, .*to order by it set columns.ranks=rank"),
+        ({"scores": [3, 2, 1], "rank": [3, 2, 1]}, "rank = .*puts response 2 before response 1"),
+    ],
+)
+def test_contradictions_in_ranked_rows(change: dict[str, Any], message: str) -> None:
+    row = {"prompt": "Q", "responses": ["a", "b", "c"]}
+    with pytest.raises(BadRow, match=message):
+        read(row | change)
+    assert read(row | {"rank": [1, 2, 2], "scores": [3, 2, 1]}).ranks == [0, 1, 2]
+    assert read(row | {"rank": 7}).ranks == [0, 1, 2]  # not about the responses
+
+
+@pytest.mark.parametrize("columns", [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")])
+def test_contradictions_in_pairs(columns: tuple[str, str]) -> None:
+    messages = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    listed = {"prompt": question("Q"), **messages}
+    shared = {name: [*question("Q"), *message] for name, message in messages.items()}  # the prompt in the answers
+    for pair in (listed, shared, {"prompt": "Q", "chosen": "a", "rejected": "b"}):
+        for scores, ranks in (((2, 1), [0, 1]), (("1.5", 1.5), [0, 0])):
+            assert read(pair | dict(zip(columns, scores, strict=True))).ranks == ranks
+        with pytest.raises(BadRow, match=f"{columns[0]} = '1.0': below {columns[1]} = 2: the chosen answer scores"):
+            read(pair | dict(zip(columns, (1, 2), strict=True)))
+        for order in ({"ranks": [1, 0]}, {"rank": [2, 1]}, {"scores": [0.1, 0.2]}):
+            with pytest.raises(BadRow, match="puts response 2 before response 1"):
+                read(pair | order)
+
+
     ("value", "best", "ranks"),
     [
         (1, "x", [0, 1]),
