@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rovrm.errors import UserError
 from rovrm.examples import Example
+from rovrm.images import ImageRef
 from rovrm.messages import (
     IMAGE_COLUMNS,
     ROLES,
@@ -26,6 +27,7 @@ from rovrm.messages import (
     response_text,
     text_of,
     to_messages,
+    unread_image,
 )
 
 __all__ = ["READERS", "BadRow", "check_columns", "find_reader", "ranks_of", "read_row", "rename"]
@@ -80,13 +82,13 @@ def _rating(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = None) -> float | None:
-    """Mean over the aspects; None when one is missing, since a mean of fewer cannot be compared with the others'."""
 def _number(value: Any) -> float | None:
     """As `_rating`, but true and false are no numbers."""
     return None if isinstance(value, bool) else _rating(value)
 
 
+def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = None) -> float | None:
+    """Mean over the aspects; None when one is missing, since a mean of fewer cannot be compared with the others'."""
     annotations = completion.get("annotations") or {}
     ratings = [_rating((annotations.get(name) or {}).get("Rating")) for name in aspects or annotations]
     known = [rating for rating in ratings if rating is not None]
@@ -275,6 +277,7 @@ class Reader(NamedTuple):
 
 PROMPT = "prompt|question|instruction"
 PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
+TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in these may end as an image's name does
 
 
 def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
@@ -373,14 +376,16 @@ def read_row(
     messages = to_messages(prompt, next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt"))
     if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row["system"]})
-    messages, images = place_images(messages, images_of(row, messages, find))
+    images = images_of(row, messages, find)
+    _check_unread(reader, row, images, find)
+    messages, images = place_images(messages, images)
     _check_prompt(messages)
+    ranks = _judged(row, ranks)
     texts = [response_text(response) for response in responses]
     order = sorted(range(len(texts)), key=lambda i: ranks[i])
     best = [text for text, rank in zip(texts, ranks, strict=True) if rank == min(ranks)]
     return Example(
         id=_id(row) or fallback_id,
-    ranks = _judged(row, ranks)
         source=row["source"] if isinstance(row.get("source"), str) and row["source"] else source,
         prompt=messages,
         responses=[texts[i] for i in order],
@@ -400,6 +405,20 @@ def _read(reader: str, row: Mapping[str, Any]) -> Read:
         raise BadRow("row", dict(row), reason) from error
 
 
+def _check_unread(
+    reader: str, row: Mapping[str, Any], images: Sequence[ImageRef], find: Callable[[str], str]
+) -> None:
+    """Raises BadRow for an image that no column given to the reader holds: it would be dropped in silence."""
+    texts = {name for needed in READERS[reader].columns for name in needed.split("|") if name not in IMAGE_COLUMNS}
+    column = unread_image(row, texts | TEXT_COLUMNS, images, find)
+    if column is None:
+        return
+    remedy = f"call it image, or set visual.columns.image={column} (behind a source: ?columns.image={column})"
+    if images:
+        remedy = "put all images of a row into one list `images`, or remove this column"
+    raise BadRow(column, row[column], f"an image in a column that is not read; {remedy}")
+
+
 def _check_prompt(messages: list[dict[str, Any]]) -> None:
     if messages[-1]["role"] == "assistant":
         raise BadRow("prompt", text_of(messages[-1]["content"]), "it ends with the assistant's turn; drop that turn")
@@ -407,18 +426,6 @@ def _check_prompt(messages: list[dict[str, Any]]) -> None:
         raise BadRow("prompt", "", "the prompt is empty; fill it in or drop the row")
 
 
-def _id(row: Mapping[str, Any]) -> str:
-    # RLAIF-V and RLHF-V (the sets with ds_name) call the id idx; elsewhere idx counts within a subset.
-    names = ("id", "prompt_id", "idx") if "ds_name" in row else ("id", "prompt_id")
-    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")
-
-
-def _margin(row: Mapping[str, Any]) -> float | None:
-    value = row.get("margin")
-    number = None if isinstance(value, (bool, str)) else _rating(value)
-    if value is not None and number is None:
-        raise BadRow("margin", value, "takes a finite number; mend it or leave it out")
-    return number
 def _judged(row: Mapping[str, Any], ranks: list[int]) -> list[int]:
     """The ranks, after a look at what else the row says about the order of its responses.
 
@@ -458,5 +465,17 @@ def _score(row: Mapping[str, Any], column: str) -> float:
     return number
 
 
+def _id(row: Mapping[str, Any]) -> str:
+    # RLAIF-V and RLHF-V (the sets with ds_name) call the id idx; elsewhere idx counts within a subset.
+    names = ("id", "prompt_id", "idx") if "ds_name" in row else ("id", "prompt_id")
+    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")
+
+
+def _margin(row: Mapping[str, Any]) -> float | None:
+    value = row.get("margin")
+    number = None if isinstance(value, (bool, str)) else _rating(value)
+    if value is not None and number is None:
+        raise BadRow("margin", value, "takes a finite number; mend it or leave it out")
     if number is not None and number < 0:
         raise BadRow("margin", value, "below 0 it lets the worse answer win; give 0 or more, or exchange the answers")
+    return number

@@ -350,8 +350,8 @@ def list_rows(rows: Iterable[Any], name: str) -> Rows:
 
 
 def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = None) -> Rows:
-    """Rows of a `datasets.Dataset`. Cells of image columns become ImageRef (or lists of them); a video cell becomes the
-    word "video", so that readers can refuse it. Neither is read: only the offsets and validity bits of the columns are.
+    """Rows of a `datasets.Dataset`. Cells of image columns become ImageRef (or lists of them); a video or audio cell
+    becomes that word, so that readers can refuse it. None is read: only the columns' offsets and validity bits are.
     """
     if not len(dataset):
         raise UserError(f"source {name!r}: the data set has no rows; choose another split")
@@ -359,11 +359,11 @@ def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = Non
     texts = dataset.remove_columns(media).with_format("arrow")
     pictures = dataset.select_columns(media).with_format("arrow") if media else None
     counts = {column: _counts(pictures, column) for column in media}
-    videos = [column for column in media if "Video" in repr(dataset.features[column])]
+    others = {c: kind for c in media for kind in ("Video", "Audio") if kind in repr(dataset.features[c])}
 
     def cells(index: int) -> dict[str, Any]:
         found = {column: _refs(pictures, index, column, count[index]) for column, count in counts.items()}
-        return found | {column: "video" for column in videos if found[column]}
+        return found | {column: kind.lower() for column, kind in others.items() if found[column]}
 
     def take(indices: Iterable[int]) -> Iterator[Row]:
         chosen = list(indices)
