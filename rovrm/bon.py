@@ -125,7 +125,7 @@ def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
 def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
     """The prompts of all sources as Examples with one empty response each. Raises UserError for the first bad row."""
     from rovrm.images import find_image
-    from rovrm.scorer import as_example
+    from rovrm.scorer import ANSWERS, as_example
     from rovrm.sources import load_rows, parse_sources
 
     examples: list[Example] = []
@@ -135,7 +135,8 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
             if row.values is None:
                 raise UserError(f"{row.location}: {row.problem}")
             find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)
-            values = {"id": f"{row.stem}-{row.number}"} | row.values | {"responses": [""]}
+            asked = {key: value for key, value in row.values.items() if key not in ANSWERS}
+            values = {"id": f"{row.stem}-{row.number}"} | asked | {"responses": [""]}
             examples.append(as_example(values, row.number, find))
     check_images(examples)
     names = [example.id for example in examples]

@@ -24,8 +24,7 @@ from typing import Any
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import find_image
-from rovrm.messages import IMAGE_COLUMNS
-from rovrm.scorer import as_example
+from rovrm.scorer import NO_IMAGES, as_example
 from rovrm.sources import JSON_SUFFIXES, Row, Rows, load_rows, parse_sources, read_json
 
 logger = logging.getLogger(__name__)
@@ -150,7 +149,8 @@ def _logged_prompt(values: Mapping[str, Any], task: Callable[[Any], dict[str, An
     found = {"id": str(values["doc_id"])}
     if not isinstance(prompt, str) or not prompt.strip():
         return found | {key: value for key, value in document.items() if key not in ("id", "responses")}
-    return found | {"prompt": prompt} | {key: document[key] for key in IMAGE_COLUMNS if document.get(key) is not None}
+    # Whatever may be an image comes along: under another name than ours it is refused.
+    return found | {"prompt": prompt} | {key: value for key, value in document.items() if key not in NO_IMAGES}
 
 
 def _task(data: Sequence[str]) -> Callable[[Any], dict[str, Any]]:

@@ -100,6 +100,9 @@ def check_responses(example: Example) -> Finding:
     if example.margin is not None and not math.isfinite(example.margin):
         reason = "the margin is not finite; mend it or leave it out"
         return Finding(where="margin", value=str(example.margin), reason=reason)
+    if example.margin is not None and example.margin < 0:
+        reason = "below 0 the margin lets the worse answer win; give 0 or more, or exchange the answers"
+        return Finding(where="margin", value=str(example.margin), reason=reason)
     return Finding()
 
 

@@ -8,6 +8,7 @@ No row is dropped in silence: what cannot be used is in `Loaded.rejected` with i
 """
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from rovrm.errors import UserError
 from rovrm.examples import Example
-from rovrm.images import find_image
+from rovrm.images import ImageRef, find_image
 from rovrm.messages import BadRow, normalise, text_of
 from rovrm.readers import READERS, check_columns, find_reader, read_row, rename
 from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources, read_json
@@ -51,7 +52,8 @@ Select = Literal["random", "first"]
 @dataclass(slots=True)
 class Loaded:
     """examples; rejected: one {"location", "id", "field", "value", "reason"} per row that cannot be used; counts: per
-    source {"read", "kept", "rejected"}. Rows that were not drawn are not read: read = good + rejected, kept <= good."""
+    source {"read", "kept", "rejected"}. Rows that were not drawn are not read: read = good + rejected, kept <= good. A
+    row read as its pairs counts as so many."""
 
     examples: list[Example] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
@@ -90,7 +92,9 @@ def load_examples(
     for source, rows, share in zip(parsed, opened, shares, strict=True):
         own = {canonical: theirs for canonical, theirs in (columns or {}).items() if theirs in rows.columns}
         check_columns(source.columns, rows.columns)
-        rows_reader = _Reader(rows, own | source.columns, source.reader or reader, image_root, table, images_needed)
+        rows_reader = _Reader(
+            rows, own | source.columns, source.reader or reader, image_root, table, images_needed, source.pairs
+        )
         total = n if len(parsed) == 1 else None if n is None or share is None else int(n * share) + 1
         limit = min((limit for limit in (source.n, total) if limit is not None), default=None)
         parts.append(_read(source, rows_reader, limit, select, _generator(seed, source)))
@@ -127,8 +131,9 @@ class _Reader:
         image_root: str | None = None,
         captions: "Captions | None" = None,
         images_needed: bool = True,
+        pairs: bool = False,
     ):
-        self.rows, self.mapping, self.captions = rows, mapping, captions
+        self.rows, self.mapping, self.captions, self.pairs = rows, mapping, captions, pairs
         self.find = functools.partial(find_image, image_root=image_root, must_exist=images_needed)
         if name is not None and name not in READERS:
             raise UserError(f"reader={name}: no such reader; takes {', '.join(READERS)}")
@@ -142,11 +147,26 @@ class _Reader:
         except UserError as error:
             raise UserError(f"{file or self.rows.name}: {error}") from error
 
-    def __call__(self, row: Row) -> Example:
+    def __call__(self, row: Row) -> list[Example | BadRow]:
+        """The row's example, or each of its pairs, or why it cannot be used."""
+        try:
+            example = self._example(row)
+        except BadRow as error:
+            return [error]
+        parts = pairs_of(example) if self.pairs else [example]
+        return [self._captioned(part) for part in parts]
+
+    def _captioned(self, example: Example) -> Example | BadRow:
+        try:
+            return _with_caption(example, self.captions) if self.captions else example
+        except BadRow as error:
+            return error
+
+    def _example(self, row: Row) -> Example:
         if row.values is None:
             raise BadRow("row", row.raw, row.problem)
         find = functools.partial(self.find, data_file=row.data_file)
-        example = read_row(
+        return read_row(
             self.names[row.data_file],
             rename(row.values, self.mapping),
             find,
@@ -154,29 +174,49 @@ class _Reader:
             fallback_id=f"{row.stem}-{row.number}",
             source=row.stem,
         )
-        return _with_caption(example, self.captions) if self.captions else example
+
+
+def pairs_of(example: Example) -> list[Example]:
+    """A ranked list as its pairs of different rank, with the id ID-i-j: the places, from 0 for the best, of the better
+    and the worse response. A pair, and a list of ties alone (which the checks refuse), stay as they are."""
+    ranks, responses = example.ranks, example.responses
+    if len(ranks) <= 2 or len(set(ranks)) == 1:
+        return [example]
+    pairs = []
+    for i, j in itertools.combinations(range(len(ranks)), 2):
+        if ranks[i] != ranks[j]:
+            name, both = f"{example.id}-{i}-{j}", [responses[i], responses[j]]
+            pairs.append(replace(example, id=name, responses=both, ranks=[0, 1]))
+    return pairs
 
 
 def _read(source: Source, reader: _Reader, limit: int | None, select: Select, rng: random.Random) -> Loaded:
-    """Reads one source until `limit` rows are good, or to its end."""
+    """Reads one source until `limit` examples are good, or to its end. Pairs are drawn from all of them: those of the
+    first lists alone would be few prompts, each with all its pairs."""
     order = list(range(len(reader.rows)))
-    if limit is not None and select == "random":
+    drawn = limit is not None and select == "random"
+    if drawn:
         rng.shuffle(order)
-    good: dict[int, Example] = {}
+    good: dict[tuple[int, int], Example] = {}
     rejected: list[dict[str, str]] = []
     for index, row in zip(order, reader.rows.take(order), strict=True):
-        try:
-            good[index] = reader(row)
-        except BadRow as error:
-            given = (row.values or {}).get("id")
-            id_ = f"{row.stem}-{row.number}" if given in (None, "") else str(given)
-            rejected.append(_rejected(row.location, id_, error))
-        if len(good) == limit:
+        for place, part in enumerate(reader(row)):
+            if isinstance(part, BadRow):
+                given = (row.values or {}).get("id")
+                id_ = f"{row.stem}-{row.number}" if given in (None, "") else str(given)
+                rejected.append(_rejected(row.location, id_, part))
+            else:
+                good[index, place] = part
+        if limit is not None and len(good) >= limit and not (drawn and reader.pairs):
             break
+    keys = list(good)
+    if drawn and reader.pairs:
+        rng.shuffle(keys)
+    kept = sorted(keys[:limit])
     if source.n is not None and len(good) < source.n and (limit is None or limit >= source.n):
         logger.warning("source %r: n=%d asked for, %d usable rows found: all taken", source.text, source.n, len(good))
-    counts = {"read": len(good) + len(rejected), "kept": len(good), "rejected": len(rejected)}
-    return Loaded([good[index] for index in sorted(good)], rejected, {source.text: counts})
+    counts = {"read": len(good) + len(rejected), "kept": len(kept), "rejected": len(rejected)}
+    return Loaded([good[key] for key in kept], rejected, {source.text: counts})
 
 
 def _rejected(location: str, id_: str, error: BadRow) -> dict[str, str]:
@@ -272,12 +312,14 @@ def _make_ids_unique(examples: Iterable[Example]) -> None:
 
 @dataclass(slots=True)
 class Captions:
-    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys."""
+    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys; met:
+    key -> the images of the data that found it."""
 
     path: str
     entries: dict[str, list[str]] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     stems: dict[str, list[str]] = field(default_factory=dict)
+    met: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, image: str, captions: Iterable[str]) -> None:
         key = posixpath.normpath(image)
@@ -286,26 +328,64 @@ class Captions:
             self.stems.setdefault(_stem(key), []).append(key)
         self.entries.setdefault(key, []).extend(captions)
 
-    def of(self, image: str) -> list[str]:
-        """By the path, else the file name, else the id or stem. Raises UserError when two files share the name."""
-        key = posixpath.normpath(image)
-        if key in self.entries:
-            return self.entries[key]
-        found = self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []
-        # Of several, the one that is the same path under another root.
-        same = [other for other in found if f"/{key}".endswith(f"/{other}") or f"/{other}".endswith(f"/{key}")]
-        found = same if len(found) > 1 and len(same) == 1 else found
+    def of(self, image: ImageRef) -> list[str]:
+        """The captions of an image, by its path, else its file name, else its id or stem (000724 is 724).
+
+        A name or stem counts only where no folder contradicts it: one of the two paths ends in the other, or is bare.
+        Raises UserError where two entries fit the image, and where an entry fits two images.
+        """
+        key = posixpath.normpath(image.name)
+        found = [key] if key in self.entries else self._fitting(key)
         if len(found) > 1:
             raise UserError(
-                f"{self.path}: image {image} may be {found[0]} or {found[1]}, the file name fits both; "
+                f"{self.path}: image {image.name} may be {found[0]} or {found[1]}, the file name fits both; "
                 "write the images of the captions as the paths of the data"
             )
-        return self.entries[found[0]] if found else []
+        if not found:
+            return []
+        self._meet(found[0], image)
+        return self.entries[found[0]]
+
+    def elsewhere(self, image: str) -> str:
+        """An entry of the same file name or stem that lies in another folder; "" for none."""
+        key = posixpath.normpath(image)
+        return next(iter(self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []), "")
+
+    def _fitting(self, key: str) -> list[str]:
+        named = [other for other in self.names.get(posixpath.basename(key), []) if _same_end(other, key)]
+        if named:
+            return named
+        return [other for other in self.stems.get(_stem(key), []) if _same_end(_bare(other), _bare(key))]
+
+    def _meet(self, entry: str, image: ImageRef) -> None:
+        """Notes that the entry was taken for this image; raises UserError if it was for one of another folder."""
+        place = posixpath.normpath(image.path or image.name)
+        before = self.met.setdefault(entry, [])
+        if place in before:
+            return
+        other = next((earlier for earlier in before if not _same_end(earlier, place)), None)
+        if other is not None:
+            raise UserError(
+                f"{self.path}: {entry} may be {other} or {place}, which both are in the data; "
+                "write the images of the captions with their folders, as the paths of the data"
+            )
+        before.append(place)
+
+
+def _same_end(one: str, other: str) -> bool:
+    """Whether one path ends in the other, whole folders compared: the same path under another root, or a bare name."""
+    one, other = one.lstrip("./"), other.lstrip("./")
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _stem(path: str) -> str:
     stem = posixpath.splitext(posixpath.basename(path))[0]
     return str(int(stem)) if stem.isdecimal() else stem
+
+
+def _bare(path: str) -> str:
+    """The path with the stem for its file name."""
+    return posixpath.join(posixpath.dirname(path), _stem(path))
 
 
 def load_captions(path: str | os.PathLike) -> Captions:
@@ -359,10 +439,10 @@ def _with_caption(example: Example, table: Captions | None) -> Example:
     if own and normalise(own[0]) not in leaks:
         return example
     if len(example.images) <= 1 or own:
-        image = example.images[0].name if len(example.images) == 1 else ""
-        found = own + (table.of(image) if table and image else [])
-        return replace(example, caption=_pick(found, leaks, image, table))
-    picked = [_pick(table.of(i.name) if table and i.name else [], leaks, i.name, table) for i in example.images]
+        image = example.images[0] if len(example.images) == 1 else ImageRef()
+        found = own + (table.of(image) if table and image.name else [])
+        return replace(example, caption=_pick(found, leaks, image.name, table))
+    picked = [_pick(table.of(i) if table and i.name else [], leaks, i.name, table) for i in example.images]
     return replace(example, caption="\n".join(f"Image {i}: {caption}" for i, caption in enumerate(picked, 1)))
 
 
@@ -374,6 +454,8 @@ def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions 
         reason = "every caption equals the chosen answer and would give it away; add another caption or drop the row"
         raise BadRow("caption", captions[0], reason)
     where = f"in {table.path}" if table else "in the row; give caption.captions=FILE"
+    other = table.elsewhere(image) if table and image else ""
+    where += f" ({other} lies in another folder)" if other else ""
     raise BadRow(
         "caption", image, f"no caption for image {image or '(without a name)'} {where}; add one or drop the row"
     )

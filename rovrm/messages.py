@@ -8,9 +8,10 @@ Everything here raises BadRow, which stands for one row that cannot be read.
 import ast
 import dataclasses
 import json
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import PIL.Image
@@ -19,6 +20,8 @@ from rovrm.errors import UserError
 from rovrm.images import ImageRef
 
 IMAGE_COLUMNS = ("images", "image", "img_path", "image_path")
+IMAGE_NAMES = IMAGE_COLUMNS[2:]  # beside another image column they only name its image
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .jp2 .avif".split())
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = re.compile(r"<image(?:[ _]?(\d+))?>")
 
@@ -195,7 +198,7 @@ def pick_caption(captions: Sequence[str], best: Iterable[str]) -> str | None:
 
 def images_of(row: Mapping[str, Any], messages: list[dict[str, Any]], find: Callable[[str], str]) -> list[ImageRef]:
     """The row's images; without a column of them those that content blocks carry."""
-    column = next((name for name in IMAGE_COLUMNS if not _empty(row.get(name))), None)
+    column = image_column(row)
     if column is None:
         blocks = [block for m in messages if isinstance(m["content"], list) for block in m["content"]]
         column, value = "prompt", [block["image"] for block in blocks if block.get("image") is not None]
@@ -203,12 +206,62 @@ def images_of(row: Mapping[str, Any], messages: list[dict[str, Any]], find: Call
         value = row[column]
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     # An embedded image is known to caption files by the path that stands beside it.
-    beside = next((row[name] for name in ("image_path", "img_path") if isinstance(row.get(name), str)), None)
+    beside = next((row[name] for name in reversed(IMAGE_NAMES) if isinstance(row.get(name), str)), None)
     return [_ref(item, column, find, beside if len(values) == 1 else None) for item in values]
 
 
+def image_column(row: Mapping[str, Any]) -> str | None:
+    """The column that holds the row's images: the first of IMAGE_COLUMNS that is neither null nor an empty list."""
+    return next((name for name in IMAGE_COLUMNS if not _empty(row.get(name))), None)
+
+
 def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, list, tuple)) and not value)
+    return value is None or (isinstance(value, (list, tuple)) and not value)
+
+
+def unread_image(
+    row: Mapping[str, Any], read: Collection[str], images: Sequence[ImageRef], find: Callable[[str], str]
+) -> str | None:
+    """The first column with an image that is not one of `images`, those that were read; it would be dropped in silence.
+
+    An image: what `is_image` takes, or a text that ends like an image file and by which `find` finds one. read: columns
+    of texts, not looked at.
+    """
+    taken = image_column(row)
+    for column, value in row.items():
+        if column in read or column == taken:
+            continue
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, str):
+                other = column not in IMAGE_NAMES and _names_another(item, images, find)
+            else:
+                ref = ImageRef(image=item) if isinstance(item, PIL.Image.Image) else item
+                other = is_image(item) and ref not in images
+            if other:
+                return column
+    return None
+
+
+def is_image(cell: Any) -> bool:
+    """Whether a cell is an image itself: in memory, in a data set, or the {"bytes", "path"} that data sets store."""
+    if isinstance(cell, Mapping):
+        return {"bytes", "path"} <= cell.keys() and (cell["bytes"] is not None or cell["path"] is not None)
+    return isinstance(cell, (ImageRef, PIL.Image.Image))
+
+
+def _names_another(text: str, images: Sequence[ImageRef], find: Callable[[str], str]) -> bool:
+    """Whether a text is the path of an image file that is not one of `images`."""
+    if not text[-5:].lower().endswith(IMAGE_SUFFIXES):
+        return False
+    try:
+        path = find(text)
+    except UserError:
+        return False
+    if not os.path.isfile(path):  # in the caption phase names are taken unseen
+        return False
+    files = {os.path.realpath(ref.path) for ref in images if ref.path is not None}
+    embedded = {os.path.basename(ref.name) for ref in images if ref.path is None}
+    return os.path.realpath(path) not in files and os.path.basename(text) not in embedded
 
 
 def _ref(value: Any, column: str, find: Callable[[str], str], label: str | None) -> ImageRef:
@@ -218,6 +271,8 @@ def _ref(value: Any, column: str, find: Callable[[str], str], label: str | None)
         return ImageRef(image=value, label=label)
     if isinstance(value, Mapping) and value.get("bytes") is None:
         value = value.get("path")
+    if isinstance(value, str) and not value.strip():
+        raise BadRow(column, value, "the name is empty; give a path, or null for a row without an image")
     if not isinstance(value, str):
         raise BadRow(column, value, "an image is a path, or embedded in a data set; give one of them, or null for none")
     try:

@@ -119,17 +119,17 @@ def _load(
     )
     total = len(loaded.examples) + len(loaded.rejected)
     examples, rejected = loaded.examples, list(loaded.rejected)
-    if phase == 1:
-        examples, with_images = _without_images(examples)
-        rejected += with_images
+    if phase == 3:
+        _check_images(examples, collator, config.model, ", ".join(sources))
+    if phase != 2:
+        examples, others = _of_phase(examples, phase)
+        rejected += others
     pictured = examples
     if isinstance(section, CaptionConfig):
         captioned = use_captions(examples)  # those of the file are in: here rows with none of their own fall out
         rejected += captioned.rejected
         pictured = captioned.examples
         examples = [caption_example(example, section.caption_template) for example in pictured]
-    if phase == 3:
-        _check_images(examples, collator, config.model, ", ".join(sources))
     checked = check_examples(examples, collator, config.max_length, config.workers, pictured)
     rejected += checked.rejected
     listed = _listed(config, phase, file)
@@ -167,8 +167,16 @@ def _check_images(examples: Sequence[Example], collator: RewardCollator, model: 
         )
 
 
-def _without_images(examples: Sequence[Example]) -> tuple[list[Example], list[dict[str, Any]]]:
-    """The text phase takes rows without images; the others are refused one by one."""
-    kept = [e for e in examples if not e.images]
-    reason = "the text phase takes rows without images; give this row to visual.data or caption.data"
-    return kept, [record(e, "images", str(e.images[0]), reason) for e in examples if e.images]
+def _of_phase(examples: Sequence[Example], phase: int) -> tuple[list[Example], list[dict[str, Any]]]:
+    """The text phase takes rows without images, the visual phase rows with one; the others are refused one by one."""
+    kept, refused = [], []
+    for example in examples:
+        if bool(example.images) == (phase == 3):
+            kept.append(example)
+        elif example.images:
+            reason = "the text phase takes rows without images; give this row to visual.data or caption.data"
+            refused.append(record(example, "images", str(example.images[0]), reason))
+        else:
+            reason = "the visual phase takes rows with images; set visual.columns.image=THEIRS, or give it to text.data"
+            refused.append(record(example, "images", "", reason))
+    return kept, refused

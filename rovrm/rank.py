@@ -147,7 +147,7 @@ def _prompt(row: "Row", config: RankConfig) -> "Example":
     from rovrm.readers import read_row
 
     find = partial(find_image, image_root=config.image_root or None, data_file=row.data_file)
-    values = (row.values or {}) | {"responses": [""], "ranks": None, "margin": None}
+    values = (row.values or {}) | {"responses": [""], "ranks": None, "scores": None, "margin": None}
     try:
         return read_row("ranked", values, find, fallback_id=f"{row.stem}-{row.number}")
     except BadRow as error:

@@ -5,6 +5,7 @@ columns in every format and are read by `read_row`. The schemas are those of the
 reader's name is what `reader=` takes.
 """
 
+import itertools
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rovrm.errors import UserError
 from rovrm.examples import Example
+from rovrm.images import ImageRef
 from rovrm.messages import (
     IMAGE_COLUMNS,
     ROLES,
@@ -25,6 +27,7 @@ from rovrm.messages import (
     response_text,
     text_of,
     to_messages,
+    unread_image,
 )
 
 __all__ = ["READERS", "BadRow", "check_columns", "find_reader", "ranks_of", "read_row", "rename"]
@@ -32,7 +35,8 @@ __all__ = ["READERS", "BadRow", "check_columns", "find_reader", "ranks_of", "rea
 Read = tuple[Any, list[Any], list[int]]  # prompt (string or messages), responses (strings or messages), ranks
 
 VIDEO_COLUMNS = ("video", "videos", "video_path")
-OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "system")
+OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "scores", "system")
+PAIR_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VLFeedback's three ratings
 
 
@@ -78,6 +82,11 @@ def _rating(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _number(value: Any) -> float | None:
+    """As `_rating`, but true and false are no numbers."""
+    return None if isinstance(value, bool) else _rating(value)
+
+
 def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = None) -> float | None:
     """Mean over the aspects; None when one is missing, since a mean of fewer cannot be compared with the others'."""
     annotations = completion.get("annotations") or {}
@@ -99,9 +108,10 @@ def read_vlfeedback(row: Mapping[str, Any]) -> Read:
 
 
 def read_ultrafeedback_binarized(row: Mapping[str, Any]) -> Read:
-    """HuggingFaceH4/ultrafeedback_binarized: a TRL pair whose equal scores are a tie."""
-    prompt, responses, ranks = read_trl(row)
-    return prompt, responses, [0, 0] if _field(row, "score_chosen") == _field(row, "score_rejected") else ranks
+    """HuggingFaceH4/ultrafeedback_binarized: a TRL pair with scores, which `_judged` looks at."""
+    for column in PAIR_SCORES[0]:
+        _field(row, column)
+    return read_trl(row)
 
 
 def read_plain(row: Mapping[str, Any]) -> Read:
@@ -144,7 +154,7 @@ def read_two_outputs(row: Mapping[str, Any]) -> Read:
 
 def _preferred(row: Mapping[str, Any]) -> list[int]:
     value = _field(row, "label", "preference") if "label" in row else _field(row, "preference", "label")
-    number = None if isinstance(value, bool) else _rating(value)
+    number = _number(value)
     if number is None or not 1 <= number <= 2:
         field = "label" if row.get("label") is not None else "preference"
         raise BadRow(field, value, "takes 1 (output_1 is better), 2, or a number between (1.5 is a tie); mend the row")
@@ -230,16 +240,28 @@ def _with_turns(prompt: Any, turns: list[Any]) -> Any:
 
 
 def read_ranked(row: Mapping[str, Any]) -> Read:
-    """prompt, responses and, unless they are best first, ranks (lower is better, equal is a tie)."""
+    """prompt, responses and their order: by `ranks` (lower is better, equal is a tie), without them by `scores` (higher
+    is better), without both best first. Where both are given, `_judged` has them agree."""
     responses = _field(row, "responses")
     if isinstance(responses, str) or not isinstance(responses, Sequence):
         raise BadRow("responses", responses, "takes a list of two or more texts; mend the row")
-    ranks = range(len(responses)) if row.get("ranks") is None else list(row["ranks"])
-    numbers = [None if isinstance(rank, bool) else _rating(rank) for rank in ranks]
-    known = [-number for number in numbers if number is not None]
-    if len(known) != len(responses) or len(numbers) != len(responses):
-        raise BadRow("ranks", list(ranks), f"takes one number for each of the {len(responses)} responses; mend the row")
-    return _prompt_text(row), list(responses), ranks_of(known)
+    scores, ranks = (_numbers(row, column, len(responses)) for column in ("scores", "ranks"))
+    if ranks is not None:
+        scores = [-rank for rank in ranks]
+    order = list(range(len(responses))) if scores is None else ranks_of(scores)
+    return _prompt_text(row), list(responses), order
+
+
+def _numbers(row: Mapping[str, Any], column: str, count: int) -> list[float] | None:
+    """A column with one number for each of the `count` responses; None where it is null or not there."""
+    if row.get(column) is None:
+        return None
+    values = row[column]
+    numbers = [_number(value) for value in values]
+    known = [number for number in numbers if number is not None]
+    if isinstance(values, str) or not len(known) == len(numbers) == count:
+        raise BadRow(column, values, f"takes one number for each of the {count} responses; mend the row")
+    return known
 
 
 # ---- which reader ----------------------------------------------------------------------------------------------------
@@ -255,6 +277,7 @@ class Reader(NamedTuple):
 
 PROMPT = "prompt|question|instruction"
 PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
+TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in these may end as an image's name does
 
 
 def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
@@ -353,8 +376,11 @@ def read_row(
     messages = to_messages(prompt, next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt"))
     if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row["system"]})
-    messages, images = place_images(messages, images_of(row, messages, find))
+    images = images_of(row, messages, find)
+    _check_unread(reader, row, images, find)
+    messages, images = place_images(messages, images)
     _check_prompt(messages)
+    ranks = _judged(row, ranks)
     texts = [response_text(response) for response in responses]
     order = sorted(range(len(texts)), key=lambda i: ranks[i])
     best = [text for text, rank in zip(texts, ranks, strict=True) if rank == min(ranks)]
@@ -379,11 +405,64 @@ def _read(reader: str, row: Mapping[str, Any]) -> Read:
         raise BadRow("row", dict(row), reason) from error
 
 
+def _check_unread(
+    reader: str, row: Mapping[str, Any], images: Sequence[ImageRef], find: Callable[[str], str]
+) -> None:
+    """Raises BadRow for an image that no column given to the reader holds: it would be dropped in silence."""
+    texts = {name for needed in READERS[reader].columns for name in needed.split("|") if name not in IMAGE_COLUMNS}
+    column = unread_image(row, texts | TEXT_COLUMNS, images, find)
+    if column is None:
+        return
+    remedy = f"call it image, or set visual.columns.image={column} (behind a source: ?columns.image={column})"
+    if images:
+        remedy = "put all images of a row into one list `images`, or remove this column"
+    raise BadRow(column, row[column], f"an image in a column that is not read; {remedy}")
+
+
 def _check_prompt(messages: list[dict[str, Any]]) -> None:
     if messages[-1]["role"] == "assistant":
         raise BadRow("prompt", text_of(messages[-1]["content"]), "it ends with the assistant's turn; drop that turn")
     if not any(text_of(m["content"]).strip() or not isinstance(m["content"], str) for m in messages):
         raise BadRow("prompt", "", "the prompt is empty; fill it in or drop the row")
+
+
+def _judged(row: Mapping[str, Any], ranks: list[int]) -> list[int]:
+    """The ranks, after a look at what else the row says about the order of its responses.
+
+    `ranks`, `rank` (lower is better) and `scores` (higher is better) with a number for each response, and the scores of
+    chosen and rejected. Raises BadRow where one of them puts two responses strictly the other way round. A tie in one
+    contradicts nothing, since ranks may be finer than scores or coarser; but a chosen and a rejected answer with equal
+    scores are a tie, as in ultrafeedback_binarized.
+    """
+    for column, sign in (("ranks", 1), ("rank", 1), ("scores", -1)):
+        values = row[column] if isinstance(row.get(column), (list, tuple)) else []
+        numbers = [sign * number for number in map(_number, values) if number is not None]
+        if len(numbers) == len(values) == len(ranks):
+            _check_order(column, values, numbers, ranks)
+    for chosen, rejected in PAIR_SCORES if "chosen" in row else ():
+        if row.get(chosen) is None or row.get(rejected) is None:
+            continue
+        better, worse = _score(row, chosen), _score(row, rejected)
+        if better < worse:
+            raise BadRow(chosen, better, f"below {rejected} = {worse:g}: the chosen answer scores worse; mend the row")
+        if better == worse:
+            return [0, 0]
+    return ranks
+
+
+def _check_order(column: str, value: Any, numbers: Sequence[float], ranks: Sequence[int]) -> None:
+    for i, j in itertools.permutations(range(len(ranks)), 2):
+        if ranks[i] < ranks[j] and numbers[i] > numbers[j]:
+            remedy = "to order by it set columns.ranks=rank" if column == "rank" else "or leave this column out"
+            reason = f"it puts response {j + 1} before response {i + 1}, against the order of the row; mend the row, "
+            raise BadRow(column, value, reason + remedy)
+
+
+def _score(row: Mapping[str, Any], column: str) -> float:
+    number = _number(row[column])
+    if number is None:
+        raise BadRow(column, row[column], "takes a finite number; mend it or leave it out")
+    return number
 
 
 def _id(row: Mapping[str, Any]) -> str:
@@ -397,4 +476,6 @@ def _margin(row: Mapping[str, Any]) -> float | None:
     number = None if isinstance(value, (bool, str)) else _rating(value)
     if value is not None and number is None:
         raise BadRow("margin", value, "takes a finite number; mend it or leave it out")
+    if number is not None and number < 0:
+        raise BadRow("margin", value, "below 0 it lets the worse answer win; give 0 or more, or exchange the answers")
     return number

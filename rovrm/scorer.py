@@ -25,7 +25,7 @@ from rovrm.batches import PlannedBatches, batch_loader, collect_rewards, plan_ba
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import ImageRef, find_image
-from rovrm.messages import IMAGE_COLUMNS, BadRow
+from rovrm.messages import BadRow, image_column, unread_image
 from rovrm.readers import VIDEO_COLUMNS, read_row
 from rovrm.rows import RewardCollator, split_responses
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "system")
+ANSWERS = ("responses", "chosen", "rejected", "response")
+NO_IMAGES = {*PROMPT_COLUMNS, *ANSWERS, *VIDEO_COLUMNS, "candidates", "id", "source", "caption"}
 MANY = 32  # examples from which it pays to start worker processes that measure them
 
 
@@ -316,18 +318,24 @@ def as_example(row: Example | Mapping[str, Any], number: int = 0, find: Callable
         return row
     if not isinstance(row, Mapping):
         raise UserError(f"example {number}: needs a mapping with prompt and responses, got {type(row).__name__}")
-    responses = row.get("responses")
-    if responses is None:
-        responses = [row[key] for key in ("chosen", "rejected", "response") if row.get(key) is not None]
     name = str(number if row.get("id") is None else row["id"])
+    given = [key for key in ANSWERS if row.get(key) is not None]
+    null = next((key for key in ANSWERS if key in row and row[key] is None), None)
+    if given and null:
+        raise UserError(f"example {name}: {null} is null beside {given[0]}; fill it in or leave it out")
+    responses = row["responses"] if "responses" in given else [row[key] for key in given]
     if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
         raise UserError(f"example {name}: needs a list of one or more responses, got {str(row.get('responses'))[:80]}")
     kept = {key: row[key] for key in PROMPT_COLUMNS if row.get(key) is not None}
     videos = {key: True for key in VIDEO_COLUMNS if not _empty(row.get(key))}
-    images = next((row[key] for key in IMAGE_COLUMNS if not _empty(row.get(key))), None)
+    column = image_column(row)
     try:
-        pictures = {"images": _pictures(images)}
-        return read_row("ranked", {**kept, **videos, **pictures, "responses": responses, "id": name}, find)
+        pictures = {"images": _pictures(None if column is None else row[column])}
+        example = read_row("ranked", {**kept, **videos, **pictures, "responses": responses, "id": name}, find)
+        unread = unread_image(row, NO_IMAGES, example.images, find)
+        if unread is not None:
+            raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
+        return example
     except (BadRow, UserError) as error:
         raise UserError(f"example {name}: {error}") from error
 

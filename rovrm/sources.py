@@ -6,6 +6,7 @@
 A source is `NAME[?key=value&key=value]`. NAME: a .json, .jsonl or .parquet file, a folder of such files, a folder
 written by `Dataset.save_to_disk`, a glob, or a hub id `owner/name`. Parquet, saved and hub data stay memory mapped;
 JSON is read by the standard library, because `datasets` wants one type per column, which real files do not have.
+With `pairs=true` a ranked list becomes all its pairs of different rank, so that `n` counts pairs, not lists.
 `world:text`, `world:caption` and `world:visual` are the generated pairs of the synthetic world (rovrm/world/).
 """
 
@@ -36,7 +37,8 @@ BATCH = 1000  # rows fetched at once; large enough that Arrow's overhead per cal
 
 @dataclass(slots=True)
 class Source:
-    """A source as written (`text`), taken apart. n: how many examples; weight: its share among several sources."""
+    """A source as written (`text`), taken apart. n: how many examples; weight: its share among several sources; pairs:
+    whether ranked lists become their pairs."""
 
     text: str
     name: str
@@ -46,6 +48,7 @@ class Source:
     reader: str | None = None
     n: int | None = None
     weight: float | None = None
+    pairs: bool = False
     columns: dict[str, str] = field(default_factory=dict)  # canonical name -> theirs
     options: dict[str, str] = field(default_factory=dict)  # of the synthetic world alone
 
@@ -130,11 +133,15 @@ def _with_option(source: Source, key: str, value: str) -> Source:
         return replace(source, n=_number(source, key, value, int, "a whole number above 0"))
     if key == "weight":
         return replace(source, weight=_number(source, key, value, float, "a number above 0"))
+    if key == "pairs":
+        if value not in ("true", "false"):
+            raise UserError(f"source {source.text!r}: pairs={value!r} takes true or false")
+        return replace(source, pairs=value == "true")
     if key in ("split", "config", "revision", "reader"):
         return replace(source, **{key: value})
     if source.name.startswith(WORLD) and key in WORLD_OPTIONS:
         return replace(source, options=source.options | {key: value})
-    valid = "split, config, revision, reader, n, weight, columns.CANONICAL=THEIRS"
+    valid = "split, config, revision, reader, n, weight, pairs, columns.CANONICAL=THEIRS"
     valid += f"; of {WORLD}: {', '.join(WORLD_OPTIONS)}" if source.name.startswith(WORLD) else ""
     raise UserError(f"source {source.text!r}: unknown option {key!r}; valid are {valid}")
 
@@ -343,8 +350,8 @@ def list_rows(rows: Iterable[Any], name: str) -> Rows:
 
 
 def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = None) -> Rows:
-    """Rows of a `datasets.Dataset`. Cells of image columns become ImageRef (or lists of them); a video cell becomes the
-    word "video", so that readers can refuse it. Neither is read: only the offsets and validity bits of the columns are.
+    """Rows of a `datasets.Dataset`. Cells of image columns become ImageRef (or lists of them); a video or audio cell
+    becomes that word, so that readers can refuse it. None is read: only the columns' offsets and validity bits are.
     """
     if not len(dataset):
         raise UserError(f"source {name!r}: the data set has no rows; choose another split")
@@ -352,11 +359,11 @@ def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = Non
     texts = dataset.remove_columns(media).with_format("arrow")
     pictures = dataset.select_columns(media).with_format("arrow") if media else None
     counts = {column: _counts(pictures, column) for column in media}
-    videos = [column for column in media if "Video" in repr(dataset.features[column])]
+    others = {c: kind for c in media for kind in ("Video", "Audio") if kind in repr(dataset.features[c])}
 
     def cells(index: int) -> dict[str, Any]:
         found = {column: _refs(pictures, index, column, count[index]) for column, count in counts.items()}
-        return found | {column: "video" for column in videos if found[column]}
+        return found | {column: kind.lower() for column, kind in others.items() if found[column]}
 
     def take(indices: Iterable[int]) -> Iterator[Row]:
         chosen = list(indices)

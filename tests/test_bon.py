@@ -109,6 +109,12 @@ def test_a_reward_model_is_no_policy(reward):
         Policy.from_pretrained(reward)
 
 
+def test_answers_beside_the_prompts_are_not_looked_at(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Q", "chosen": null, "rejected": "x", "response": null}\n')
+    [example] = bon.load_prompts([str(tmp_path / "a.jsonl")], "")
+    assert example.responses == [""]
+
+
 def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsys):
     assert bon.main(f"--n 3 model={reward} {DATA} out={tmp_path} batch_size=4 max_new_tokens=48".split()) == 0
     rows = [json.loads(line) for line in (tmp_path / "bon.jsonl").read_text().splitlines()]

@@ -52,6 +52,15 @@ def test_answers_by_name_in_a_list_and_as_responses(tmp_path, photo, caplog):
         load_candidates([file], n=2)
 
 
+def test_images_of_the_task_under_another_name_are_refused(tmp_path, photo):
+    log = write(tmp_path / "log.jsonl", logged(0, "Yes."))
+    for name, task in (("photo", {"photo": "a.png"}), ("image_2", {"image": "a.png", "image_2": ["b.png"]})):
+        Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+        data = write(tmp_path / "task.jsonl", task)
+        with pytest.raises(UserError, match=f"{name} = .*an image under a key that is not read"):
+            load_candidates([log], [data])
+
+
 def test_logs_of_two_models_are_joined_with_the_images_of_the_task(tmp_path, photo):
     data = write(tmp_path / "task.jsonl", *({"question": f"raw {i}", "image": "a.png"} for i in range(3)))
     one = write(tmp_path / "one.jsonl", logged(0, " Yes."), logged(2, "No."))

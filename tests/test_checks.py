@@ -160,6 +160,7 @@ def test_a_processor_that_raises_anything_costs_one_row(collator, pictures, monk
         ({"responses": ["A", "B", "C"]}, "responses", "3 responses, 2 ranks", "each with its rank"),
         ({"margin": float("nan")}, "margin", "nan", "not finite; mend it or leave it out"),
         ({"margin": float("-inf")}, "margin", "-inf", "not finite; mend it or leave it out"),
+        ({"margin": -1.5}, "margin", "-1.5", "below 0 .* lets the worse answer win; give 0 or more"),
     ],
 )
 def test_bad_responses(collator, fields: dict[str, Any], field: str, value: str, reason: str) -> None:
@@ -174,7 +175,6 @@ def test_good_responses() -> None:
         {"responses": ["A", "A", "B"], "ranks": [0, 0, 1]},  # identical ones may tie
         {"responses": ["A", "AB", "a"], "ranks": [0, 1, 1]},
         {"margin": 0.0},
-        {"margin": -1.5},
     ):
         assert not check_responses(example(**fields)).reason
 

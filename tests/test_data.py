@@ -177,6 +177,86 @@ def test_several_sources_with_weights(
         load_examples([texts[0], other])
 
 
+# ---- pairs=true ------------------------------------------------------------------------------------------------------
+
+
+def ultrafeedback(path: Path, *scores: list[float]) -> str:
+    """A file in UltraFeedback's schema; the response with the score s is called s."""
+    rating = {"Rating": "4", "Rationale": "", "Type": ["1"], "Rationale For Rating": ""}
+    names = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+    more = {"annotations": dict.fromkeys(names, rating), "custom_system_prompt": "", "model": "m", "principle": "p"}
+    more |= {"critique": "", "fine-grained_score": 4.0}
+    rows = [
+        {
+            "source": "evol_instruct",
+            "instruction": f"Q{i}",
+            "models": ["m"] * len(many),
+            "completions": [more | {"response": f"{i}: {score}", "overall_score": score} for score in many],
+            "correct_answers": ["None"],
+            "incorrect_answers": ["None"],
+        }
+        for i, many in enumerate(scores)
+    ]
+    return write(path, rows)
+
+
+def test_a_list_becomes_its_pairs(tmp_path: Path) -> None:
+    path = ultrafeedback(tmp_path / "u.jsonl", [5, 9, 1, 7], [5, 9, 5, 7], [3, 3, 3, 3], [2, 1])
+    lists, loaded = load_examples(path), load_examples(f"{path}?pairs=true")
+    assert [len(e.responses) for e in lists.examples] == [4, 4, 4, 2]
+    found = {e.id: [float(text.split(": ")[1]) for text in e.responses] for e in loaded.examples}
+    assert list(found) == [
+        *("u-1-0-1", "u-1-0-2", "u-1-0-3", "u-1-1-2", "u-1-1-3", "u-1-2-3"),
+        *("u-2-0-1", "u-2-0-2", "u-2-0-3", "u-2-1-2", "u-2-1-3"),  # 2 and 3 tie
+        *("u-3", "u-4"),  # a list of ties, which the checks refuse, and a pair
+    ]
+    assert all(e.ranks == [0, 1] and found[e.id][0] > found[e.id][1] for e in loaded.examples if e.id != "u-3")
+    assert found["u-1-0-3"] == [9, 1] and found["u-2-1-3"] == [7, 5]
+    assert [e.responses for e in loaded.examples if e.id == "u-3"] == [lists.examples[2].responses]
+    assert {e.prompt[0]["content"] for e in loaded.examples[:6]} == {"Q0"}
+    assert loaded.counts == {f"{path}?pairs=true": {"read": 13, "kept": 13, "rejected": 0}}
+
+
+def test_n_counts_pairs(tmp_path: Path) -> None:
+    path = ultrafeedback(tmp_path / "u.jsonl", *[[4, 3, 2, 1]] * 50)
+    drawn = load_examples(f"{path}?pairs=true", n=60)
+    assert len(drawn.examples) == 60 == len(load_examples(f"{path}?pairs=true&n=60").examples)
+    assert len({e.prompt[0]["content"] for e in drawn.examples}) > 25  # of all lists, not all pairs of ten
+    assert [e.id for e in drawn.examples] == ids(f"{path}?pairs=true", n=60) != ids(f"{path}?pairs=true", n=60, seed=1)
+    assert set(ids(f"{path}?pairs=true", n=20)) <= {e.id for e in drawn.examples}
+    assert len(load_examples(path, n=60).examples) == 50 == len(load_examples(f"{path}?pairs=false", n=60).examples)
+    first = ids(f"{path}?pairs=true", n=7, select="first")
+    assert first[5:] == ["u-1-2-3", "u-2-0-1"]
+
+
+def test_every_ranked_format_has_pairs(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": ["a", "b", "c"]}]
+    names = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+    rated = [{"response": r, "annotations": {n: {"Rating": r} for n in names}} for r in "321"]
+    mixed = [talk[0], {"from": "gpt", "preference_values": ["a", "b", "c"]}]
+    rows = [{"prompt": "Q", "responses": ["a", "b", "c"]}, {"conversations": talk}]
+    rows += [{"prompt": "Q", "completions": rated}, {"conversations": mixed, "origin_pre_dataset": "povid"}]
+    for i, row in enumerate(rows):
+        path = write(tmp_path / f"{i}.jsonl", [row | {"margin": 0.5}])
+        assert ids(f"{path}?pairs=true") == [f"{i}-1-0-1", f"{i}-1-0-2", f"{i}-1-1-2"]
+        assert {e.margin for e in load_examples(f"{path}?pairs=true").examples} == {0.5}
+
+
+def test_pairs_with_captions_are_judged_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Q", "responses": ["a", "b", "c"], "image": "1.jpg"}])
+    captions = write(tmp_path / "c.jsonl", [{"image": "1.jpg", "caption": "B"}])
+    loaded = load_examples(f"{path}?pairs=true", captions=captions)
+    assert [e.id for e in loaded.examples] == ["a-1-0-1", "a-1-0-2"]
+    assert ["would give it away" in row["reason"] for row in loaded.rejected] == [True]
+
+
+def test_the_recipes_count_pairs() -> None:
+    for file in sorted((ROOT / "recipes").glob("*.yaml")):
+        text = file.read_text()
+        assert "data: openbmb/UltraFeedback?pairs=true" in text and "n: 20000" in text
+
+
 def test_as_examples(hundred: str) -> None:
     examples = load_examples(hundred).examples
     assert as_examples(examples) == examples
@@ -211,7 +291,9 @@ def example(chosen: str = "A cat.", image: str = "images/000724.jpg", **more: An
     [
         {"image": "images/000724.jpg", "caption": "one cat"},
         {"file": "./images/000724.jpg", "captions": ["one cat", "two"]},
-        {"image_path": "elsewhere/000724.jpg", "human_captions": ["one cat"]},
+        {"image_path": "/elsewhere/images/000724.jpg", "human_captions": ["one cat"]},
+        {"image_path": "../images/000724.png", "human_captions": ["one cat"]},
+        {"file_name": "000724.jpg", "text": "one cat"},
         {"file_name": "000724.png", "text": "one cat"},
         {"image_id": 724, "text": "one cat"},
         {"image_id": "000724", "caption": ["A CAT", "", "one cat"]},
@@ -226,8 +308,61 @@ def test_captions_of_two_files_of_one_name(tmp_path: Path) -> None:
     rows = [{"image": f"{folder}/1.jpg", "caption": folder} for folder in ("root/a", "root/b")]
     path = write(tmp_path / "captions.jsonl", rows)
     assert use_captions([example(image="a/1.jpg")], path).examples[0].caption == "root/a"
-    with pytest.raises(UserError, match=r"image c/1\.jpg may be root/a/1\.jpg or root/b/1\.jpg, the file name"):
-        use_captions([example(image="c/1.jpg")], path)
+    with pytest.raises(UserError, match=r"image 1\.jpg may be root/a/1\.jpg or root/b/1\.jpg, the file name"):
+        use_captions([example(image="1.jpg")], path)
+
+
+@pytest.mark.parametrize(
+    ("written", "image"),
+    [
+        ("train/1.jpg", "val/1.jpg"),
+        ("train/000001.jpg", "val/1.jpg"),
+        ("train/1.png", "val/1.jpg"),
+        ("coco/train/1.jpg", "/data/train2/1.jpg"),
+        ("rain/1.jpg", "train/1.jpg"),  # whole folders are compared
+    ],
+)
+def test_the_caption_of_another_folder_is_not_joined(tmp_path: Path, written: str, image: str) -> None:
+    path = write(tmp_path / "captions.jsonl", [{"image": written, "caption": "another"}])
+    loaded = use_captions([example(image=image)], path)
+    assert not loaded.examples
+    reason = f"no caption for image {image} in {path} ({written} lies in another folder); add one or drop the row"
+    assert [row["reason"] for row in loaded.rejected] == [reason]
+
+
+@pytest.mark.parametrize("entry", [{"image": "1.jpg"}, {"image_id": 1}, {"file_name": "set/1.jpg"}])
+def test_two_images_of_one_caption_entry(tmp_path: Path, entry: dict[str, Any]) -> None:
+    path = write(tmp_path / "captions.jsonl", [entry | {"caption": "c"}])
+    both = [example(image="train/set/1.jpg"), example(image="val/set/1.jpg")]
+    for one in both:  # each alone, as often as it likes, also by a shorter path
+        assert len(use_captions([one, one], path).examples) == 2
+    message = r"1.* may be /x/train/set/1\.jpg or /x/val/set/1\.jpg, which both are in the data; write the images of"
+    with pytest.raises(UserError, match=message):
+        use_captions(both, path)
+
+
+def test_one_name_in_the_folders_of_two_sources(tmp_path: Path) -> None:
+    sources = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").touch()
+        sources.append(write(tmp_path / folder / "a.jsonl", pairs(1, image="1.jpg")))
+    captions = write(tmp_path / "captions.jsonl", [{"image": "1.jpg", "caption": "c"}])
+    with pytest.raises(UserError, match=rf"1\.jpg may be {tmp_path}/one/1\.jpg or {tmp_path}/two/1\.jpg"):
+        load_examples(sources, captions=captions)
+
+
+def test_captions_of_coco_and_of_embedded_images(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": 139, "caption": "by id"},
+        {"file_name": "000000000285.jpg", "caption": "by name"},
+        {"file_name": "train2017/000000000632.jpg", "caption": "by folder and name"},
+        {"image": "./vqa/7.jpg", "caption": "by the path that stands beside it"},
+    ]
+    path = write(tmp_path / "captions.jsonl", rows)
+    names = [f"images/train2017/{number:012}.jpg" for number in (139, 285, 632)]
+    given = [*(example(image=name) for name in names), example(images=[ImageRef(drawing=print, label="vqa/7.jpg")])]
+    assert [e.caption for e in use_captions(given, path).examples] == [row["caption"] for row in rows]
 
 
 def test_the_answer_is_never_the_caption(tmp_path: Path) -> None:

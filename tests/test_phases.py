@@ -139,19 +139,28 @@ def test_visual_phase(collator, settings, tmp_path: Path) -> None:
     rows = [pair(i, image=name) for i, name in enumerate(names)]
     config = settings(visual=PhaseConfig(data=[write(tmp_path / "a.jsonl", *rows, pair(8, image="8.png"), pair(9))]))
     found = prepare_phase(config, 3, collator, write=True)
-    assert all_ids(found) == {f"r{i}" for i in (*range(8), 9)}  # a row without an image is welcome among others
+    assert all_ids(found) == {f"r{i}" for i in range(8)}
     assert all(e.lengths for e in found.train + found.held_out)
-    [bad] = listed(config, 3)
+    bad, bare = listed(config, 3)
     assert bad["id"] == "r8" and "not found" in bad["reason"] and "set image_root=FOLDER" in bad["reason"]
+    assert (bare["id"], bare["field"], bare["location"]) == ("r9", "images", f"{tmp_path / 'a.jsonl'}, row 10")
+    assert "takes rows with images; set visual.columns.image=THEIRS, or give it to text.data" in bare["reason"]
+    with pytest.raises(UserError, match="2 of 10 rows are bad, more than max_bad_fraction=0.1 allows"):
+        prepare_phase(replace(config, max_bad_fraction=0.1), 3, collator, write=True)
 
 
 def test_visual_phase_without_any_image(collator, settings, tmp_path: Path) -> None:
     """A column by another name is not read: training would run, on text alone."""
+    bare = settings(visual=PhaseConfig(data=[write(tmp_path / "b.jsonl", pair(0), pair(1))]))
+    with pytest.raises(UserError, match=r"no row has an image; name the column with visual\.columns\.image=THEIRS"):
+        prepare_phase(bare, 3, collator, write=True)
     names = draw(tmp_path, "0.png", "1.png")
     file = write(tmp_path / "a.jsonl", *[pair(i, photo=name) for i, name in enumerate(names)])
     config = settings(visual=PhaseConfig(data=[file]))
-    with pytest.raises(UserError, match=r"no row has an image; name the column with visual\.columns\.image=THEIRS"):
-        prepare_phase(config, 3, collator, write=True)
+    config = replace(config, text=PhaseConfig(data=[file]), caption=CaptionConfig(data=[file]))
+    for phase in (1, 2, 3):
+        with pytest.raises(UserError, match=r"row 1: photo = '0.png': .*set visual\.columns\.image=photo"):
+            prepare_phase(config, phase, collator, write=True)
     mended = replace(config, visual=PhaseConfig(data=[file], columns={"image": "photo"}))
     assert len(all_ids(prepare_phase(mended, 3, collator, write=True))) == 2
 

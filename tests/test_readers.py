@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
-from rovrm.data import load_examples
+from rovrm.data import as_examples, load_examples
 from rovrm.errors import UserError
 from rovrm.examples import Example
-from rovrm.images import ImageRef
+from rovrm.images import ImageRef, find_image
 from rovrm.messages import text_of
 from rovrm.readers import READERS, BadRow, check_columns, find_reader, read_row, rename
 
@@ -253,6 +254,54 @@ def test_ranked() -> None:
             read({"prompt": "Q", "responses": ["a", "b"], "ranks": ranks})
 
 
+def test_ranked_by_scores() -> None:
+    """Without ranks the scores order the answers; beside ranks they may be coarser or finer."""
+    row = {"prompt": "Q", "responses": ["b", "a", "c"], "scores": [0.5, 2, "-1"]}
+    assert (read(row).responses, read(row).ranks) == (["a", "b", "c"], [0, 1, 2])
+    for scores, ranks, expected in (
+        ([1, 1, 0], None, [0, 0, 1]),
+        ([3, 2.9, 0], [0, 0, 1], [0, 0, 1]),  # as rovrm.rank writes them: less apart than its margin
+        ([1, 1, 0], [0, 1, 2], [0, 1, 2]),
+        ([2, 1, 0], None, [0, 1, 2]),
+    ):
+        assert read(row | {"scores": scores, "ranks": ranks}).ranks == expected
+    for scores in ([0], [0, "x", 1], [0, None, 1], [0, True, 1], "123"):
+        with pytest.raises(BadRow, match="scores = .*takes one number for each of the 3 responses"):
+            read(row | {"scores": scores})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ranks": [0, 1, 2], "scores": [1, 2, 0]}, "scores = .*puts response 2 before response 1, against the order"),
+        ({"ranks": [0, 1, 1], "scores": [1, 0, 2]}, "scores = .*puts response 3 before response 1"),
+        ({"rank": [2, 1, 3]}, "rank = .*puts response 2 before response 1, .*to order by it set columns.ranks=rank"),
+        ({"scores": [3, 2, 1], "rank": [3, 2, 1]}, "rank = .*puts response 2 before response 1"),
+    ],
+)
+def test_contradictions_in_ranked_rows(change: dict[str, Any], message: str) -> None:
+    row = {"prompt": "Q", "responses": ["a", "b", "c"]}
+    with pytest.raises(BadRow, match=message):
+        read(row | change)
+    assert read(row | {"rank": [1, 2, 2], "scores": [3, 2, 1]}).ranks == [0, 1, 2]
+    assert read(row | {"rank": 7}).ranks == [0, 1, 2]  # not about the responses
+
+
+@pytest.mark.parametrize("columns", [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")])
+def test_contradictions_in_pairs(columns: tuple[str, str]) -> None:
+    messages = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    listed = {"prompt": question("Q"), **messages}
+    shared = {name: [*question("Q"), *message] for name, message in messages.items()}  # the prompt in the answers
+    for pair in (listed, shared, {"prompt": "Q", "chosen": "a", "rejected": "b"}):
+        for scores, ranks in (((2, 1), [0, 1]), (("1.5", 1.5), [0, 0])):
+            assert read(pair | dict(zip(columns, scores, strict=True))).ranks == ranks
+        with pytest.raises(BadRow, match=f"{columns[0]} = '1.0': below {columns[1]} = 2: the chosen answer scores"):
+            read(pair | dict(zip(columns, (1, 2), strict=True)))
+        for order in ({"ranks": [1, 0]}, {"rank": [2, 1]}, {"scores": [0.1, 0.2]}):
+            with pytest.raises(BadRow, match="puts response 2 before response 1"):
+                read(pair | order)
+
+
 @pytest.mark.parametrize(
     ("value", "best", "ranks"),
     [
@@ -313,6 +362,9 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
         ({"video": "a.mp4"}, r"video = 'a\.mp4': video cannot be scored"),
         ({"margin": "2"}, "margin = '2': takes a finite number"),
         ({"margin": float("inf")}, "margin = 'inf'"),
+        ({"margin": -0.5}, "margin = '-0.5': below 0 it lets the worse answer win; give 0 or more"),
+        ({"image": ""}, "image = '': the name is empty; give a path, or null for a row without an image"),
+        ({"images": ["a.jpg", " "]}, "images = ' ': the name is empty"),
         ({"image": 724}, "image = '724': an image is a path, or embedded"),
         ({"image": {"bytes": b"x", "path": None}}, "an image is a path, or embedded"),
         ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "block of type 'audio'; only text and image"),
@@ -325,6 +377,92 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 def test_bad_rows(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRow, match=message):
         read(PAIR | change)
+
+
+# ---- images that no column of the format holds -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Any:
+    """A look-up that finds a.jpg, b.JPG and left/a.jpg, and counts what it is asked for."""
+    (tmp_path / "left").mkdir()
+    for name in ("a.jpg", "b.JPG", "left/a.jpg"):
+        (tmp_path / name).touch()
+    asked: list[str] = []
+
+    def look(name: str) -> str:
+        asked.append(name)
+        return find_image(name, image_root=tmp_path)
+
+    look.asked = asked  # type: ignore[attr-defined]
+    return look
+
+
+def picture() -> PIL.Image.Image:
+    return PIL.Image.new("RGB", (2, 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"photo": "a.jpg"},
+        {"photos": ["no.jpg", "b.JPG"]},
+        {"picture": ImageRef(path="x.jpg")},
+        {"picture": [picture()]},
+        {"picture": {"bytes": b"x", "path": None}},
+        {"picture": {"bytes": None, "path": "a.jpg"}},
+    ],
+)
+def test_an_image_in_an_unknown_column(photos: Any, change: dict[str, Any]) -> None:
+    [column] = change
+    with pytest.raises(BadRow, match=rf"{column} = .*not read; call it image, or set visual\.columns\.image={column}"):
+        read_row("plain", PAIR | change, photos)
+    text = {"instruction": "Q", "completions": [rated("a", 2), rated("b", 1)]}
+    with pytest.raises(BadRow, match=rf"\?columns\.image={column}\)"):
+        read_row("ultrafeedback", text | change, photos)
+    if isinstance(change[column], str):
+        assert read_row("plain", rename(PAIR | change, {"image": column}), photos).images[0].name == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "a.jpg", "image_2": "b.JPG"},
+        {"image": "a.jpg", "image_2": "left/a.jpg"},
+        {"images": ["a.jpg"], "image": "b.JPG"},
+        {"image": ImageRef(path="x.jpg"), "image_2": ImageRef(path="y.jpg")},
+        {"image": picture(), "mask": picture()},
+        {"image": ImageRef(path="x.jpg"), "image_path": ImageRef(path="y.jpg")},
+        {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}]}], "photo": "b.JPG"},
+    ],
+)
+def test_a_second_image_column(photos: Any, change: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match="not read; put all images of a row into one list `images`, or remove this column"):
+        read_row("plain", PAIR | change, photos)
+
+
+SHARED = picture()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "a.jpg", "file": "./a.jpg", "image_path": "b.JPG"},  # a name, and the name beside it
+        {"image": ImageRef(drawing=picture), "image_path": "a.jpg", "img_path": "b.JPG"},
+        {"image": ImageRef(drawing=picture, label="coco/a.jpg"), "file_name": "a.jpg"},
+        {"image": SHARED, "picture": SHARED},
+        {"id": "a.jpg", "source": "a.jpg", "caption": "a.jpg", "input": "a.jpg"},
+        {"url": "https://example.org/a.jpg", "photo": "no.jpg", "other": None, "boxes": [{"category": "a.jpg"}]},
+        {"chosen": "a.jpg", "rejected": "b.JPG"},
+    ],
+)
+def test_columns_that_only_name_an_image(photos: Any, change: dict[str, Any]) -> None:
+    assert len(read_row("plain", PAIR | change, photos).images) == ("image" in change)
+
+
+def test_texts_are_not_looked_up(photos: Any) -> None:
+    read_row("plain", PAIR | {f"column {i}": f"Some text {i}." for i in range(50)}, photos)
+    assert photos.asked == []
 
 
 def test_a_row_of_another_shape() -> None:
@@ -381,6 +519,27 @@ def test_hub_schemas_through_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
     assert second.images[0].name == "1.jpg"
     with pytest.raises(UserError, match="image in column 'image', row 1 .*not an image"):
         first.images[0].open()
+
+
+def test_an_image_feature_of_another_name(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [PAIR | {"picture": {"bytes": b"x", "path": "1.jpg"}}, PAIR | {"picture": None}]
+    table = datasets.Dataset.from_list(rows).cast_column("picture", datasets.Image())
+    with pytest.raises(UserError, match="row 1: picture = .*set visual.columns.image=picture"):
+        as_examples(table)
+    table.save_to_disk(str(tmp_path / "saved"))
+    loaded = load_examples(str(tmp_path / "saved"))
+    assert [row["field"] for row in loaded.rejected] == ["picture"] and len(loaded.examples) == 1
+    assert load_examples(f"{tmp_path / 'saved'}?columns.image=picture").examples[0].images[0].name == "1.jpg"
+
+
+def test_a_sound_column_is_no_image() -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list([PAIR | {"sound": {"bytes": b"x", "path": "1.wav"}}])
+    table = table.cast(datasets.Features(table.features | {"sound": datasets.Audio()}))
+    assert as_examples(table)[0].images == []
 
 
 def test_every_reader_has_a_test() -> None:

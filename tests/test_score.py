@@ -92,6 +92,10 @@ def test_bad_lines_become_records_and_are_counted(run):
         ({"prompt": "Hi", "responses": "Yes"}, "list of one or more responses"),
         ({"prompt": "Hi", "responses": [1, 2]}, "responses"),
         ({"responses": ["Yes"]}, "prompt"),
+        ({"prompt": "Hi", "chosen": "Yes", "rejected": None}, "rejected is null beside chosen; fill it in or leave it"),
+        ({"prompt": "Hi", "chosen": None, "rejected": "No"}, "chosen is null beside rejected"),
+        (good | {"image": ""}, "the name is empty"),
+        (good | {"img": "a.png"}, "img = 'a.png': an image under a key that is not read"),
         ({"prompt": "", "responses": ["Yes"]}, "empty"),
         (good | {"image": "missing.png"}, "missing.png"),
         (good | {"image": "cut.png"}, "cut.png"),
@@ -101,7 +105,7 @@ def test_bad_lines_become_records_and_are_counted(run):
         ({"prompt": "Hi " * 100, "responses": ["Yes"]}, "max_length=60"),
     ]
     status, records, printed = run([good, *(line for line, _ in bad), good], "max_length=60")
-    assert status == 0 and "scored 2 lines" in printed and "14 lines have an error" in printed
+    assert status == 0 and "scored 2 lines" in printed and "18 lines have an error" in printed
     assert "rewards" in records[0] and records[0]["rewards"] == pytest.approx(records[-1]["rewards"], abs=TOLERANCE)
     for number, (record, (_, words)) in enumerate(zip(records[1:-1], bad, strict=True), start=2):
         assert set(record) == {"id", "error"} and f"line {number}" in record["error"] and words in record["error"]

@@ -247,10 +247,23 @@ def test_images_that_are_refused(scorer, tmp_path):
     refused(scored(tmp_path / "clip.mp4"), "clip.mp4", "video")
     refused(scored("https://example.org/a.jpg"), "https://example.org/a.jpg", "URL")
     refused(scored(b"\x89PNG"), "bytes", "PIL")
+    for empty in ("", [""], " "):
+        refused(scored(empty), "example 0: images = ", "the name is empty; give a path, or null for a row without an")
     refused(scored(np.zeros((4, 4, 3), dtype=np.uint8)), "ndarray of shape (4, 4, 3)", "Image.fromarray")
     refused(scored([torch.zeros(3, 4, 4)]), "Tensor of shape (3, 4, 4)")
     refused(scored(None, "<image>\nWhat is it?"), "asks for image 1")
     refused(lambda: scorer.score_batch([{"prompt": "Hi", "responses": ["Yes"], "videos": ["a.mp4"]}]), "video")
+
+
+def test_images_under_other_keys_are_refused(scorer, image_file):
+    def scored(**more):
+        return lambda: scorer.score_batch([{"prompt": QUESTION, "responses": ["Yes"], "id": "x7", **more}])
+
+    for more in ({"img": str(image_file)}, {"img": picture(0)}, {"photos": [picture(0)]}):
+        refused(scored(**more), f"example x7: {next(iter(more))} = ", "a key that is not read; give all of them as `im")
+    refused(scored(images=[picture(0)], mask=picture(1)), "example x7: mask = ")
+    plain = scorer.score(QUESTION, ["Yes"], images=image_file)
+    assert scored(image=str(image_file), file=str(image_file), photo="none.png", notes="a")() == [plain]
 
 
 def test_rows_that_are_refused(scorer):
@@ -259,6 +272,11 @@ def test_rows_that_are_refused(scorer):
 
     refused(scored(prompt=QUESTION), "example 0", "responses")
     refused(scored(prompt=QUESTION, responses="Yes", id="x7"), "example x7", "list of one or more responses")
+    for null, other in (("rejected", "chosen"), ("chosen", "rejected"), ("response", "chosen")):
+        row = {null: None, other: "Yes"}
+        refused(scored(prompt=QUESTION, **row), f"example 0: {null} is null beside {other}; fill it in or leave it out")
+    refused(scored(prompt=QUESTION, responses=None, response="Yes"), "responses is null beside response")
+    refused(scored(prompt=QUESTION, chosen=None, rejected=None), "list of one or more responses")
     refused(scored(prompt=QUESTION, responses=[]), "list of one or more responses")
     refused(scored(prompt=QUESTION, responses=["Yes", 3]), "responses", "3")
     refused(scored(responses=["Yes"]), "prompt")

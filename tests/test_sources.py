@@ -39,6 +39,8 @@ def test_options() -> None:
     source = parse_source("owner/name?split=test&n=5&weight=0.5&columns.prompt=q&reader=plain&config=c&revision=r")
     assert (source.name, source.split, source.n, source.weight) == ("owner/name", "test", 5, 0.5)
     assert (source.columns, source.reader, source.config, source.revision) == ({"prompt": "q"}, "plain", "c", "r")
+    assert not source.pairs and parse_source("owner/name?pairs=true").pairs
+    assert not parse_source("owner/name?pairs=false").pairs
     assert parse_source("part-?.jsonl?n=2").name == "part-?.jsonl"
 
 
@@ -49,6 +51,7 @@ def test_options() -> None:
         ("a.json?n=0", "n='0' takes a whole number above 0"),
         ("a.json?n=1.5", "n='1.5' takes a whole number"),
         ("a.json?weight=nan", "weight='nan' takes a number above 0"),
+        ("a.json?pairs=yes", "pairs='yes' takes true or false"),
         ("a.json?split=", "option 'split' has no value"),
         ("a.json?n=1&n=2", "'n' is given twice"),
     ],
