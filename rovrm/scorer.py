@@ -320,9 +320,9 @@ def as_example(row: Example | Mapping[str, Any], number: int = 0, find: Callable
         raise UserError(f"example {number}: needs a mapping with prompt and responses, got {type(row).__name__}")
     name = str(number if row.get("id") is None else row["id"])
     given = [key for key in ANSWERS if row.get(key) is not None]
-    null = next((key for key in ANSWERS if key in row and row[key] is None), None)
-    if given and null:
-        raise UserError(f"example {name}: {null} is null beside {given[0]}; fill it in or leave it out")
+    for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if key in row and row[key] is None and other in given:  # one reward would be taken for that of a whole pair
+            raise UserError(f"example {name}: {key} is null beside {other}; fill it in or leave it out")
     responses = row["responses"] if "responses" in given else [row[key] for key in given]
     if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
         raise UserError(f"example {name}: needs a list of one or more responses, got {str(row.get('responses'))[:80]}")
