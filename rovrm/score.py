@@ -3,11 +3,11 @@
     python -m rovrm.score model=runs/demo/phase3-visual in=pairs.jsonl out=scores.jsonl
 
 An input line holds `prompt` (or `question`, `instruction`; a string or chat messages), optionally `image` or `images`
-(paths) and `system`, and `responses`, or `chosen` and `rejected`, or `response`; a `chosen` or
-`rejected` that is null beside the other is an error. Every line that is not blank gets one output line, in order: {"id", "rewards"}, or {"id", "error"}
-where it cannot be scored. A line without an `id` is called by the file's name and its line number. Results are written
-as they come into OUT.partial, and the same command again goes on where it was stopped; a finished OUT is scored anew
-and replaced.
+(paths) and `system`, and `responses`, or `chosen` and `rejected`, or `response`; a `chosen` or `rejected` that is null
+beside the other is an error. Every line that is not blank gets one output line, in order: {"id", "rewards"}, or
+{"id", "error"} where it cannot be scored. A line without an `id` is called by the file's name and its line number.
+Results are written as they come into OUT.partial, and the same command again goes on where it was stopped; a finished
+OUT is scored anew and replaced.
 """
 
 import functools
