@@ -290,6 +290,17 @@ def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, 
     assert float(capsys.readouterr().out.strip().splitlines()[-1]) == pytest.approx(score, abs=1e-5)
 
 
+def test_the_trainer_prepares_a_processor_it_is_given(tiny_llava: Path, tmp_path: Path):
+    from rovrm.checkpoints import load_reward_model
+    from rovrm.trainer import RewardConfig, RewardTrainer
+
+    processor = load_processor(str(tiny_llava))
+    arguments = RewardConfig(str(tmp_path), report_to="none", use_cpu=True)
+    pair = {"prompt": "What is it?", "chosen": "A cup.", "rejected": "A dog."}
+    RewardTrainer(load_reward_model(str(tiny_llava)), arguments, [pair], None, processor)
+    assert ChatTemplate(processor).ending() == " </s>"
+
+
 def test_a_reward_model_keeps_the_template_it_was_trained_with(tiny_llava: Path, tmp_path: Path):
     """A checkpoint whose reward was trained at the template's blank is read there for ever."""
     from rovrm.checkpoints import load_reward_model
