@@ -137,7 +137,7 @@ class TrainConfig:
     phase: str = limited("1..3", PHASE)  # phases to run, in order
     out: str = "runs/demo"  # folder of the run
     model: str = ""  # base vision-language model, hub id or folder; empty = the shipped tiny default
-    init_from: str = ""  # phase folder or checkpoint to start from instead of the previous phase
+    init_from: str = ""  # what the first phase starts from, a phase folder or a checkpoint; empty = model
     trust_remote_code: bool = False  # let the model's repository run its own code
     chat_template: str = ""  # file with the chat template; empty = the processor's own
 

@@ -146,12 +146,9 @@ def write_scores(path: Path, trainer: "RewardTrainer") -> None:
 
 
 def summarise(config: TrainConfig, phases: list[int]) -> None:
-    """Writes summary.json and prints the table of phases and what to do next."""
-    records = {}
-    for phase in (1, 2, 3):
-        path = phase_folder(config.out, phase) / "phase.json"
-        if path.is_file():
-            records[f"phase{phase}-{PHASES[phase - 1]}"] = json.loads(path.read_text())
+    """Writes summary.json, of the phases asked for alone, and prints their table and what to do next."""
+    folders = [phase_folder(config.out, phase) for phase in phases]
+    records = {folder.name: json.loads((folder / "phase.json").read_text()) for folder in folders}
     write_json(Path(config.out) / "summary.json", records)
     print_phases(records)
     final = str(phase_folder(config.out, phases[-1]))

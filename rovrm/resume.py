@@ -37,16 +37,24 @@ def lock_folder(out: str) -> Any:
 
 
 def start_of(config: TrainConfig, phase: int) -> str:
-    """What a phase starts from, an adapter folder, a checkpoint or the base model: the one asked for before it; for the
-    first asked for `init_from`, else the nearest earlier phase finished in this folder, else the base model."""
+    """What a phase starts from, an adapter folder, a checkpoint or the base model: the phase asked for before it; for
+    the first asked for `init_from`, else the base model."""
     before = [p for p in phase_numbers(config.phase) if p < phase]
     if before:
         return _adapter_in(str(phase_folder(config.out, before[-1])))
-    if config.init_from:
-        return _adapter_in(config.init_from)
-    earlier = [phase_folder(config.out, p) for p in range(phase - 1, 0, -1)]
-    finished = [str(folder) for folder in earlier if (folder / "phase.json").is_file()]
-    return _adapter_in(finished[0]) if finished else config.model
+    return _adapter_in(config.init_from) if config.init_from else config.model
+
+
+def say_start(config: TrainConfig) -> None:
+    """Says that the first phase starts from the base, where `out` holds earlier phases that it could have continued."""
+    first = phase_numbers(config.phase)[0]
+    earlier = [phase_folder(config.out, phase) for phase in range(first - 1, 0, -1)]
+    finished = [folder for folder in earlier if (folder / "phase.json").is_file()]
+    if finished and not config.init_from:
+        print(
+            f"phase {first} ({PHASES[first - 1]}) starts from the base {config.model}, not from {finished[0]}, which "
+            f"is finished but not asked for; init_from={finished[0]} would continue it"
+        )
 
 
 def _adapter_in(folder: str) -> str:
@@ -80,13 +88,26 @@ def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
     if changed:
         key, was, is_now = _difference(changed[0], before.get(changed[0]), now.get(changed[0]))
         raise UserError(
-            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {was!r}, now "
-            f"{is_now!r}); give another out=, or remove that folder to train the phase anew"
+            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {was!r}, now {is_now!r})"
+            f"{_other_start(config, phase, before.get('start'), now['start'])}; give another out=, or remove that folder to train the phase anew"
         )
     done = (folder / "phase.json").is_file()
     if done and say:
         print(f"phase {phase} ({PHASES[phase - 1]}) is finished in {folder} and is not run again, nor its data read")
     return done
+
+
+def _other_start(config: TrainConfig, phase: int, before: Any, now: str) -> str:
+    """What a phase started from and would now, and how to ask for the former again."""
+    if before == now:
+        return ""
+    number = next((p for p in range(1, phase) if str(before).split(" ")[0] == phase_folder("", p).name), None)
+    if number is None:
+        return f": it started from {before} and would now start from {now}"
+    return (
+        f": it started from phase {number} ({PHASES[number - 1]}) and would now start from {now}; ask for the phases "
+        f"together (phase=1..3), or for init_from={phase_folder(config.out, number)}"
+    )
 
 
 def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -7,6 +7,7 @@
 Writes into `out`: config.yaml, summary.json and a folder per phase with `adapter/` (or the full checkpoint), the
 processor, checkpoints/, rejected.jsonl, scores.jsonl, trainer_log.jsonl and phase.json; the last phase also holds the
 full merged checkpoint. A finished phase is not run again; an interrupted one resumes at its last complete checkpoint.
+Each phase continues the one asked for before it; the first starts from the base, or from `init_from`.
 
 Departures from the paper: (1) by default LoRA instead of full fine-tuning (`tuning=full` is the paper's); (2) the
 prompt and image are encoded once for all responses (same rewards, fewer tokens); (3) a ranked list is one
@@ -43,7 +44,7 @@ def train(argv: list[str]) -> None:
 
     from rovrm.checkpoints import load_config, load_processor
     from rovrm.outputs import summarise
-    from rovrm.resume import is_finished, lock_folder
+    from rovrm.resume import is_finished, lock_folder, say_start
     from rovrm.rows import RewardCollator
     from rovrm.select import check_selection, read_phases, select_data
 
@@ -51,6 +52,8 @@ def train(argv: list[str]) -> None:
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv)
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
+    if main_process and phases[0] in todo:
+        say_start(config)
     arguments = {phase: trainer_arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)

@@ -242,10 +242,39 @@ def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
     assert main(["phase=1..3", *command]) == 2
     message = capsys.readouterr().err
     assert "phase3-visual was begun with other settings (start;" in message
+    assert f"it started from {BASE} and would now start from {out / 'phase2-caption'};" in message
     shutil.rmtree(out / "phase3-visual")
     assert main(["phase=1..2", *command]) == 0
     assert main(["phase=1,3", *command]) == 0
     assert f"from {out / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
+    assert list(json.loads((out / "summary.json").read_text())) == ["phase1-text", "phase3-visual"]
+
+
+def test_a_phase_alone_starts_from_the_base(run, settings, tmp_path, capsys):
+    """Beside finished phases too: it says so, its record stands alone, and it ends as in a folder of its own."""
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    for name in ("phase1-text", "phase2-caption"):
+        source = run / name
+        shutil.copytree(source, beside / name) if source.is_dir() else shutil.copy(source, beside / name)
+    assert main(["phase=3", f"out={alone}", *settings]) == 0
+    assert "would continue it" not in capsys.readouterr().out
+    assert main(["phase=3", f"out={beside}", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert f"phase 3 (visual) starts from the base {BASE}, not from {beside / 'phase2-caption'}" in shown
+    assert f"init_from={beside / 'phase2-caption'} would continue it" in shown
+    assert same(weights(alone / "phase3-visual"), weights(beside / "phase3-visual"))
+    assert list(json.loads((beside / "summary.json").read_text())) == ["phase3-visual"]
+
+
+def test_the_last_phase_of_a_full_run_is_no_baseline(run, settings, capsys):
+    """Asked for alone it is refused, and says what it started from; continued by name it is the phase that is there."""
+    assert main(["phase=3", f"out={run}", *settings]) == 2
+    message = capsys.readouterr().err
+    assert f"it started from phase 2 (caption) and would now start from {BASE}" in message
+    assert "phase=1..3" in message and "give another out=" in message
+    assert main(["phase=3", f"out={run}", f"init_from={run / 'phase2-caption'}", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "phase 3 (visual) is finished" in shown and "starts from the base" not in shown
 
 
 def test_a_broken_model_is_no_finished_phase(world, tmp_path, capsys):
