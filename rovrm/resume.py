@@ -87,9 +87,10 @@ def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         key, was, is_now = _difference(changed[0], before.get(changed[0]), now.get(changed[0]))
+        start = _other_start(config, phase, before.get("start"), now["start"])
         raise UserError(
-            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {was!r}, now {is_now!r})"
-            f"{_other_start(config, phase, before.get('start'), now['start'])}; give another out=, or remove that folder to train the phase anew"
+            f"{folder} was begun with other settings ({', '.join(changed)}; {key}: {was!r}, now {is_now!r}){start}; "
+            "give another out=, or remove that folder to train the phase anew"
         )
     done = (folder / "phase.json").is_file()
     if done and say:

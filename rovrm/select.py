@@ -58,12 +58,14 @@ def select(argv: list[str]) -> None:
     model_config = load_config(config.model, config.trust_remote_code)
     processor = load_processor(config.model, config.chat_template, config.trust_remote_code)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
-    data = read_phases(config, phases, collator, main_process)
+    # Those that do not choose too, as training reads them: all phases are split as one.
+    asked = [phase for phase in phase_numbers(config.phase) if phase in phases or section_of(config, phase).data]
+    data = read_phases(config, asked, collator, main_process)
     if config.dry_run:
         from rovrm.dry_run import print_dry_run
 
-        asked = {phase: data[phase] for phase in phases}
-        return print_dry_run(config, asked, collator, model_config) if main_process else None
+        chosen = {phase: data[phase] for phase in phases}
+        return print_dry_run(config, chosen, collator, model_config) if main_process else None
     select_data(config, data, phases, collator, processor)
     del lock
 
@@ -139,10 +141,9 @@ def check_selection(config: TrainConfig, phases: list[int]) -> None:
 def read_phases(config: TrainConfig, phases: list[int], collator: Any, main_process: bool) -> "dict[int, PhaseData]":
     """The data of phases, and of those whose rows theirs are chosen against. Raises UserError where there are too few
     rows to choose from or against."""
-    from rovrm.phases import prepare_phase, section_of
+    from rovrm.phases import prepare_phases, section_of
 
-    needed = needed_phases(config, phases)
-    data = {phase: prepare_phase(config, phase, collator, main_process and phase in phases) for phase in needed}
+    data = prepare_phases(config, needed_phases(config, phases), collator, phases if main_process else ())
     for phase, found in data.items():
         section, name = section_of(config, phase), PHASES[phase - 1]
         if not by_gradients(section):

@@ -4,15 +4,15 @@
     python -m rovrm.train recipe=recipes/llava-1.5-7b.yaml                 # the paper's run
     python -m rovrm.train phase=3 model=llava-hf/llava-1.5-7b-hf visual.data=pairs.jsonl out=runs/mine
 
-Writes into `out`: config.yaml, summary.json and a folder per phase with `adapter/` (or the full checkpoint), the
-processor, checkpoints/, rejected.jsonl, scores.jsonl, trainer_log.jsonl and phase.json; the last phase also holds the
-full merged checkpoint. A finished phase is not run again; an interrupted one resumes at its last complete checkpoint.
-Each phase continues the one asked for before it; the first starts from the base, or from `init_from`.
+Writes into `out`: config.yaml, split.json, summary.json and a folder per phase with `adapter/` (or the full
+checkpoint), the processor, checkpoints/, rejected.jsonl, scores.jsonl, trainer_log.jsonl and phase.json; the last phase
+also holds the full merged checkpoint. A finished phase is not run again; an interrupted one resumes at its last
+complete checkpoint. Each phase continues the one asked for before it; the first starts from the base, or `init_from`.
 
 Departures from the paper: (1) by default LoRA instead of full fine-tuning (`tuning=full` is the paper's); (2) the
 prompt and image are encoded once for all responses (same rewards, fewer tokens); (3) a ranked list is one
 Plackett-Luce loss also beyond pairs, as in the authors' code, without its overflow; (4) held-out data go by image or
-prompt, never by row.
+prompt, never by row, and in all phases alike.
 """
 
 import os

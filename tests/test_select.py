@@ -26,6 +26,7 @@ from rovrm.rows import RewardCollator
 from rovrm.select import check_selection, main, selection_settings, target_phase
 from rovrm.train import main as train
 from rovrm.world.default import BASE
+from rovrm.world.files import write_world
 
 N = 24
 SETTINGS = [
@@ -165,6 +166,29 @@ def test_a_choice_of_another_model_is_not_taken(run, capsys):
         assert main([f"out={run}", *SETTINGS, "phase=2", change]) == 2
         told = capsys.readouterr()
         assert "was made with other settings or rows" in told.err and "were chosen before" not in told.out
+
+
+def test_selection_and_training_split_alike_and_choose_nothing_held_out(tmp_path, capsys):
+    """The caption rows are the target of the text rows, and some of their pictures are the visual phase's eval_data,
+    which the selection of text rows alone would not need to read."""
+    write_world(tmp_path / "world", 40)
+    rows = [row | {"caption": "Some shapes."} for row in lines(tmp_path / "world" / "visual.jsonl")]
+    held, captions = tmp_path / "world" / "held.jsonl", tmp_path / "world" / "captions.jsonl"
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows[:12]))
+    captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [*SETTINGS, f"out={tmp_path / 'run'}", f"caption.data={captions}", "visual.data=world:visual?n=60&seed=3"]
+    command += ["caption.select=random", "caption.n=null", f"visual.eval_data={held}", "trainer.max_steps=1"]
+    assert main(command) == 0
+    used = [
+        name
+        for part in ("target", "judges")
+        for name in json.loads((tmp_path / "run" / "selection" / "phase1-text" / part / "ids.json").read_text())
+    ]
+    assert used and not {row["id"] for row in rows[:12]} & set(used)
+    assert "caption: 12 training rows share an image or prompt with visual.eval_data" in capsys.readouterr().out
+    before = shards(tmp_path / "run")
+    assert train(command) == 0
+    assert "its rows were chosen before" in capsys.readouterr().out and shards(tmp_path / "run") == before
 
 
 def test_kmeans_and_random_representatives(tmp_path):

@@ -253,7 +253,7 @@ def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
 def test_a_phase_alone_starts_from_the_base(run, settings, tmp_path, capsys):
     """Beside finished phases too: it says so, its record stands alone, and it ends as in a folder of its own."""
     alone, beside = tmp_path / "alone", tmp_path / "beside"
-    for name in ("phase1-text", "phase2-caption"):
+    for name in ("phase1-text", "phase2-caption", "split.json"):
         source = run / name
         shutil.copytree(source, beside / name) if source.is_dir() else shutil.copy(source, beside / name)
     assert main(["phase=3", f"out={alone}", *settings]) == 0
@@ -275,6 +275,31 @@ def test_the_last_phase_of_a_full_run_is_no_baseline(run, settings, capsys):
     assert main(["phase=3", f"out={run}", f"init_from={run / 'phase2-caption'}", *settings]) == 0
     shown = capsys.readouterr().out
     assert "phase 3 (visual) is finished" in shown and "starts from the base" not in shown
+
+
+def test_what_is_held_out_trains_in_no_phase_nor_later_run(world, settings, tmp_path, capsys):
+    """eval_data of the visual phase among the caption rows, and another run with another seed that goes on from it."""
+    held, captions, out, on = (tmp_path / name for name in ("held.jsonl", "captions.jsonl", "out", "on"))
+    lines = [
+        row | {"image": str(world / row["image"]), "caption": "Some shapes."} for row in rows(world / "visual.jsonl")
+    ]
+    held.write_text("".join(json.dumps(row) + "\n" for row in lines[:20]))
+    captions.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    command = [*settings, f"caption.data={captions}", "trainer.max_steps=1"]
+    assert main(["phase=2..3", f"out={out}", f"visual.eval_data={held}", *command]) == 0
+    record = json.loads((out / "summary.json").read_text())["phase2-caption"]
+    assert record["n_skipped"] == 20 and record["n_train"] + record["n_held_out"] == PAIRS - 20
+    reasons = [row["reason"] for row in rows(out / "phase2-caption" / "rejected.jsonl")]
+    assert len(reasons) == 20 and all("visual.eval_data has the same image" in reason for reason in reasons)
+    assert main(["phase=2", f"out={on}", f"init_from={out / 'phase3-visual'}", "seed=4", *command]) == 0
+    first, second = (json.loads((folder / "split.json").read_text()) for folder in (out, on))
+    assert list(second) == ["phase2-caption", "init_from"]
+    trained, not_trained = (
+        {image for row in first["phase2-caption"][side] for image in row} for side in ("train", "held_out")
+    )
+    new = second["phase2-caption"]
+    assert not_trained == {image for row in new["held_out"] for image in row}
+    assert trained == {image for row in new["train"] for image in row} and len(new["left_out"]) == 20
 
 
 def test_a_broken_model_is_no_finished_phase(world, tmp_path, capsys):
