@@ -3,13 +3,14 @@
 import json
 import os
 import shlex
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rovrm.checkpoints import ADAPTER, merge_adapter, save_folder
+from rovrm.checkpoints import ADAPTER, load_reward_model, merge_adapter, save_folder
 from rovrm.config import PHASES, TrainConfig, phase_numbers
 from rovrm.data import write_jsonl
 from rovrm.losses import ranking_metrics
@@ -37,7 +38,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", record: dict[str, Any], last: bool) -> None:
     """Writes a phase's folder: adapter or full checkpoint, processor, scores.jsonl; phase.json last, as the sign that
-    the phase is done. The last phase of a run also gets the merged checkpoint."""
+    the phase is done. The last phase of a run also gets the merged checkpoint. Only that phase's full checkpoint is
+    stored in `save_dtype`: the others are what the next phase starts from, and stay float32."""
     folder = phase_folder(config.out, phase)
     full = config.tuning == "full"
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -53,7 +55,12 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
     write_scores(folder / "scores.jsonl", trainer)
     if full:
         card = _card(config, record, phase, processor)
-        save_folder(folder, lambda path: _move_full(temporary, path, card))
+        if last and config.save_dtype != "float32":
+            stored = load_reward_model(str(temporary), torch.float32, trust_remote_code=config.trust_remote_code)
+            save_merged(stored, processor, folder, config.save_dtype, record, card)
+            shutil.rmtree(temporary)
+        else:
+            save_folder(folder, lambda path: _move_full(temporary, path, card))
     else:
         save_folder(folder, lambda path: model.save_pretrained(path / ADAPTER))
         if last:
@@ -65,8 +72,8 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
 
 
 def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, record: dict[str, Any], card: str) -> None:
-    """Writes a merged reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how much the
-    rounding moves the rewards: small updates vanish in it."""
+    """Writes a merged or fully tuned reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how
+    much the rounding moves the rewards: small updates vanish in it."""
     _note_rewards(merged.config, record)
     if save_dtype == "bfloat16":
         before = sample_rewards(merged, processor)

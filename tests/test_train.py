@@ -426,6 +426,33 @@ def test_kill_9_in_phase_2_and_the_same_command_again(settings, tmp_path):
             command_line(f"out={killed}", *command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         before = set(folder.glob("checkpoints/checkpoint-*"))
+def test_full_tuning_is_stored_in_bfloat16_too(world, tmp_path, capsys):
+    """The last phase alone, which others start from; training goes on from it in float32."""
+    out = tmp_path / "half"
+    command = ["tuning=full", f"model={BASE}", "save_dtype=bfloat16", "trainer.max_steps=2", *QUICK]
+    command += [f"text.data={world}/text.jsonl", f"visual.data={world}/visual.jsonl", "visual.learning_rate=1e-3"]
+    assert main(["phase=1,3", f"out={out}", *command]) == 0
+    assert capsys.readouterr().out.count("stored in bfloat16: the rewards of 16 fixed short answers move by") == 1
+    assert {t.dtype for t in load_file(out / "phase1-text" / "model.safetensors").values()} == {torch.float32}
+    folder = out / "phase3-visual"
+    stored = load_file(folder / "model.safetensors")
+    assert stored.pop("score.weight").dtype == torch.float32
+    assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+    assert (
+        not (folder / "full.tmp").exists() and (folder / "README.md").is_file() and (folder / "modeling.py").is_file()
+    )
+    scorer, record = RewardScorer.from_pretrained(str(folder)), json.loads((folder / "phase.json").read_text())
+    assert scorer.mean == record["reward_mean"]
+    pairs = {row["id"]: row for row in rows(world / "visual.jsonl")}
+    for scored in rows(folder / "scores.jsonl")[:3]:
+        pair = pairs[scored["id"]]
+        found = scorer.score(pair["prompt"], [pair["chosen"], pair["rejected"]], images=str(world / pair["image"]))
+        assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=0.05)
+    on = tmp_path / "on"
+    assert main(["phase=3", f"out={on}", f"init_from={folder}", *command, "save_dtype=float32"]) == 0
+    assert {t.dtype for t in load_file(on / "phase3-visual" / "model.safetensors").values()} == {torch.float32}
+
+
         while process.poll() is None:
             fresh = set(folder.glob("checkpoints/checkpoint-*")) - before
             if len(fresh) >= 2 and kills < 3 and not (folder / "phase.json").exists():
