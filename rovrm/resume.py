@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rovrm.checkpoints import ADAPTER
+from rovrm.checkpoints import ADAPTER, base_of, weights_mark
 from rovrm.config import PHASES, TrainConfig, by_gradients, phase_numbers
 from rovrm.errors import UserError
 from rovrm.examples import Example
@@ -20,6 +20,9 @@ from rovrm.select import selection_settings
 
 # What does not change a phase's result; of the selection, only what a phase asks for does.
 INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from", "selection")
+
+# What records say of contents, beside names and settings: those of older versions lack it.
+MARKS = {"images": "its images", "weights": "the weights of its base"}
 
 
 def lock_folder(out: str) -> Any:
@@ -63,7 +66,8 @@ def _adapter_in(folder: str) -> str:
 
 
 def settings_of(config: TrainConfig, phase: int) -> dict[str, Any]:
-    """What decides a phase's result: its own settings, and what it starts from, by the hash of that phase's record."""
+    """What decides a phase's result: its own settings, and what it starts from, by the hash of that phase's record and
+    a mark of its weights."""
     everything = asdict(config)
     for key in (*INDIFFERENT, *(name for i, name in enumerate(PHASES, 1) if i != phase)):
         everything.pop(key)
@@ -74,7 +78,30 @@ def settings_of(config: TrainConfig, phase: int) -> dict[str, Any]:
     record = Path(folder) / "phase.json"
     mark = f" {hashlib.sha1(record.read_bytes()).hexdigest()[:12]}" if record.is_file() else ""
     everything["start"] = os.path.relpath(folder, config.out) + mark if mark else folder
+    everything["weights"] = _weights_of(config, start)
     return json.loads(json.dumps(everything))
+
+
+def _weights_of(config: TrainConfig, start: str) -> str:
+    """The mark of what a phase starts from, an adapter's behind its base's; "" where that is not there yet."""
+    if not os.path.isdir(start) and (not start or start != config.model):
+        return ""
+    adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
+    names = [base_of(Path(start)), start] if adapter else [start]
+    return " ".join(weights_mark(name) for name in names)
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any], where: Path) -> list[str]:
+    """Keys in which a record differs. A mark that an older record lacks counts as unchanged, and that is said."""
+    from accelerate import PartialState
+
+    lacking = [key for key in MARKS if key in now and key not in before]
+    keys = (before.keys() | now.keys()) - set(lacking)
+    changed = sorted(key for key in keys if before.get(key) != now.get(key))
+    if lacking and not changed and PartialState().is_main_process:
+        what = " and ".join(MARKS[key] for key in lacking)
+        print(f"{where} was made by a version that did not note {what}: taken as unchanged")
+    return changed
 
 
 def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
@@ -84,7 +111,7 @@ def is_finished(config: TrainConfig, phase: int, say: bool) -> bool:
         return False
     before, now = _read_settings(folder), settings_of(config, phase)
     before.pop("plan", None)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = changed_keys(before, now, folder)
     if changed:
         key, was, is_now = _difference(changed[0], before.get(changed[0]), now.get(changed[0]))
         start = _other_start(config, phase, before.get("start"), now["start"])
@@ -135,11 +162,18 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
+def images_mark(examples: Iterable[Example]) -> str:
+    """A hash of the images' contents, in the order of the examples; of pictures that captions stand for, nothing."""
+    contents = [example.hashes if example.images else [] for example in examples]
+    return hashlib.sha1(json.dumps(contents).encode()).hexdigest()
+
+
 def check_same_plan(folder: Path, now: dict[str, Any]) -> None:
     """Raises UserError where a checkpoint was made from other data or by another number of processes."""
     before = _read_settings(folder).get("plan", {})
-    for key, what in (("data", "data"), ("processes", "number of processes")):
-        if before.get(key) != now[key]:
+    changed = changed_keys(before, now, folder)
+    for key, what in (("data", "data"), ("images", "content of images"), ("processes", "number of processes")):
+        if key in changed:
             raise UserError(
                 f"{folder} holds checkpoints made with another {what} ({before.get(key)}, now {now[key]}), so its "
                 f"steps are not those of this run; restore the {what}, give another out=, or remove that folder"

@@ -114,14 +114,23 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
 
     from rovrm.outputs import write_json, write_phase
     from rovrm.phases import phase_folder
-    from rovrm.resume import check_same_plan, complete_checkpoint, epochs_done, fingerprint, settings_of, start_of
+    from rovrm.resume import (
+        check_same_plan,
+        complete_checkpoint,
+        epochs_done,
+        fingerprint,
+        images_mark,
+        settings_of,
+        start_of,
+    )
     from rovrm.trainer import LogFile, RewardTrainer
 
     folder = phase_folder(config.out, phase)
     main_process, processes = process_state(config).is_main_process, process_state(config).num_processes
     start = start_of(config, phase)
     checkpoint = complete_checkpoint(folder / "checkpoints", main_process)
-    same = {"data": fingerprint([*data.train, *data.held_out]), "processes": processes}
+    rows = [*data.train, *data.held_out]
+    same = {"data": fingerprint(rows), "images": images_mark(rows), "processes": processes}
     if checkpoint:
         check_same_plan(folder, same)
     if main_process:
