@@ -132,6 +132,8 @@ def _other_start(config: TrainConfig, phase: int, before: Any, now: str) -> str:
     number = next((p for p in range(1, phase) if str(before).split(" ")[0] == phase_folder("", p).name), None)
     if number is None:
         return f": it started from {before} and would now start from {now}"
+    if os.path.basename(now.split(" ")[0]) == phase_folder("", number).name:
+        return f": phase {number} ({PHASES[number - 1]}) was trained anew since, or removed"
     return (
         f": it started from phase {number} ({PHASES[number - 1]}) and would now start from {now}; ask for the phases "
         f"together (phase=1..3), or for init_from={phase_folder(config.out, number)}"
