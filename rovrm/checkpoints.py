@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from rovrm import modeling
 from rovrm.errors import UserError

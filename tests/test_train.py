@@ -242,7 +242,7 @@ def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
     assert main(["phase=3", *command]) == 0
     assert main(["phase=1..3", *command]) == 2
     message = capsys.readouterr().err
-    assert "phase3-visual was begun with other settings (start;" in message
+    assert "phase3-visual was begun with other settings (start, weights; start: " in message
     assert f"it started from {BASE} and would now start from {out / 'phase2-caption'};" in message
     shutil.rmtree(out / "phase3-visual")
     assert main(["phase=1..2", *command]) == 0
