@@ -30,9 +30,17 @@ class StoreError(ValueError):
 
 
 class Store:
-    """ids: the rows' names, in order. made_from: what decides the features, as JSON values by name."""
+    """ids: the rows' names, in order. made_from: what decides the features, as JSON values by name. marks: more of it,
+    which older stores may lack: those that this one does are in `unmarked`, and not compared."""
 
-    def __init__(self, folder: Path, ids: Sequence[str], made_from: dict[str, Any], shard: int = SHARD):
+    def __init__(
+        self,
+        folder: Path,
+        ids: Sequence[str],
+        made_from: dict[str, Any],
+        shard: int = SHARD,
+        marks: dict[str, Any] | None = None,
+    ):
         self.folder, self.ids, self.shard = Path(folder), list(ids), shard
         if not self.ids or len(set(self.ids)) < len(self.ids):
             raise StoreError(
@@ -40,11 +48,13 @@ class Store:
             )
         names = hashlib.sha1(json.dumps(self.ids).encode()).hexdigest()
         self.note = json.loads(json.dumps(made_from)) | {"rows": len(self.ids), "ids": names, "shard": shard}
-        self.mark = hashlib.sha1(json.dumps(self.note, sort_keys=True).encode()).hexdigest()
+        self.note |= json.loads(json.dumps(marks or {}))
+        self.unmarked: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_note(self.folder / "store.json")
+        self._check_note(self.folder / "store.json", list(marks or {}))
+        self.mark = hashlib.sha1(json.dumps(self.note, sort_keys=True).encode()).hexdigest()
 
-    def _check_note(self, path: Path) -> None:
+    def _check_note(self, path: Path, marks: list[str]) -> None:
         if not path.is_file():
             _replace(self.folder / "ids.json", json.dumps(self.ids).encode())
             _replace(path, json.dumps(self.note, indent=2).encode())
@@ -53,6 +63,9 @@ class Store:
             before = json.loads(path.read_text())
         except ValueError as error:
             raise StoreError(f"{path} is broken ({error}); remove {self.folder} to extract anew") from error
+        self.unmarked = [key for key in marks if key not in before]
+        for key in self.unmarked:
+            del self.note[key]
         changed = sorted(key for key in before.keys() | self.note.keys() if before.get(key) != self.note.get(key))
         if changed:
             raise StoreError(

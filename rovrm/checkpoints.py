@@ -4,6 +4,7 @@ Loading goes through the classes of rovrm/modeling.py and stops unless the check
 missing key would leave weights random with only a log line to tell. Everything is safetensors.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from rovrm import modeling
 from rovrm.chat import prepare_template
@@ -25,6 +27,7 @@ from rovrm.errors import UserError
 # Modules between the vision tower and the language model, over all families of transformers that we know.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
 ADAPTER = "adapter"
+SAMPLES, SAMPLE = 1024, 2**14  # of a file of weights, for its mark: files of up to 16 MiB are read whole
 
 
 def load_processor(name: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None) -> Any:
@@ -68,6 +71,30 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}") from error
+
+
+def weights_mark(name: str) -> str:
+    """A mark of a checkpoint's or adapter's weights that costs little for many gigabytes: a hash of each safetensors
+    file's name, size and header and of evenly spaced samples of its bytes; of a hub id the commit that is in use."""
+    if not os.path.isdir(name):
+        try:
+            return (
+                f"commit {Path(str(cached_file(name, 'config.json'))).parent.name}"  # .../snapshots/COMMIT/config.json
+            )
+        except OSError as error:
+            raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}") from error
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}:".encode())
+        with path.open("rb") as file:
+            header = file.read(8)
+            digest.update(header + file.read(min(int.from_bytes(header, "little"), size)))
+            places = range(0, size, SAMPLE) if size <= SAMPLES * SAMPLE else range(0, size, size // SAMPLES)
+            for place in places:
+                file.seek(place)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
 
 
 def load_reward_model(

@@ -130,8 +130,7 @@ def _find_image_word(example: Example, words: list[str]) -> Finding:
 
 @dataclass(slots=True)
 class Checked:
-    examples: list[Example]  # the good ones, `lengths` filled in
-    hashes: list[list[str]]  # content hashes of their images
+    examples: list[Example]  # the good ones, `lengths` and `hashes` filled in
     rejected: list[dict[str, Any]]
 
 
@@ -161,13 +160,12 @@ def check_examples(
             bar.update(len(batch))
     if state.num_processes > 1:
         found = gather_object(found)
-    checked = Checked([], [], [])
+    checked = Checked([], [])
     for i, finding in sorted(found, key=lambda pair: pair[0]):
         if finding.reason:
             checked.rejected.append(record(examples[i], finding.where, finding.value, finding.reason))
         else:
-            checked.examples.append(replace(examples[i], lengths=finding.lengths))
-            checked.hashes.append(finding.hashes)
+            checked.examples.append(replace(examples[i], lengths=finding.lengths, hashes=finding.hashes))
     return checked
 
 

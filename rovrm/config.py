@@ -154,7 +154,7 @@ class TrainConfig:
     phase: str = limited("1..3", PHASE)  # phases to run, in order
     out: str = "runs/demo"  # folder of the run
     model: str = ""  # base vision-language model, hub id or folder; empty = the shipped tiny default
-    init_from: str = ""  # phase folder or checkpoint to start from instead of the previous phase
+    init_from: str = ""  # what the first phase starts from, a phase folder or a checkpoint; empty = model
     trust_remote_code: bool = False  # let the model's repository run its own code
     chat_template: str = ""  # file with the chat template; empty = the processor's own
 
@@ -176,7 +176,7 @@ class TrainConfig:
     lora_alpha: int = limited(128, ABOVE_ZERO)  # scale of the adapter
     lora_dropout: float = limited(0.05, FRACTION)  # dropout inside the adapter
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model; trained weights stay float32
-    save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
+    save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the last phase's full checkpoint
     workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
     seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
     dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop

@@ -1,8 +1,7 @@
-"""From sources to examples: reading, drawing n of them, captions, and the split by group.
+"""From sources to examples: reading, drawing n of them, and captions.
 
     loaded = load_examples("a.jsonl?weight=0.3,owner/name?weight=0.7", n=10000)
     captioned = use_captions(loaded.examples, "captions.jsonl")      # then caption_example(example, template) on each
-    held_out = hold_out(group_keys(examples, image_hashes), fraction=0.02, seed=0)
 
 No row is dropped in silence: what cannot be used is in `Loaded.rejected` with its place, field, value and reason.
 """
@@ -25,7 +24,6 @@ from rovrm.images import ImageRef, find_image
 from rovrm.messages import BadRow, normalise, text_of
 from rovrm.readers import READERS, check_columns, find_reader, read_row, rename
 from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources, read_json
-from rovrm.splits import group_keys, hold_out
 
 __all__ = [
     "CAPTION_TEMPLATE",
@@ -33,8 +31,6 @@ __all__ = [
     "Loaded",
     "as_examples",
     "caption_example",
-    "group_keys",
-    "hold_out",
     "load_captions",
     "load_examples",
     "use_captions",

@@ -22,6 +22,8 @@ class Example:
     caption: text that stands for the image in the caption phase.
     location: the file (or hub id) and row it came from, for error messages.
     lengths: tokens of the shared prefix and of each response behind it, once measured (rovrm/rows.py).
+    hashes: content hash of each image, once looked at (rovrm/checks.py); in the caption phase, of those that captions
+        stand for.
     """
 
     id: str
@@ -34,3 +36,4 @@ class Example:
     caption: str | None = None
     location: str = ""
     lengths: tuple[int, list[int]] | None = None
+    hashes: list[str] = field(default_factory=list)

@@ -37,13 +37,14 @@ from rovrm.checkpoints import (
     read_json,
     save_folder,
     set_trainable,
+    weights_mark,
 )
 from rovrm.config import TrainConfig
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.losses import ascents, compare
 from rovrm.outputs import write_json
-from rovrm.resume import complete_checkpoint, fingerprint
+from rovrm.resume import changed_keys, complete_checkpoint, fingerprint, images_mark
 from rovrm.rows import RewardCollator
 from rovrm.trainer import RewardTrainer
 
@@ -94,13 +95,18 @@ def warm_up(config: TrainConfig, folder: Path, examples: list[Example], processo
 def _warm_up_settings(config: TrainConfig, examples: Sequence[Example]) -> dict[str, Any]:
     settings = {key: getattr(config, key) for key in (*OF_MODEL, "batch_size", "batch_tokens")}
     rates = {"learning_rate": config.selection.learning_rate, "epochs": config.selection.epochs}
-    return settings | rates | {"trainer": config.trainer, "rows": fingerprint(examples)}
+    return settings | rates | {"trainer": config.trainer, "rows": fingerprint(examples)} | marks_of(config, examples)
+
+
+def marks_of(config: TrainConfig, examples: Sequence[Example]) -> dict[str, str]:
+    """The contents behind the names: of the examples' images, and of the base's weights."""
+    return {"images": images_mark(examples), "weights": weights_mark(config.model)}
 
 
 def check_settings(folder: Path, now: dict[str, Any]) -> None:
     """Raises UserError where a folder of the selection was begun with other settings or data."""
     before, now = read_json(folder / "settings.json"), json.loads(json.dumps(now))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = changed_keys(before, now, folder)
     if changed:
         key = changed[0]
         raise UserError(

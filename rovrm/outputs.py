@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rovrm.checkpoints import ADAPTER, merge_adapter, save_folder
+from rovrm.checkpoints import ADAPTER, load_reward_model, merge_adapter, save_folder
 from rovrm.config import PHASES, TrainConfig, phase_numbers
 from rovrm.data import write_jsonl
 from rovrm.losses import ranking_metrics
@@ -39,7 +40,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", record: dict[str, Any], last: bool) -> None:
     """Writes a phase's folder: adapter or full checkpoint, processor, scores.jsonl; phase.json last, as the sign that
-    the phase is done. The last phase of a run also gets the merged checkpoint."""
+    the phase is done. The last phase of a run also gets the merged checkpoint. Only that phase's full checkpoint is
+    stored in `save_dtype`: the others are what the next phase starts from, and stay float32."""
     folder = phase_folder(config.out, phase)
     full = config.tuning == "full"
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -55,7 +57,12 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
     write_scores(folder / "scores.jsonl", trainer)
     if full:
         card = _card(config, record, phase, processor)
-        save_folder(folder, lambda path: _move_full(temporary, path, card))
+        if last and config.save_dtype != "float32":
+            stored = load_reward_model(str(temporary), torch.float32, trust_remote_code=config.trust_remote_code)
+            save_merged(stored, processor, folder, config.save_dtype, record, card)
+            shutil.rmtree(temporary)
+        else:
+            save_folder(folder, lambda path: _move_full(temporary, path, card))
     else:
         save_folder(folder, lambda path: model.save_pretrained(path / ADAPTER))
         if last:
@@ -67,8 +74,8 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
 
 
 def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, record: dict[str, Any], card: str) -> None:
-    """Writes a merged reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how much the
-    rounding moves the rewards: small updates vanish in it."""
+    """Writes a merged or fully tuned reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how
+    much the rounding moves the rewards: small updates vanish in it."""
     _note_rewards(merged.config, record)
     if save_dtype == "bfloat16":
         before = sample_rewards(merged, processor)
@@ -148,12 +155,9 @@ def write_scores(path: Path, trainer: "RewardTrainer") -> None:
 
 
 def summarise(config: TrainConfig, phases: list[int]) -> None:
-    """Writes summary.json and prints the table of phases and what to do next."""
-    records = {}
-    for phase in (1, 2, 3):
-        path = phase_folder(config.out, phase) / "phase.json"
-        if path.is_file():
-            records[f"phase{phase}-{PHASES[phase - 1]}"] = json.loads(path.read_text())
+    """Writes summary.json, of the phases asked for alone, and prints their table and what to do next."""
+    folders = [phase_folder(config.out, phase) for phase in phases]
+    records = {folder.name: json.loads((folder / "phase.json").read_text()) for folder in folders}
     write_json(Path(config.out) / "summary.json", records)
     print_phases(records)
     print_warnings(records.values())

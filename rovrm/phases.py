@@ -1,18 +1,25 @@
-"""The data of one phase: read, captioned, checked, and split by group into training and held-out examples."""
+"""The data of the phases: read, captioned, checked, and split as one into training and held-out examples.
 
+OUT/split.json keeps the split, for the phases that come after: by phase and side the members of each row
+(rovrm/splits.py), and under `init_from` those of the phases that the run continues.
+"""
+
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rovrm.checkpoints import ADAPTER, read_json
 from rovrm.checks import Checked, check_examples, record, stop_if_too_bad
-from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig, by_gradients
-from rovrm.data import caption_example, group_keys, hold_out, load_examples, use_captions, write_jsonl
+from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig, by_gradients, phase_numbers
+from rovrm.data import caption_example, load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.messages import text_of
 from rovrm.rows import RewardCollator
+from rovrm.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, SIDES, TRAIN, Known, Part, Row, Sides, members_of, split
 
 
 @dataclass(slots=True)
@@ -31,9 +38,40 @@ def section_of(config: TrainConfig, phase: int) -> PhaseConfig:
     return (config.text, config.caption, config.visual)[phase - 1]
 
 
-def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, write: bool) -> PhaseData:
-    """Loads and checks a phase's data before any model is loaded. Rows that are not used are listed in the phase
-    folder's `rejected.jsonl` (by the process that may `write`), and too many bad ones among them stop the run."""
+def prepare_phases(
+    config: TrainConfig, phases: Sequence[int], collator: RewardCollator, written: Collection[int] = ()
+) -> dict[int, PhaseData]:
+    """Loads and checks the data of phases before any model is loaded, and splits them as one: what is held out in any
+    of them, or in the phases that stand behind them, trains in none.
+
+    written: the phases of which this process writes what became of their rows: `rejected.jsonl` in the phase's folder,
+    and the split in OUT/split.json. Too many bad rows stop the run; those left out for the split are not bad.
+    """
+    for phase in phases:
+        _check_section(config, phase)
+    alone = _is_unsplit(config.out)
+    # Read before the rows are: a process that is done with checking may write.
+    known = {} if alone else _known_rows(config, say=bool(written))
+    if alone and written:
+        print(
+            f"{config.out} was begun by a version that kept no split.json: its phases are split one by one, and what "
+            "one holds out may train in another; give another out= for one split over all"
+        )
+    read = {phase: _read(config, phase, collator, phase in written) for phase in phases}
+    data, entries = {}, {}
+    for together in [[phase] for phase in phases] if alone else [phases]:
+        parts = {PHASES[phase - 1]: _part(read[phase]) for phase in together}
+        sides = split(parts, known, config.eval_fraction, config.seed)
+        for phase in together:
+            name = PHASES[phase - 1]
+            data[phase] = _divide(config, phase, read[phase], sides[name], phase in written)
+            entries[phase] = _entry(parts[name], sides[name])
+    if written and not alone and not config.dry_run:
+        _store(config, {phase: entries[phase] for phase in written if phase in entries}, known.get(BEHIND_RUN))
+    return data
+
+
+def _check_section(config: TrainConfig, phase: int) -> None:
     section, name = section_of(config, phase), PHASES[phase - 1]
     if not section.data:
         raise UserError(f"phase {phase} needs data: set {name}.data to a file, a folder or a hub id")
@@ -42,38 +80,94 @@ def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, wri
             f"eval_fraction={config.eval_fraction:g} leaves phase {phase} nothing to train on or nothing held out; "
             f"give a number between 0 and 1, or {name}.eval_data"
         )
+
+
+# ---- one phase -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Read:
+    """The good rows of a phase and its rejected ones; eval_data: None where a fraction of `data` is held out."""
+
+    data: Checked
+    eval_data: Checked | None
+
+
+def _read(config: TrainConfig, phase: int, collator: RewardCollator, write: bool) -> _Read:
+    section = section_of(config, phase)
     n = None if by_gradients(section) else section.n  # rows that rovrm.select chooses among are all read
-    checked = _load(config, phase, section.data, n, collator, write, "rejected.jsonl")
-    if section.eval_data:
-        held_out = _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl")
-        train, shared = _apart(checked, held_out, name)
-        if write and shared:
-            _write(_listed(config, phase, "rejected.jsonl"), checked.rejected + shared)
-            print(f"{name}: {len(shared)} training rows share an image or prompt with {name}.eval_data: left out")
-        data = PhaseData(train, held_out.examples, checked.rejected + shared + held_out.rejected)
-    else:
-        out = hold_out(group_keys(checked.examples, checked.hashes), config.eval_fraction, config.seed)
-        pairs = list(zip(checked.examples, out, strict=True))
-        data = PhaseData([e for e, h in pairs if not h], [e for e, h in pairs if h], checked.rejected)
-        if by_gradients(section) and section.n:
-            data.held_out = _as_many_as(section.n, data.held_out, config)
-    _stop_if_empty(data, len(checked.examples), section, name, config.eval_fraction)
-    return data
+    data = _load(config, phase, section.data, n, collator, write, "rejected.jsonl")
+    if not section.eval_data:
+        return _Read(data, None)
+    return _Read(data, _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl"))
 
 
-def _stop_if_empty(data: PhaseData, good: int, section: PhaseConfig, name: str, eval_fraction: float) -> None:
-    if data.train and data.held_out:
+def _part(read: _Read) -> Part:
+    eval_data = None if read.eval_data is None else [members_of(e) for e in read.eval_data.examples]
+    return Part([members_of(e) for e in read.data.examples], eval_data)
+
+
+def _divide(config: TrainConfig, phase: int, read: _Read, sides: Sides, write: bool) -> PhaseData:
+    """The phase's rows by side. Those left out are listed, counted and printed."""
+    section, name = section_of(config, phase), PHASES[phase - 1]
+    examples = read.data.examples
+    train = [e for e, side in zip(examples, sides.data, strict=True) if side == TRAIN]
+    held_out = [e for e, side in zip(examples, sides.data, strict=True) if side == HELD_OUT]
+    left = [_left_out(examples[i], whose) for i, whose in sides.because.items()]
+    dropped = []
+    if read.eval_data is not None:
+        pairs = list(zip(read.eval_data.examples, sides.eval_data, strict=True))
+        held_out = [e for e, side in pairs if side == EVAL_DATA]
+        dropped = [_trained_before(e) for e, side in pairs if side == LEFT_OUT]
+    if write and left:
+        whose = ", ".join(sorted(set(sides.because.values())))
+        _write(_listed(config, phase, "rejected.jsonl"), read.data.rejected + left)
+        print(f"{name}: {len(left)} training rows share an image or prompt with {whose}: left out")
+    if write and read.eval_data is not None and dropped:
+        _write(_listed(config, phase, "rejected-eval.jsonl"), read.eval_data.rejected + dropped)
+        print(f"{name}: {len(dropped)} rows of {name}.eval_data share an image or prompt with {BEHIND}: not held out")
+    if write and sides.before:
+        print(f"{name}: {sides.before} rows share an image or prompt with {BEHIND}: not held out by eval_fraction")
+    _stop_if_empty(config, phase, train, held_out, len(left), len(dropped) or sides.before)
+    if read.eval_data is None and by_gradients(section) and section.n:
+        held_out = _as_many_as(section.n, held_out, config)
+    rejected = read.data.rejected + left + (read.eval_data.rejected if read.eval_data else []) + dropped
+    return PhaseData(train, held_out, rejected)
+
+
+BEHIND = "what an earlier phase, or init_from, was trained on"
+
+
+def _left_out(example: Example, whose: str) -> dict[str, Any]:
+    what = "image" if example.hashes else "prompt"
+    reason = f"{whose} has the same {what}, directly or through other rows: left out of training"
+    return record(example, what, text_of(example.prompt[-1]["content"]), reason)
+
+
+def _trained_before(example: Example) -> dict[str, Any]:
+    what = "image" if example.hashes else "prompt"
+    reason = f"the same {what} is in {BEHIND}: not held out; give eval_data of other images and prompts"
+    return record(example, what, text_of(example.prompt[-1]["content"]), reason)
+
+
+def _stop_if_empty(
+    config: TrainConfig, phase: int, train: list[Example], held_out: list[Example], left: int, before: int
+) -> None:
+    if train and held_out:
         return
-    what = "held out" if data.train else "to train on"
-    if section.eval_data:
+    name, what = PHASES[phase - 1], "held out" if train else "to train on"
+    known = f"; {before} more share an image or prompt with {BEHIND}" if before else ""
+    if section_of(config, phase).eval_data:
         raise UserError(
-            f"{name}.data and {name}.eval_data leave no example {what} ({good} good ones for training, "
-            f"{good - len(data.train)} of them share an image or prompt with {name}.eval_data); give other data to "
-            f"one of them, or leave {name}.eval_data out: eval_fraction then holds out a part of {name}.data"
+            f"{name}.data and {name}.eval_data leave no example {what} ({len(train) + left} good ones for training, "
+            f"{left} of them share an image or prompt with {name}.eval_data or with what other phases hold out; "
+            f"{len(held_out)} held out{known}); give other data to one of them, or leave {name}.eval_data out: "
+            f"eval_fraction then holds out a part of {name}.data"
         )
+    shared = f", {left} more share an image or prompt with other phases' held-out rows" if left else ""
     raise UserError(
-        f"{name}.data leaves no example {what} ({good} good ones, eval_fraction={eval_fraction:g}); "
-        f"give more data, another eval_fraction, or {name}.eval_data"
+        f"{name}.data leaves no example {what} ({len(train) + len(held_out)} good ones, eval_fraction="
+        f"{config.eval_fraction:g}{shared}{known}); give more data, another eval_fraction, or {name}.eval_data"
     )
 
 
@@ -84,27 +178,10 @@ def _as_many_as(n: int, held_out: list[Example], config: TrainConfig) -> list[Ex
     return [held_out[i] for i in sorted(drawn)]
 
 
-def _apart(checked: Checked, held_out: Checked, name: str) -> tuple[list[Example], list[dict[str, Any]]]:
-    """The training examples that share no group with the held-out ones, and a record of each of the others."""
-    examples, hashes = checked.examples + held_out.examples, checked.hashes + held_out.hashes
-    # Of both at once: a row with two images may join what would be two groups within either.
-    keys = group_keys(examples, hashes)
-    held = set(keys[len(checked.examples) :])
-    train, shared = [], []
-    for example, key in zip(checked.examples, keys, strict=False):
-        if key not in held:
-            train.append(example)
-            continue
-        what = "image" if key.startswith("image:") else "prompt"
-        reason = f"{name}.eval_data has the same {what}, directly or through other rows: left out of training"
-        shared.append(record(example, what, text_of(example.prompt[-1]["content"]), reason))
-    return train, shared
-
-
 def _load(
     config: TrainConfig, phase: int, sources: list[str], n: int | None, collator: RewardCollator, write: bool, file: str
 ) -> Checked:
-    """Reads and checks sources: the good examples with their images' hashes, and all rejected rows."""
+    """Reads and checks sources: the good examples and all rejected rows."""
     section = section_of(config, phase)
     loaded = load_examples(
         sources,
@@ -136,7 +213,7 @@ def _load(
     if write:
         _write(listed, rejected)
     stop_if_too_bad(rejected, total, config.max_bad_fraction, str(listed))
-    return Checked(checked.examples, checked.hashes, rejected)
+    return Checked(checked.examples, rejected)
 
 
 def _listed(config: TrainConfig, phase: int, file: str) -> Path:
@@ -180,3 +257,77 @@ def _of_phase(examples: Sequence[Example], phase: int) -> tuple[list[Example], l
             reason = "the visual phase takes rows with images; set visual.columns.image=THEIRS, or give it to text.data"
             refused.append(record(example, "images", "", reason))
     return kept, refused
+
+
+# ---- what stands behind a run ----------------------------------------------------------------------------------------
+
+
+# What a run of init_from leaves: its key in split.json, and whose it is in words.
+BEFORE, BEHIND_RUN = "init_from", "the run of init_from"
+
+
+def _split_file(out: str) -> Path:
+    return Path(out) / "split.json"
+
+
+def _is_unsplit(out: str) -> bool:
+    """Whether a run was begun before runs kept their split."""
+    return not _split_file(out).is_file() and any(Path(out).glob("phase*/settings.json"))
+
+
+def _known_rows(config: TrainConfig, say: bool) -> Known:
+    """The rows of the phases asked for that are finished, by the phase's name, and of what `init_from` comes from."""
+    finished = [p for p in phase_numbers(config.phase) if (phase_folder(config.out, p) / "phase.json").is_file()]
+    stored = _stored(config.out) if finished else {}
+    known = {
+        f"the {PHASES[p - 1]} phase": stored[name] for p in finished if (name := phase_folder("", p).name) in stored
+    }
+    if not config.init_from:
+        return known
+    run, last = _run_of(config.init_from)
+    if not _split_file(run).is_file():
+        if say:
+            print(
+                f"init_from={config.init_from} has no split.json beside it: what it was trained on, and what was held "
+                "out from it, is not known here"
+            )
+        return known
+    stored = _stored(run)
+    behind = [phase_folder("", p).name for p in range(1, last + 1)]
+    return known | {BEHIND_RUN: _joined(stored[name] for name in (BEFORE, *behind) if name in stored)}
+
+
+def _run_of(init_from: str) -> tuple[str, int]:
+    """The run folder and the number of a phase folder (or of its adapter/); elsewhere its parent, and 0."""
+    folder = Path(os.path.abspath(init_from))
+    folder = folder.parent if folder.name == ADAPTER else folder
+    number = next((p for p in (1, 2, 3) if folder.name == phase_folder("", p).name), 0)
+    return str(folder.parent if number else folder), number
+
+
+def _stored(out: str) -> Known:
+    return read_json(_split_file(out))
+
+
+def _entry(part: Part, sides: Sides) -> dict[str, list[Row]]:
+    """The distinct rows of a phase by side, as split.json keeps them."""
+    rows = [*zip(part.data, sides.data, strict=True), *zip(part.eval_data or [], sides.eval_data, strict=True)]
+    return _joined({side: [row]} for row, side in rows)
+
+
+def _joined(entries: Iterable[dict[str, list[Row]]]) -> dict[str, list[Row]]:
+    joined: dict[str, dict[tuple[str, ...], None]] = {side: {} for side in SIDES}
+    for entry in entries:
+        for side in SIDES:
+            joined[side].update(dict.fromkeys(tuple(row) for row in entry.get(side, [])))
+    return {side: [list(row) for row in found] for side, found in joined.items()}
+
+
+def _store(config: TrainConfig, entries: dict[int, dict[str, list[Row]]], behind: dict[str, list[Row]] | None) -> None:
+    """Adds the split of phases, and what stands behind them, to OUT/split.json."""
+    path = _split_file(config.out)
+    before = _stored(config.out) if path.is_file() else {}
+    found = before | {phase_folder("", phase).name: entry for phase, entry in entries.items()}
+    if behind is not None:
+        found[BEFORE] = _joined([before.get(BEFORE, {}), behind])
+    _write(path, [found])

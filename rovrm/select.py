@@ -58,12 +58,14 @@ def select(argv: list[str]) -> None:
     model_config = load_config(config.model, config.trust_remote_code)
     processor = base_processor(config.model, config.chat_template, config.trust_remote_code, model_config)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
-    data = read_phases(config, phases, collator, main_process)
+    # Those that do not choose too, as training reads them: all phases are split as one.
+    asked = [phase for phase in phase_numbers(config.phase) if phase in phases or section_of(config, phase).data]
+    data = read_phases(config, asked, collator, main_process)
     if config.dry_run:
         from rovrm.dry_run import print_dry_run
 
-        asked = {phase: data[phase] for phase in phases}
-        return print_dry_run(config, asked, collator, model_config) if main_process else None
+        chosen = {phase: data[phase] for phase in phases}
+        return print_dry_run(config, chosen, collator, model_config) if main_process else None
     select_data(config, data, phases, collator, processor)
     del lock
 
@@ -139,10 +141,9 @@ def check_selection(config: TrainConfig, phases: list[int]) -> None:
 def read_phases(config: TrainConfig, phases: list[int], collator: Any, main_process: bool) -> "dict[int, PhaseData]":
     """The data of phases, and of those whose rows theirs are chosen against. Raises UserError where there are too few
     rows to choose from or against."""
-    from rovrm.phases import prepare_phase, section_of
+    from rovrm.phases import prepare_phases, section_of
 
-    needed = needed_phases(config, phases)
-    data = {phase: prepare_phase(config, phase, collator, main_process and phase in phases) for phase in needed}
+    data = prepare_phases(config, needed_phases(config, phases), collator, phases if main_process else ())
     for phase, found in data.items():
         section, name = section_of(config, phase), PHASES[phase - 1]
         if not by_gradients(section):
@@ -187,13 +188,13 @@ def _select_phase(
     """The chosen rows of the pool, in its order."""
     from accelerate import PartialState
 
-    from rovrm.gradients import OF_MODEL
+    from rovrm.gradients import OF_MODEL, marks_of
     from rovrm.outputs import write_json
     from rovrm.resume import fingerprint
 
     state, folder = PartialState(), selection_folder(config.out, phase)
     settings = selection_settings(config, phase) | {"pool": fingerprint(pool), "rows": fingerprint(target)}
-    settings |= {key: getattr(config, key) for key in OF_MODEL}
+    settings |= {key: getattr(config, key) for key in OF_MODEL} | marks_of(config, [*pool, *target])
     chosen_before = _is_chosen(folder, settings)
     state.wait_for_everyone()
     if not chosen_before:
@@ -230,6 +231,7 @@ def _choose(
         extract,
         gradient_model,
         made_from,
+        marks_of,
         warm_up,
     )
     from rovrm.selection_report import choose_and_report
@@ -257,9 +259,20 @@ def _choose(
     found: dict[str, Features] = {}
     try:
         stores = {  # all of them before anything is extracted: each may refuse what it holds
-            name: Store(folder / name, [e.id for e in rows], made_from(config, adapter, rows, adam[name]))
+            name: Store(
+                folder / name,
+                [e.id for e in rows],
+                made_from(config, adapter, rows, adam[name]),
+                marks=marks_of(config, rows),
+            )
             for name, rows in examples.items()
         }
+        unmarked = [name for name, store in stores.items() if store.unmarked]
+        if unmarked and PartialState().is_main_process:
+            print(
+                f"{folder}: the features in {', '.join(unmarked)} were made by a version that did not note images and "
+                "the weights of the base: taken as unchanged"
+            )
         for name, store in stores.items():
             weigh = adam_weigh(adapter) if adam[name] else None
             features = GradientFeatures(model, layers, wanted.width, config.seed, weigh)
@@ -310,13 +323,16 @@ def _is_chosen(folder: Path, settings: dict[str, Any]) -> bool:
     something else are refused where they are (rovrm.gradients, data_selection.store)."""
     import json
 
+    from rovrm.resume import changed_keys
+
     path = folder / "settings.json"
     if not path.is_file():
         return False
     try:
-        return json.loads(path.read_text()) == json.loads(json.dumps(settings))
+        before = json.loads(path.read_text())
     except ValueError:
         return False
+    return not changed_keys(before, json.loads(json.dumps(settings)), folder)
 
 
 def _read_chosen(folder: Path, pool: "list[Example]") -> "list[Example]":

@@ -4,14 +4,15 @@
     python -m rovrm.train recipe=recipes/llava-1.5-7b.yaml                 # the paper's run
     python -m rovrm.train phase=3 model=llava-hf/llava-1.5-7b-hf visual.data=pairs.jsonl out=runs/mine
 
-Writes into `out`: config.yaml, summary.json and a folder per phase with `adapter/` (or the full checkpoint), the
-processor, checkpoints/, rejected.jsonl, scores.jsonl, trainer_log.jsonl and phase.json; the last phase also holds the
-full merged checkpoint. A finished phase is not run again; an interrupted one resumes at its last complete checkpoint.
+Writes into `out`: config.yaml, split.json, summary.json and a folder per phase with `adapter/` (or the full
+checkpoint), the processor, checkpoints/, rejected.jsonl, scores.jsonl, trainer_log.jsonl and phase.json; the last phase
+also holds the full merged checkpoint. A finished phase is not run again; an interrupted one resumes at its last
+complete checkpoint. Each phase continues the one asked for before it; the first starts from the base, or `init_from`.
 
 Departures from the paper: (1) by default LoRA instead of full fine-tuning (`tuning=full` is the paper's); (2) the
 prompt and image are encoded once for all responses (same rewards, fewer tokens); (3) a ranked list is one
 Plackett-Luce loss also beyond pairs, as in the authors' code, without its overflow; (4) held-out data go by image or
-prompt, never by row.
+prompt, never by row, and in all phases alike.
 """
 
 import os
@@ -43,7 +44,7 @@ def train(argv: list[str]) -> None:
 
     from rovrm.checkpoints import base_processor, load_config
     from rovrm.outputs import summarise
-    from rovrm.resume import is_finished, lock_folder
+    from rovrm.resume import is_finished, lock_folder, say_start
     from rovrm.rows import RewardCollator
     from rovrm.select import check_selection, read_phases, select_data
 
@@ -51,6 +52,8 @@ def train(argv: list[str]) -> None:
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv)
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
+    if main_process and phases[0] in todo:
+        say_start(config)
     arguments = {phase: trainer_arguments(config, phase) for phase in todo}
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)
@@ -112,14 +115,23 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
     from rovrm.intervals import wilson95
     from rovrm.outputs import doubts, print_warnings, write_json, write_phase
     from rovrm.phases import phase_folder
-    from rovrm.resume import check_same_plan, complete_checkpoint, epochs_done, fingerprint, settings_of, start_of
+    from rovrm.resume import (
+        check_same_plan,
+        complete_checkpoint,
+        epochs_done,
+        fingerprint,
+        images_mark,
+        settings_of,
+        start_of,
+    )
     from rovrm.trainer import LogFile, RewardTrainer
 
     folder = phase_folder(config.out, phase)
     main_process, processes = process_state(config).is_main_process, process_state(config).num_processes
     start = start_of(config, phase)
     checkpoint = complete_checkpoint(folder / "checkpoints", main_process)
-    same = {"data": fingerprint([*data.train, *data.held_out]), "processes": processes}
+    rows = [*data.train, *data.held_out]
+    same = {"data": fingerprint(rows), "images": images_mark(rows), "processes": processes}
     if checkpoint:
         check_same_plan(folder, same)
     if main_process:

@@ -1,8 +1,10 @@
 """python -m rovrm.select and the stage inside rovrm.train, in-process on the shipped tiny base."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data_selection.gradients import GradientFeatures, lora_layers
 from data_selection.store import Store
@@ -26,6 +29,7 @@ from rovrm.rows import RewardCollator
 from rovrm.select import check_selection, main, selection_settings, target_phase
 from rovrm.train import main as train
 from rovrm.world.default import BASE
+from rovrm.world.files import write_world
 
 N = 24
 SETTINGS = [
@@ -167,6 +171,29 @@ def test_a_choice_of_another_model_is_not_taken(run, capsys):
         assert "was made with other settings or rows" in told.err and "were chosen before" not in told.out
 
 
+def test_selection_and_training_split_alike_and_choose_nothing_held_out(tmp_path, capsys):
+    """The caption rows are the target of the text rows, and some of their pictures are the visual phase's eval_data,
+    which the selection of text rows alone would not need to read."""
+    write_world(tmp_path / "world", 40)
+    rows = [row | {"caption": "Some shapes."} for row in lines(tmp_path / "world" / "visual.jsonl")]
+    held, captions = tmp_path / "world" / "held.jsonl", tmp_path / "world" / "captions.jsonl"
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows[:12]))
+    captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [*SETTINGS, f"out={tmp_path / 'run'}", f"caption.data={captions}", "visual.data=world:visual?n=60&seed=3"]
+    command += ["caption.select=random", "caption.n=null", f"visual.eval_data={held}", "trainer.max_steps=1"]
+    assert main(command) == 0
+    used = [
+        name
+        for part in ("target", "judges")
+        for name in json.loads((tmp_path / "run" / "selection" / "phase1-text" / part / "ids.json").read_text())
+    ]
+    assert used and not {row["id"] for row in rows[:12]} & set(used)
+    assert "caption: 12 training rows share an image or prompt with visual.eval_data" in capsys.readouterr().out
+    before = shards(tmp_path / "run")
+    assert train(command) == 0
+    assert "its rows were chosen before" in capsys.readouterr().out and shards(tmp_path / "run") == before
+
+
 def test_kmeans_and_random_representatives(tmp_path):
     few = [*SETTINGS, "phase=2", "selection.targets=12"]
     assert main([f"out={tmp_path}", *few, "selection.representatives=random", "selection.gradients=adam"]) == 0
@@ -174,6 +201,52 @@ def test_kmeans_and_random_representatives(tmp_path):
     assert note["rows"] == 12 and note["gradients"] == "plain"  # drawn before anything is computed
     assert json.loads((tmp_path / "selection/phase2-caption/pool/store.json").read_text())["gradients"] == "adam"
     assert json.loads((tmp_path / "selection/phase2-caption/report.json").read_text())["targets"] == 12
+
+
+def test_other_pictures_and_another_base_under_the_same_names_are_refused(tmp_path, capsys):
+    """Features of before these were noted are used again, and it says so."""
+    base, world = tmp_path / "base", tmp_path / "world"
+    shutil.copytree(BASE, base)
+    write_world(world, 40)
+    folder = tmp_path / "run" / "selection" / "phase2-caption"
+    command = ["phase=2", f"out={tmp_path / 'run'}", *SETTINGS, f"model={base}", f"visual.data={world}/visual.jsonl"]
+    command += [f"visual.eval_data={world}/eval.jsonl", "caption.n=10"]
+    (world / "eval.jsonl").write_text((world / "visual.jsonl").read_text().splitlines()[0] + "\n")
+    assert main(command) == 0
+    picture = world / lines(world / "visual.jsonl")[1]["image"]
+    for path, key in ((picture, "images"), (base / "model.safetensors", "weights")):
+        kept = path.read_bytes()
+        if key == "images":
+            Image.new("RGB", (64, 64), "red").save(path)
+        else:
+            path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        assert main(command) == 2
+        message = capsys.readouterr().err  # of the warm-up, or of features where the row is not in it
+        assert re.search(rf"settings or rows \({key}; {key}: |made from something else \({key}: ", message), message
+        path.write_bytes(kept)
+    assert main(command) == 0
+    capsys.readouterr()
+    for path in (folder / "settings.json", *folder.glob("*/settings.json"), *folder.glob("*/store.json")):
+        record = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("images", "weights")}
+        path.write_text(json.dumps(record))
+    for name in ("pool", "target", "judges"):
+        mark_as_before(folder / name)
+    assert main(command) == 0
+    assert "were chosen before" in capsys.readouterr().out
+    (folder / "settings.json").unlink()
+    before = shards(folder)
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "the features in pool, target, judges were made by a version that did not note images" in shown
+    assert "0 to do" in shown and shards(folder) == before
+
+
+def mark_as_before(folder: Path) -> None:
+    """Writes a store's shards with the mark of its note, as the version that wrote such notes did."""
+    note = json.loads((folder / "store.json").read_text())
+    mark = hashlib.sha1(json.dumps(note, sort_keys=True).encode()).hexdigest()
+    for path in folder.glob("features-*.safetensors"):
+        save_file(load_file(path), path, {"mark": mark})
 
 
 # ---- features --------------------------------------------------------------------------------------------------------
@@ -298,8 +371,6 @@ def test_some_layers_only(parts):
 def test_no_features_without_a_warm_up(parts, tmp_path):
     config, adapter, _ = parts
     tensors = load_file(adapter / "adapter_model.safetensors")
-    from safetensors.torch import save_file
-
     save_file(
         {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in tensors.items()},
         tmp_path / "adapter_model.safetensors",

@@ -1,6 +1,7 @@
-"""The split by group: nothing crosses it, and it does not move with the rows around."""
+"""The split by group: nothing crosses it, in no phase, and it does not move with the rows around."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,23 @@ import pytest
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import ImageRef, content_hash
-from rovrm.splits import group_keys, hold_out
+from rovrm.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, TRAIN, Part, groups_of, members_of, split
+from rovrm.splits import hold_out as held_groups
 
 
 def example(prompt: list[dict[str, Any]] | None = None) -> Example:
     return Example("e", "s", prompt or [{"role": "user", "content": "Q"}], ["a", "b"], [0, 1])
+
+
+def group_keys(examples: list[Example], hashes: list[list[str]]) -> list[str]:
+    rows = [members_of(replace(e, hashes=found)) for e, found in zip(examples, hashes, strict=True)]
+    groups = groups_of(rows)
+    return [groups[row[0]] for row in rows]
+
+
+def hold_out(keys: list[str], fraction: float, seed: int = 0) -> list[bool]:
+    held = held_groups([set(keys)], fraction, seed)
+    return [key in held for key in keys]
 
 
 def asked(text: str) -> Example:
@@ -86,3 +99,65 @@ def test_a_larger_fraction_holds_out_more_of_the_same() -> None:
     held = [{k for k, h in zip(keys, hold_out(keys, f, 0), strict=True) if h} for f in (1e-9, 0.1, 0.3, 0.9, 1 - 1e-9)]
     assert all(small <= large for small, large in zip(held, held[1:], strict=False))
     assert 5 < len(held[2]) < 25
+
+
+# ---- several phases --------------------------------------------------------------------------------------------------
+
+
+def sides(part: Part, known: dict, seed: int = 0) -> tuple[list[str], list[str]]:
+    found = split({"visual": part}, known, 0.3, seed)["visual"]
+    return found.data, found.eval_data
+
+
+def random_part(rng: random.Random, with_eval_data: bool) -> Part:
+    rows = [[f"{rng.randrange(120):03d}" for _ in range(rng.choice((1, 1, 2)))] for _ in range(80)]
+    return Part(rows[:60], rows[60:]) if with_eval_data else Part(rows)
+
+
+def members(part: Part, found: tuple[list[str], list[str]], *wanted: str) -> set[str]:
+    rows = [*zip(part.data, found[0], strict=True), *zip(part.eval_data or [], found[1], strict=True)]
+    return {member for row, side in rows if side in wanted for member in row}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_crosses_between_phases_nor_runs(seed: int) -> None:
+    """Whatever phases there are, with eval_data or without, and whatever stands behind them."""
+    rng = random.Random(seed)
+    parts = {name: random_part(rng, rng.random() < 0.4) for name in ("text", "caption", "visual")}
+    found = {name: (s.data, s.eval_data) for name, s in split(parts, {}, 0.2, seed).items()}
+    trained = set().union(*(members(parts[name], found[name], TRAIN) for name in parts))
+    held = set().union(*(members(parts[name], found[name], HELD_OUT, EVAL_DATA) for name in parts))
+    assert trained and held and not trained & held
+    known = {"it": {}}
+    for name, part in parts.items():
+        for row, side in [*zip(part.data, found[name][0], strict=True), *zip(part.eval_data or [], found[name][1])]:  # noqa: B905
+            known["it"].setdefault(side, []).append(row)
+    later = random_part(rng, bool(seed % 2))
+    new = sides(later, known, seed + 100)
+    assert not members(later, new, TRAIN) & held and not members(later, new, HELD_OUT, EVAL_DATA) & trained
+    assert not members(later, new, TRAIN) & members(later, new, HELD_OUT, EVAL_DATA)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_phase_read_again_without_the_finished_ones_is_split_alike(seed: int) -> None:
+    """A killed run resumes at the same rows, also where groups are joined through rows of a finished phase."""
+    rng = random.Random(seed)
+    parts = {name: random_part(rng, rng.random() < 0.4) for name in ("text", "caption", "visual")}
+    parts["visual"].data = parts["visual"].data[: rng.choice((2, 3, 60))]
+    whole = split(parts, {}, 0.2, seed)
+    known = {}
+    for name in ("text", "caption"):
+        part, found = parts[name], whole[name]
+        entry = known[name] = {}
+        for row, side in [*zip(part.data, found.data, strict=True), *zip(part.eval_data or [], found.eval_data)]:  # noqa: B905
+            entry.setdefault(side, []).append(row)
+    again = split({"visual": parts["visual"]}, known, 0.2, seed)["visual"]
+    assert (again.data, again.eval_data) == (whole["visual"].data, whole["visual"].eval_data)
+
+
+def test_rows_that_join_what_trained_and_what_is_held_out_go_by_their_own_images() -> None:
+    known = {"it": {TRAIN: [["a"]], HELD_OUT: [["b"]]}}
+    found, _ = sides(Part([["a", "b"], ["a", "c"], ["a"], ["b", "d"]]), known)
+    assert found == [LEFT_OUT, TRAIN, TRAIN, LEFT_OUT]
+    found, evals = sides(Part([["a", "c"], ["c"], ["e"]], [["a"], ["c"]]), known)
+    assert found == [LEFT_OUT, LEFT_OUT, TRAIN] and evals == [LEFT_OUT, EVAL_DATA]

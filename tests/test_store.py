@@ -63,6 +63,21 @@ def test_stale_features_are_refused(tmp_path, ids, made_from, named):
         Store(tmp_path, ids, made_from, shard=5)
 
 
+def test_a_store_without_a_mark_is_taken_and_goes_on(tmp_path):
+    """One of before there were marks: it says so, its shards stay whole and new ones fit them; one with another mark is
+    refused."""
+    filled(tmp_path / "old")
+    (tmp_path / "old" / "features-00001.safetensors").unlink()
+    store = Store(tmp_path / "old", IDS, MADE_FROM, shard=5, marks={"images": "a"})
+    assert store.unmarked == ["images"] and store.missing() == [1]
+    store.write(1, features()[5:10])
+    assert Store(tmp_path / "old", IDS, MADE_FROM, shard=5).missing() == []
+    assert Store(tmp_path / "new", IDS, MADE_FROM, shard=5, marks={"images": "a"}).unmarked == []
+    assert Store(tmp_path / "new", IDS, MADE_FROM, shard=5, marks={"images": "a"}).unmarked == []
+    with pytest.raises(StoreError, match="images: 'a', now 'b'"):
+        Store(tmp_path / "new", IDS, MADE_FROM, shard=5, marks={"images": "b"})
+
+
 def test_a_shard_of_another_store_is_not_taken(tmp_path):
     filled(tmp_path / "one")
     other = Store(tmp_path / "other", IDS, MADE_FROM | {"seed": 1}, shard=5)

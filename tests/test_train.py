@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rovrm.checkpoints import weights_mark
 from rovrm.config import PHASES, TrainConfig, parse, with_rates
 from rovrm.scorer import RewardScorer
 from rovrm.train import main, with_default
@@ -241,11 +242,65 @@ def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
     assert main(["phase=3", *command]) == 0
     assert main(["phase=1..3", *command]) == 2
     message = capsys.readouterr().err
-    assert "phase3-visual was begun with other settings (start;" in message
+    assert "phase3-visual was begun with other settings (start, weights; start: " in message
+    assert f"it started from {BASE} and would now start from {out / 'phase2-caption'};" in message
     shutil.rmtree(out / "phase3-visual")
     assert main(["phase=1..2", *command]) == 0
     assert main(["phase=1,3", *command]) == 0
     assert f"from {out / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
+    assert list(json.loads((out / "summary.json").read_text())) == ["phase1-text", "phase3-visual"]
+
+
+def test_a_phase_alone_starts_from_the_base(run, settings, tmp_path, capsys):
+    """Beside finished phases too: it says so, its record stands alone, and it ends as in a folder of its own."""
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    for name in ("phase1-text", "phase2-caption", "split.json"):
+        source = run / name
+        shutil.copytree(source, beside / name) if source.is_dir() else shutil.copy(source, beside / name)
+    assert main(["phase=3", f"out={alone}", *settings]) == 0
+    assert "would continue it" not in capsys.readouterr().out
+    assert main(["phase=3", f"out={beside}", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert f"phase 3 (visual) starts from the base {BASE}, not from {beside / 'phase2-caption'}" in shown
+    assert f"init_from={beside / 'phase2-caption'} would continue it" in shown
+    assert same(weights(alone / "phase3-visual"), weights(beside / "phase3-visual"))
+    assert list(json.loads((beside / "summary.json").read_text())) == ["phase3-visual"]
+
+
+def test_the_last_phase_of_a_full_run_is_no_baseline(run, settings, capsys):
+    """Asked for alone it is refused, and says what it started from; continued by name it is the phase that is there."""
+    assert main(["phase=3", f"out={run}", *settings]) == 2
+    message = capsys.readouterr().err
+    assert f"it started from phase 2 (caption) and would now start from {BASE}" in message
+    assert "phase=1..3" in message and "give another out=" in message
+    assert main(["phase=3", f"out={run}", f"init_from={run / 'phase2-caption'}", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "phase 3 (visual) is finished" in shown and "starts from the base" not in shown
+
+
+def test_what_is_held_out_trains_in_no_phase_nor_later_run(world, settings, tmp_path, capsys):
+    """eval_data of the visual phase among the caption rows, and another run with another seed that goes on from it."""
+    held, captions, out, on = (tmp_path / name for name in ("held.jsonl", "captions.jsonl", "out", "on"))
+    lines = [
+        row | {"image": str(world / row["image"]), "caption": "Some shapes."} for row in rows(world / "visual.jsonl")
+    ]
+    held.write_text("".join(json.dumps(row) + "\n" for row in lines[:20]))
+    captions.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    command = [*settings, f"caption.data={captions}", "trainer.max_steps=1"]
+    assert main(["phase=2..3", f"out={out}", f"visual.eval_data={held}", *command]) == 0
+    record = json.loads((out / "summary.json").read_text())["phase2-caption"]
+    assert record["n_skipped"] == 20 and record["n_train"] + record["n_held_out"] == PAIRS - 20
+    reasons = [row["reason"] for row in rows(out / "phase2-caption" / "rejected.jsonl")]
+    assert len(reasons) == 20 and all("visual.eval_data has the same image" in reason for reason in reasons)
+    assert main(["phase=2", f"out={on}", f"init_from={out / 'phase3-visual'}", "seed=4", *command]) == 0
+    first, second = (json.loads((folder / "split.json").read_text()) for folder in (out, on))
+    assert list(second) == ["phase2-caption", "init_from"]
+    trained, not_trained = (
+        {image for row in first["phase2-caption"][side] for image in row} for side in ("train", "held_out")
+    )
+    new = second["phase2-caption"]
+    assert not_trained == {image for row in new["held_out"] for image in row}
+    assert trained == {image for row in new["train"] for image in row} and len(new["left_out"]) == 20
 
 
 def test_a_broken_model_is_no_finished_phase(world, tmp_path, capsys):
@@ -296,6 +351,100 @@ def test_other_data_do_not_go_on_from_a_checkpoint(world, tmp_path, capsys):
     assert main(command) == 0
 
 
+@pytest.fixture
+def pictures(world, tmp_path) -> Path:
+    """A copy of the visual pairs and their pictures, to change."""
+    shutil.copytree(world / "images", tmp_path / "data" / "images")
+    shutil.copy(world / "visual.jsonl", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def forget(folder: Path, *keys: str) -> None:
+    """As a version before these marks left it."""
+    settings = json.loads((folder / "settings.json").read_text())
+    for key in keys:
+        settings.pop(key, None)
+        settings["plan"].pop(key, None)
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def test_other_pictures_do_not_go_on_from_a_checkpoint(pictures, tmp_path, capsys):
+    """Under the same names. A run of before pictures were noted goes on, and says that it cannot tell."""
+    out = tmp_path / "out"
+    command = ["phase=3", f"out={out}", f"model={BASE}", f"visual.data={pictures}/visual.jsonl", "eval_fraction=0.2"]
+    command += ["trainer.max_steps=4", "trainer.save_steps=2", *QUICK]
+    assert main(command) == 0
+    folder, expected = out / "phase3-visual", weights(out / "phase3-visual")
+    (folder / "phase.json").unlink()  # as if it had been interrupted
+    held = {pair["id"] for pair in rows(folder / "scores.jsonl")}
+    path = next(pictures / pair["image"] for pair in rows(pictures / "visual.jsonl") if pair["id"] not in held)
+    before = path.read_bytes()
+    Image.new("RGB", (64, 64), "red").save(path)  # of the size of before, and on the same side of the split
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "checkpoints made with another content of images" in message
+    assert "restore the content of images, give another out=, or remove that folder" in message
+    path.write_bytes(before)
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
+    forget(folder, "images", "weights")
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert f"{folder} was made by a version that did not note its images: taken as unchanged" in shown
+    assert f"{folder} was made by a version that did not note the weights of its base: taken as unchanged" in shown
+    assert same(weights(folder), expected)
+    assert main(command) == 0
+    assert "taken as unchanged" not in capsys.readouterr().out  # noted now
+
+
+def test_other_weights_of_the_base_are_other_settings(world, tmp_path, capsys):
+    """Under the same name: refused, finished or not."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(BASE, base)
+    command = ["phase=1", f"out={out}", f"model={base}", f"text.data={world}/text.jsonl", "trainer.max_steps=1", *QUICK]
+    assert main(command) == 0
+    path = base / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(command) == 2
+    assert "phase1-text was begun with other settings (weights; weights: " in capsys.readouterr().err
+    forget(out / "phase1-text", "weights")
+    assert main(command) == 0
+    assert "did not note the weights of its base: taken as unchanged" in capsys.readouterr().out
+
+
+def test_the_mark_of_weights_is_of_sizes_headers_and_samples(tmp_path):
+    """Of small files every byte counts; of large ones an even part is read."""
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    content = bytearray(len(header).to_bytes(8, "little") + header + bytes(60_000_000))
+    path, marks = tmp_path / "model.safetensors", []
+    changes = [(0, 0), (20, 1), (len(content) // 1024 * 1000, 1), (len(content), 1)]
+    for place, value in changes:
+        changed = content[:place] + bytes([value] if value else []) + content[place + bool(value) :]
+        path.write_bytes(changed)
+        marks.append(weights_mark(str(tmp_path)))
+    assert len(set(marks)) == len(changes)
+    path.write_bytes(content[:1000])
+    small = weights_mark(str(tmp_path))
+    path.write_bytes(content[:777] + b"1" + content[778:1000])
+    assert weights_mark(str(tmp_path)) not in (small, *marks)
+
+
+def test_a_run_of_before_splits_and_marks_goes_on(run, settings, tmp_path, capsys):
+    """All phases, the last begun again: it ends in the same bits, and says what it does not know."""
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    (old / "split.json").unlink()
+    for name in ("phase1-text", "phase2-caption", "phase3-visual"):
+        forget(old / name, "images", "weights")
+    for path in ("phase.json", "adapter", "scores.jsonl"):
+        target = old / "phase3-visual" / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert main([f"out={old}", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "was begun by a version that kept no split.json" in shown and "taken as unchanged" in shown
+    assert same(weights(old / "phase3-visual"), weights(run / "phase3-visual"))
+
+
 def test_card_of_a_text_model_runs(family_folder, run, world, tmp_path):
     """The quick start in the card, run as it stands, gives the scorer's score; also for a text model."""
     out = tmp_path / "text"
@@ -320,6 +469,33 @@ def test_bfloat16_storage_prints_the_measured_change(world, tmp_path, capsys):
     stored = load_file(out / "phase3-visual" / "model.safetensors")
     assert stored.pop("score.weight").dtype == torch.float32
     assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+
+
+def test_full_tuning_is_stored_in_bfloat16_too(world, tmp_path, capsys):
+    """The last phase alone, which others start from; training goes on from it in float32."""
+    out = tmp_path / "half"
+    command = ["tuning=full", f"model={BASE}", "save_dtype=bfloat16", "trainer.max_steps=2", *QUICK]
+    command += [f"text.data={world}/text.jsonl", f"visual.data={world}/visual.jsonl", "visual.learning_rate=1e-3"]
+    assert main(["phase=1,3", f"out={out}", *command]) == 0
+    assert capsys.readouterr().out.count("stored in bfloat16: the rewards of 16 fixed short answers move by") == 1
+    assert {t.dtype for t in load_file(out / "phase1-text" / "model.safetensors").values()} == {torch.float32}
+    folder = out / "phase3-visual"
+    stored = load_file(folder / "model.safetensors")
+    assert stored.pop("score.weight").dtype == torch.float32
+    assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+    assert (
+        not (folder / "full.tmp").exists() and (folder / "README.md").is_file() and (folder / "modeling.py").is_file()
+    )
+    scorer, record = RewardScorer.from_pretrained(str(folder)), json.loads((folder / "phase.json").read_text())
+    assert scorer.mean == record["reward_mean"]
+    pairs = {row["id"]: row for row in rows(world / "visual.jsonl")}
+    for scored in rows(folder / "scores.jsonl")[:3]:
+        pair = pairs[scored["id"]]
+        found = scorer.score(pair["prompt"], [pair["chosen"], pair["rejected"]], images=str(world / pair["image"]))
+        assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=0.05)
+    on = tmp_path / "on"
+    assert main(["phase=3", f"out={on}", f"init_from={folder}", *command, "save_dtype=float32"]) == 0
+    assert {t.dtype for t in load_file(on / "phase3-visual" / "model.safetensors").values()} == {torch.float32}
 
 
 # ---- no model given: the shipped default -----------------------------------------------------------------------------
