@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rovrm import checkpoints, resume, train
-from rovrm.config import TrainConfig, parse
+from rovrm.config import TrainConfig, parse, with_rates
 from rovrm.world.default import BASE
 from rovrm.world.files import write_world
 
@@ -295,7 +295,7 @@ def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_out_begun_with_other_settings(refused, world: Path, tmp_path: Path) -> None:
     line = f"phase=3 model={BASE} out={tmp_path}/run workers=0 visual.data={world}/visual.jsonl"
-    begun = resume.settings_of(parse(TrainConfig, line.split(), "train"), 3)
+    begun = resume.settings_of(with_rates(parse(TrainConfig, line.split(), "train")), 3)
     folder = tmp_path / "run" / "phase3-visual"
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(begun))
