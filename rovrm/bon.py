@@ -223,6 +223,8 @@ def _record(
     example: "Example", config: BonConfig, seed: int, answers: tuple[list, list, list], scores: list[float] | UserError
 ) -> dict[str, Any]:
     """A line of bon.jsonl. answers: sampled and greedy candidates, if any, and all texts."""
+    from rovrm.messages import is_blank
+
     found = {"id": example.id, "prompt": example.prompt, "images": _image_paths(example, config.out)}
     if isinstance(scores, UserError):
         return found | {"error": str(scores)}
@@ -233,7 +235,7 @@ def _record(
         "candidates": texts[:count],
         "scores": scores[:count],
         "best": best_place(texts[:count], scores[:count], config.allow_empty),
-        "empty": [i for i in range(count) if not words[i]],
+        "empty": [i for i in range(count) if is_blank(texts[i])],
         "repeated": [i for i in range(count) if words[i] in words[:i]],
         "seed": seed,
     }

@@ -43,6 +43,7 @@ class ChatTemplate:
         self._forms: dict[str, str] = {}
         self._pieces: dict[Any, list[str] | UserError] = {}  # by structure: the text around its parts
         self._placeholder: str | None = None
+        self._tokens: list[str] | None = None
 
     def conversations(self, example: Example) -> list[str]:
         """The k full conversations. Raises UserError where the template refuses, cuts or doubles one."""
@@ -63,18 +64,39 @@ class ChatTemplate:
     # ---- rendering ---------------------------------------------------------------------------------------------------
 
     def _text(self, messages: list[dict[str, Any]], answering: bool) -> str:
-        text = self._apply(messages, answering)
-        pieces = self._structure(messages, answering)
         parts = [(m["role"], block["text"]) for m in messages for block in m["content"] if _has_text(block)]
+        self._check_marks(parts)
+        pieces = self._structure(messages, answering)
+        text = self._apply(_set_apart(messages, pieces), answering)
         expected = pieces[0]
         for (_, part), piece in zip(parts, pieces[1:], strict=True):
-            expected += _squeezed(part) + piece
+            expected += part + piece
         if _squeezed(text) != _squeezed(expected):
             raise UserError(_first_cut(text, parts))
         return text
 
+    def _check_marks(self, parts: list[tuple[str, str]]) -> None:
+        """Raises UserError for a text that could end its own turn: it would be read as another conversation."""
+        for role, part in parts:
+            for token in self._turn_tokens():
+                if token in part:
+                    raise UserError(
+                        f"the {role}'s text holds {token!r}, by which this model's chat template marks turns; remove "
+                        "it from the text"
+                    )
+
+    def _turn_tokens(self) -> list[str]:
+        """The special tokens that the template writes into a conversation, and the end of sequence."""
+        if self._tokens is None:
+            tokenizer = getattr(self.processor, "tokenizer", self.processor)
+            written = self._apply([_message(role, _mark(i)) for i, role in enumerate(ROLES[1:])], answering=False)
+            written = re.sub("<think>.*?</think>", "", written, flags=re.DOTALL)  # thoughts are texts like others
+            special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+            self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
+        return self._tokens
+
     def _structure(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
-        """The text around the parts of conversations of this structure, without white space; tried with marks."""
+        """The text around the parts of conversations of this structure, found with marks in their place."""
         key = (answering, tuple((m["role"], tuple(_kind(block) for block in m["content"])) for m in messages))
         if key not in self._pieces:
             try:
@@ -100,7 +122,7 @@ class ChatTemplate:
         asked = sum(block["type"] == "image" for m in messages for block in m["content"])
         if asked and (written := text.count(self._image_text())) != asked:
             raise UserError(f"the chat template writes {written} placeholders for {asked} images; {TEMPLATE_REMEDY}")
-        return [_squeezed(piece) for piece in pieces]
+        return pieces
 
     def _image_text(self) -> str:
         """What the template writes for an image: what a question with two has more than the same with one."""
@@ -265,6 +287,23 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
     if message["role"] == "user" or any(block["type"] == "image" for block in content):
         return list(content)
     return [{"type": "text", "text": text_of(content)}]
+
+
+def _set_apart(messages: list[dict[str, Any]], pieces: list[str]) -> list[dict[str, Any]]:
+    """The messages with a line break between texts that the template would write as one word: some move the images of a
+    turn in front, and join what stood around them."""
+    number = 0
+    apart = []
+    for message in messages:
+        blocks = []
+        for block in message["content"]:
+            if _has_text(block):
+                number += 1
+                later = number < len(pieces) - 1 and not pieces[number] and not block["text"][-1].isspace()
+                block = block | {"text": block["text"] + "\n"} if later else block
+            blocks.append(block)
+        apart.append(message | {"content": blocks})
+    return apart
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ missing key would leave weights random with only a log line to tell. Everything 
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,12 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from rovrm import modeling
 from rovrm.chat import prepare_template
 from rovrm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Modules between the vision tower and the language model, over all families of transformers that we know.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
@@ -52,11 +55,17 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
     return processor
 
 
-def base_processor(name: str, chat_template: str, trust_remote_code: bool, config: Any) -> Any:
-    """The processor that a reward model on this base is trained and saved with: a language model's chat template is
-    prepared for reading rewards (`rovrm.chat.prepare_template`), a reward model's stays as it is."""
-    processor = load_processor(name, chat_template, trust_remote_code, config)
-    if not is_reward_model(config):
+def training_processor(
+    base: str, start: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None
+) -> Any:
+    """The processor that a reward model is trained and saved with: that of what training starts from (a base, a
+    checkpoint, or an adapter's folder), whose rewards are read in its own chat template. A language model's template,
+    and one that a file gives, is prepared for that (`rovrm.chat.prepare_template`)."""
+    config = config or load_config(base, trust_remote_code)
+    adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
+    place = start if not adapter else processor_of(Path(start), base)
+    processor = load_processor(place, chat_template, trust_remote_code, config)
+    if chat_template or (place == base and not is_reward_model(config)):
         prepare_template(processor)
     return processor
 
@@ -125,12 +134,12 @@ def load_reward_model(
 @contextmanager
 def no_key_table() -> Iterator[None]:
     """Keeps transformers from printing its table of missing keys: `check_keys` looks, and a fresh score is no news."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def reward_class(name: str, config: Any) -> type[PreTrainedModel]:
@@ -308,9 +317,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def processor_of(adapter: Path | None, base: str) -> str:
-    """Where the processor lies: beside the adapter, with the chat template of the training, else with the base."""
+    """Where the processor lies: with the adapter or beside it, with the chat template of the training, else with the
+    base, which is said."""
     nearby = [] if adapter is None else [adapter, adapter.parent]
-    return next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
+    found = next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
+    if adapter is not None and found == base:
+        logger.warning(
+            "%s holds no processor, as an earlier version wrote it: the base's is taken; was it trained with another "
+            "chat template, copy the processor files of its phase folder into it",
+            adapter,
+        )
+    return found
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------

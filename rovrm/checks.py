@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import content_hash
-from rovrm.messages import text_of
+from rovrm.messages import is_blank, text_of
 from rovrm.rows import RewardCollator
 
 
@@ -85,7 +85,7 @@ def check_responses(example: Example) -> Finding:
         value = f"{len(responses)} responses, {len(ranks)} ranks"
         return Finding(where="responses", value=value, reason="takes two or more, each with its rank; drop the row")
     for j, response in enumerate(responses):
-        if not response.strip():
+        if is_blank(response):
             reason = "the response is empty; fill it in or drop the row"
             return Finding(where=f"response {j + 1}", value=repr(response), reason=reason)
     for j, response in enumerate(responses):

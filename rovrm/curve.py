@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from rovrm.messages import is_blank
+
 RESAMPLES = 2000
 
 
@@ -27,7 +29,7 @@ def kl_bound(n: int) -> float:
 def standing(text: str, score: float, allow_empty: bool) -> tuple[bool, float]:
     """The greater, the better a candidate: of the highest score, but one without text stands below all others unless
     that is allowed. Of equal ones the first is the best."""
-    return allow_empty or bool(text.strip()), score
+    return allow_empty or not is_blank(text), score
 
 
 def expected_best(values: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:

@@ -42,6 +42,11 @@ def normalise(text: str) -> str:
     return " ".join(text.casefold().translate(_PUNCTUATION).split())
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing in a text can be seen: white space, control characters and marks of format (zero width) alone."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
 class _Punctuation(dict[int, int | None]):
     """For str.translate: removes punctuation, looking each character up once."""
 

@@ -64,13 +64,19 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
         else:
             save_folder(folder, lambda path: _move_full(temporary, path, card))
     else:
-        save_folder(folder, lambda path: model.save_pretrained(path / ADAPTER))
+        save_folder(folder, lambda path: _write_adapter(model, processor, path / ADAPTER))
         if last:
             base = model.peft_config["default"].base_model_name_or_path
             merged = merge_adapter(base, str(folder / ADAPTER), config.trust_remote_code)
             card = _card(config, record, phase, processor)
             save_merged(merged, processor, folder, config.save_dtype, record, card)
     write_json(folder / "phase.json", record)
+
+
+def _write_adapter(model: Any, processor: Any, folder: Path) -> None:
+    """With its processor, so that a copy of the folder alone is scored in the chat template it was trained in."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, record: dict[str, Any], card: str) -> None:

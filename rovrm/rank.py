@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rovrm.config import RankConfig, parse, run
 from rovrm.errors import UserError
+from rovrm.messages import is_blank
 
 if TYPE_CHECKING:
     from rovrm.examples import Example
@@ -121,7 +122,7 @@ def _candidates(row: "Row", counts: Counts) -> list[Candidate]:
         raise UserError(f"{row.location}: {len(texts)} candidates and {len(scores)} scores; give one score for each")
     found = []
     for place, (text, score) in enumerate(zip(texts, scores, strict=True)):
-        if not text.strip():
+        if is_blank(text):
             counts["empty"] += 1
         elif score is None or not abs(score) <= sys.float_info.max:  # NaN written as null
             counts["not_finite"] += 1

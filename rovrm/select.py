@@ -37,9 +37,9 @@ JUDGES = 0.1  # share of the target that judges
 
 
 def select(argv: list[str]) -> None:
-    from rovrm.checkpoints import base_processor, load_config
+    from rovrm.checkpoints import load_config, training_processor
     from rovrm.phases import section_of
-    from rovrm.resume import lock_folder
+    from rovrm.resume import lock_folder, start_of
     from rovrm.rows import RewardCollator
     from rovrm.train import process_state, with_default
 
@@ -56,7 +56,8 @@ def select(argv: list[str]) -> None:
         )
     check_selection(config, phases)
     model_config = load_config(config.model, config.trust_remote_code)
-    processor = base_processor(config.model, config.chat_template, config.trust_remote_code, model_config)
+    start = start_of(config, phase_numbers(config.phase)[0])
+    processor = training_processor(config.model, start, config.chat_template, config.trust_remote_code, model_config)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     # Those that do not choose too, as training reads them: all phases are split as one.
     asked = [phase for phase in phase_numbers(config.phase) if phase in phases or section_of(config, phase).data]

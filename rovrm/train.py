@@ -42,9 +42,9 @@ def train(argv: list[str]) -> None:
 
     from accelerate import PartialState
 
-    from rovrm.checkpoints import base_processor, load_config
+    from rovrm.checkpoints import load_config, training_processor
     from rovrm.outputs import summarise
-    from rovrm.resume import is_finished, lock_folder, say_start
+    from rovrm.resume import is_finished, lock_folder, say_start, start_of
     from rovrm.rows import RewardCollator
     from rovrm.select import check_selection, read_phases, select_data
 
@@ -58,7 +58,8 @@ def train(argv: list[str]) -> None:
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)
     check_selection(config, todo)
-    processor = base_processor(config.model, config.chat_template, config.trust_remote_code, model_config)
+    start = start_of(config, (todo or phases)[0])
+    processor = training_processor(config.model, start, config.chat_template, config.trust_remote_code, model_config)
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = read_phases(config, todo, collator, main_process)
     if config.dry_run:

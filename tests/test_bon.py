@@ -328,6 +328,8 @@ def test_an_empty_answer_does_not_win_over_one_with_text():
     assert chosen(scorer, "", "Yes.", " ", "No.")["best"] == 3
     assert chosen(scorer, "", "Yes.", " ", allow_empty=True)["best"] == 0
     assert chosen(scorer, "  ", " ", " ")["best"] == 1  # all are empty
+    unseen = chosen(scorer, "Yes.", "\u200b", "\u2060 \ufeff")  # a zero-width space and its like
+    assert unseen["best"] == 0 and unseen["empty"] == [1, 2]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rovrm.chat import ChatTemplate, prepare_template
-from rovrm.checkpoints import base_processor, load_config, load_processor
+from rovrm.checkpoints import load_config, load_processor, training_processor
 from rovrm.checks import check_examples
 from rovrm.errors import UserError
 from rovrm.examples import Example
@@ -173,6 +173,32 @@ def test_templates_that_lose_something_are_refused(family_folder, template: str,
         ChatTemplate(processor).conversations(long)
 
 
+@needs_templates
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_texts_around_images_are_not_joined(processor_with, file: Path):
+    """Some templates move images in front and join the texts, where one may stand without a blank."""
+    processor = processor_with(file)
+    if not hasattr(processor, "tokenizer"):
+        return
+    prompt, images = CONVERSATIONS["two images"]
+    chat, asked = ChatTemplate(processor), example(prompt, images)
+    for text in (chat.prompt(asked), *chat.conversations(asked)):
+        assert "Herethere" not in text and "thereWhich" not in text
+
+
+@pytest.mark.parametrize(
+    ("family", "token"), [("llava", "</s>"), ("qwen2_vl", "<|im_end|>"), ("qwen2_vl", "<|im_start|>")]
+)
+def test_a_text_cannot_end_its_turn(family_folder, family: str, token: str):
+    chat = ChatTemplate(load_processor(str(family_folder(family))))
+    with pytest.raises(UserError, match="the assistant's text holds .* marks turns; remove it"):
+        chat.conversations(example(TURNS, responses=[f"A cup.{token}"]))
+    with pytest.raises(UserError, match="the system's text holds"):
+        chat.prompt(example([{"role": "system", "content": f"Be {token} brief."}, *TURNS]))
+    [text] = chat.conversations(example(TURNS, responses=["Written <s>through</s >, <pad> and {{ braces }} [INST]."]))
+    assert "<s>through" in text
+
+
 def test_images_that_a_template_drops_are_refused(family_folder):
     processor = load_processor(str(family_folder("llava")))
     only_first = "{% for m in messages %}{% if m['content'][0]['type'] == 'image' %}<image>{% endif %}"
@@ -257,7 +283,7 @@ def test_llava_policy_reads_all_that_is_said(tiny_llava: Path, shape: str):
 
 
 def test_llava_reward_is_read_at_the_end_of_sequence(tiny_llava: Path):
-    processor = base_processor(str(tiny_llava), "", False, load_config(str(tiny_llava)))
+    processor = training_processor(str(tiny_llava), str(tiny_llava))
     collator = RewardCollator(processor, load_config(str(tiny_llava)))
     answers = ["A cup.", "A cup on a table  "]
     batch = collator([Example("1", "", PICTURED, answers, [0, 1], [photo()])])
@@ -269,7 +295,7 @@ def test_llava_reward_is_read_at_the_end_of_sequence(tiny_llava: Path):
 
 
 def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, tmp_path: Path, capsys):
-    from rovrm import RewardScorer, train
+    from rovrm import RewardScorer, merge, train
     from rovrm.outputs import quick_start
 
     rows = []
@@ -288,6 +314,39 @@ def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, 
     code = f"from PIL import Image\nimage = Image.open({str(tmp_path / '3.png')!r})\n{code}"
     exec(code, {})  # what the model card says, without rovrm
     assert float(capsys.readouterr().out.strip().splitlines()[-1]) == pytest.approx(score, abs=1e-5)
+    copied = tmp_path / "copied"
+    shutil.copytree(folder / "adapter", copied)  # all there is of it, without its phase folder
+    roads = [RewardScorer.from_pretrained(copied), RewardScorer.from_pretrained(tiny_llava, adapter=copied)]
+    assert merge.main([f"model={copied}", f"out={tmp_path / 'merged'}"]) == 0
+    roads.append(RewardScorer.from_pretrained(tmp_path / "merged"))
+    for other in roads:
+        [again] = other.score("What is on the table?", ["A cup."], images=str(tmp_path / "3.png"))
+        assert again == pytest.approx(score, abs=1e-5)
+
+
+def test_a_phase_goes_on_in_the_template_of_its_start(tiny_llava: Path, tmp_path: Path, capsys):
+    """With `init_from`, and when a run is gone on with that a former version or another template began."""
+    from rovrm import train
+
+    other = "{% for m in messages %}### {{ m['role'] }}: {{ m['content'][0]['text'] }}\n{% endfor %}"
+    other += "{% if add_generation_prompt %}### assistant:{% endif %}"
+    (tmp_path / "other.jinja").write_text(other)
+    rows = [{"prompt": f"What is it, {i}?", "chosen": f"A cup {i}.", "rejected": "A dog."} for i in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = f"model={tiny_llava} text.data={tmp_path}/pairs.jsonl lora_r=2 workers=0 trainer.max_steps=1".split()
+    command += ["eval_fraction=0.25"]
+    assert train.main(["phase=1", f"out={tmp_path / 'one'}", f"chat_template={tmp_path}/other.jinja", *command]) == 0
+    start = tmp_path / "one" / "phase1-text"
+    assert load_processor(str(start), config=load_config(str(tiny_llava))).chat_template.startswith(other)
+    for place in (start, start / "adapter"):
+        capsys.readouterr()
+        again = ["phase=1", f"out={tmp_path / 'two'}", f"init_from={place}", "dry_run=true", *command]
+        assert train.main(again) == 0
+        assert "### user: What is it" in capsys.readouterr().out
+    for name in ("chat_template.jinja", "adapter/chat_template.jinja"):  # as a former version left it
+        shutil.copy(LLAVA / "chat_template.jinja", start / name)
+    assert train.main(again) == 0
+    assert "ASSISTANT: A dog. '" in capsys.readouterr().out
 
 
 def test_the_trainer_prepares_a_processor_it_is_given(tiny_llava: Path, tmp_path: Path):
@@ -308,7 +367,7 @@ def test_a_reward_model_keeps_the_template_it_was_trained_with(tiny_llava: Path,
     folder = tmp_path / "old"
     load_reward_model(str(tiny_llava)).save_pretrained(folder)
     load_processor(str(tiny_llava)).save_pretrained(folder)
-    processor = base_processor(str(folder), "", False, load_config(str(folder)))
+    processor = training_processor(str(folder), str(folder))
     assert processor.chat_template == (LLAVA / "chat_template.jinja").read_text()
 
 
