@@ -353,7 +353,7 @@ def test_run_prints_the_message_and_returns_2(capsys) -> None:
         raise UserError(f"{config.out}\nis full")
 
     assert run(main, ["out=x"], "python -m rovrm.train") == 2
-    assert capsys.readouterr().err == "python -m rovrm.train: error: x\nis full\n"
+    assert capsys.readouterr().err == "python -m rovrm.train: error: x\\nis full\n"
     assert run(main, ["outt=x"], "p") == 2
     assert capsys.readouterr().err == "p: error: unknown key outt (got 'x'): did you mean out?\n"
     assert run(lambda argv: None, [], "p") == 0 and run(lambda argv: 3, [], "p") == 3
