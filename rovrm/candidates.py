@@ -113,10 +113,10 @@ def _pool(row: Row, file: str, task: Callable[[Any], dict[str, Any]], image_root
     values, given = dict(row.values), row.values.get("candidates", row.values.get("responses"))
     if _is_logged(values):
         given, values = _logged(values), _logged_prompt(values, task)
-    names = list(given) if isinstance(given, Mapping) else [file] * len(given or ())
     texts = list(given.values()) if isinstance(given, Mapping) else given
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError("needs candidates or responses, a list of answers (or resps, as lmms-eval logs them)")
+    names = list(given) if isinstance(given, Mapping) else [file] * len(texts)
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise UserError(f"a candidate is a text, got {type(wrong).__name__} {str(wrong)[:60]!r}")
