@@ -58,7 +58,7 @@ def bon(argv: list[str]) -> None:
         scorer, policy = _models(config)
         if done:
             print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # half an emoji in a text
             for start in tqdm(batches, desc="best of n"):
                 batch = examples[start : start + size]
                 rows = best_of_n(scorer, batch, config, policy, start)
@@ -116,6 +116,7 @@ def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
     scorer = RewardScorer.from_pretrained(
         config.model, device=device or None, dtype=config.dtype, rows=config.rows, trust_remote_code=remote
     )
+    scorer.max_pixels = config.max_pixels
     if config.candidates:
         return scorer, None
     policy = Policy.from_pretrained(config.policy or BASE, device=device, dtype=config.dtype, trust_remote_code=remote)
@@ -165,7 +166,7 @@ def best_of_n(
     it and config.seed seed the sampling."""
     from rovrm.examples import Example
 
-    opened = [_opened(example) for example in examples]
+    opened = [_opened(example, policy, config.max_pixels) for example in examples]
     good = [example for example in opened if isinstance(example, Example)]
     seed = config.seed if policy is None else config.seed * 1_000_003 + number
     answers = (
@@ -179,14 +180,19 @@ def best_of_n(
     ]
 
 
-def _opened(example: "Example") -> "Example | UserError":
-    """The example with its images decoded, once for sampling and scoring; or why they cannot be."""
-    from rovrm.images import ImageRef
+def _opened(example: "Example", policy: "Policy | None", max_pixels: int) -> "Example | UserError":
+    """The example with its images decoded, once for sampling and scoring; or why they cannot be, or why the policy
+    cannot read the prompt."""
+    from rovrm.images import ImageRef, open_images
 
     if not example.responses:
         return UserError("the prompt has no candidates")
     try:
-        return replace(example, images=[ImageRef(image=ref.open(), label=ref.name) for ref in example.images])
+        opened = open_images(example.images, max_pixels)
+        images = [ImageRef(image=image, label=ref.name) for image, ref in zip(opened, example.images, strict=True)]
+        if policy is not None:
+            policy.chat.prompt(example)  # one that the template refuses must not end the whole batch
+        return replace(example, images=images)
     except UserError as error:
         return error
 
@@ -341,6 +347,8 @@ def _done(path: Path, batch_size: int, examples: Sequence["Example"], given: boo
 def _chosen_rows(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
     """The lines of bon.jsonl. Those of an earlier version, by which an empty answer could win, are chosen again: in the
     file too, and their number is printed."""
+    from rovrm.data import write_jsonl
+
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     moved = 0
@@ -350,9 +358,7 @@ def _chosen_rows(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
         row["best"] = best
     if moved:
         print(f"in {moved} prompts of {path} the best was empty, as an earlier version chose; now it is one with text")
-        partial = path.with_name("bon.jsonl.partial")
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, path)
+        write_jsonl(path, rows)
     return rows
 
 

@@ -15,6 +15,7 @@ log images: `data` names the task's data set, and `doc_id` is a row of it.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from typing import Any
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import find_image
+from rovrm.messages import fence
 from rovrm.scorer import NO_IMAGES, as_example
 from rovrm.sources import JSON_SUFFIXES, Row, Rows, load_rows, parse_sources, read_json
 
@@ -46,8 +48,8 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
     pools: dict[str, Pool] = {}
     errors = logged = 0
     for file, label in zip(map(Path, files), _labels(list(map(Path, files))), strict=True):
-        if not file.is_file() or file.suffix not in JSON_SUFFIXES:
-            what = "is no .json or .jsonl file" if file.exists() else "is not there"
+        if not os.path.isfile(file) or file.suffix not in JSON_SUFFIXES:
+            what = "is no .json or .jsonl file" if os.path.exists(file) else "is not there"
             raise UserError(f"candidates={str(file)!r} {what}; give a file of prompts and answers")
         seen: set[str] = set()
         for row in read_json(file):
@@ -55,10 +57,8 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
                 errors += 1
                 continue
             logged += _is_logged(row.values)
-            try:
+            with fence(row.location):
                 _add(pools, _pool(row, label, task, image_root), seen)
-            except UserError as error:
-                raise UserError(f"{row.location}: {error}") from error
     if not pools:
         raise UserError(f"candidates: {', '.join(files)} hold no prompt with answers; give rows with candidates")
     if data and not logged:
@@ -113,10 +113,10 @@ def _pool(row: Row, file: str, task: Callable[[Any], dict[str, Any]], image_root
     values, given = dict(row.values), row.values.get("candidates", row.values.get("responses"))
     if _is_logged(values):
         given, values = _logged(values), _logged_prompt(values, task)
-    names = list(given) if isinstance(given, Mapping) else [file] * len(given or ())
     texts = list(given.values()) if isinstance(given, Mapping) else given
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError("needs candidates or responses, a list of answers (or resps, as lmms-eval logs them)")
+    names = list(given) if isinstance(given, Mapping) else [file] * len(texts)
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise UserError(f"a candidate is a text, got {type(wrong).__name__} {str(wrong)[:60]!r}")

@@ -28,6 +28,8 @@ ROLES = ("system", "user", "assistant")
 END_OF_SEQUENCE = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
 DATE = "26 Jul 2024"  # what Llama's templates write where they know no date
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}"
+PRINTED, MARKED_UP = 100_000, 10  # characters that a template may print of its own, and for each one given to it
+HALF = re.compile(r"[\ud800-\udfff]")
 TEMPLATE_REMEDY = "give another template with chat_template=FILE"
 
 
@@ -262,12 +264,20 @@ def _remedy(role: str) -> str:
 
 def _apply(processor: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
     try:
-        return processor.apply_chat_template(messages, tokenize=False, **options)
+        text = processor.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # jinja2 and the templates' own raise_exception have no common narrower type
         raise UserError(
             f"the chat template refuses this conversation ({type(error).__name__}: {error}); "
             "mend the roles of the prompt, or give another template with chat_template=FILE"
         ) from error
+    given = len(str(messages))
+    if len(text) > PRINTED + MARKED_UP * given:  # tokenising megabytes takes minutes, and a batch holds many of them
+        raise UserError(
+            f"the chat template prints {len(text)} characters for a conversation of {given}; {TEMPLATE_REMEDY}"
+        )
+    if half := HALF.search(text):
+        raise UserError(f"the conversation holds {half[0]!r}, half a character: no tokenizer takes it; mend the text")
+    return text
 
 
 def _set_template(processor: Any, template: str) -> None:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from rovrm.errors import UserError
 from rovrm.examples import Example
-from rovrm.images import content_hash
+from rovrm.images import MAX_PIXELS, content_hash
 from rovrm.messages import is_blank, text_of
 from rovrm.rows import RewardCollator
 
@@ -35,9 +35,15 @@ class Finding:
 
 class _Looks(Dataset):
     def __init__(
-        self, examples: Sequence[Example], pictured: Sequence[Example], collator: RewardCollator, max_length: int
+        self,
+        examples: Sequence[Example],
+        pictured: Sequence[Example],
+        collator: RewardCollator,
+        max_length: int,
+        max_pixels: int,
     ):
-        self.examples, self.pictured, self.collator, self.max_length = examples, pictured, collator, max_length
+        self.examples, self.pictured, self.collator = examples, pictured, collator
+        self.max_length, self.max_pixels = max_length, max_pixels
         self.image_words = _image_words(collator)
 
     def __len__(self) -> int:
@@ -51,13 +57,15 @@ class _Looks(Dataset):
 
     def _measure(self, example: Example, pictured: Example) -> Finding:
         """Opens the images and counts the tokens, as training will."""
-        opened = []
+        opened, left = [], self.max_pixels
         for number, ref in enumerate(example.images, 1):
             try:
-                opened.append(ref.open())
+                opened.append(ref.open(left))
             except UserError as error:
                 return Finding(where=f"image {number}", value=ref.name or str(ref), reason=str(error))
-        hashes = [content_hash(image) for image in opened] or [_hash_or_name(ref) for ref in pictured.images]
+            left -= opened[-1].width * opened[-1].height
+        hashes = [content_hash(image) for image in opened]
+        hashes = hashes or [_hash_or_name(ref, self.max_pixels) for ref in pictured.images]
         try:
             lengths = self.collator.lengths(example, opened)
         except UserError as error:
@@ -140,16 +148,17 @@ def check_examples(
     max_length: int,
     workers: int = 0,
     pictured: Sequence[Example] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Checked:
     """Looks at every example, the work shared between processes and workers.
 
     pictured: the same examples with their images, where `examples` have captions instead; their images are hashed for
-    the held-out split, and one that cannot be opened counts by its name.
+    the held-out split, and one that cannot be opened counts by its name. max_pixels: of all images of a row together.
     """
     state = PartialState()
     mine = list(range(state.process_index, len(examples), state.num_processes))
     taken = [(examples[i], (pictured or examples)[i]) for i in mine]
-    looks = _Looks([e for e, _ in taken], [p for _, p in taken], collator, max_length)
+    looks = _Looks([e for e, _ in taken], [p for _, p in taken], collator, max_length, max_pixels)
     loader = DataLoader(looks, batch_size=8, num_workers=workers, collate_fn=list)
     found: list[tuple[int, Finding]] = []
     with tqdm(
@@ -173,12 +182,11 @@ def stop_if_too_bad(rejected: Sequence[dict[str, Any]], total: int, max_bad_frac
     """Raises UserError when more than `max_bad_fraction` of `total` rows were rejected; `listed` is where all are."""
     if len(rejected) <= max_bad_fraction * total + 1e-9:  # 0.29 * 100 is less than 29
         return
-    first = "\n".join(
-        f"  {r['location']}: {r['field']} = {str(r['value'])[:120]!r}: {r['reason']}" for r in list(rejected)[:5]
-    )
+    first = [f"  {r['location']}: {r['field']} = {str(r['value'])[:120]!r}: {r['reason']}" for r in rejected[:5]]
     raise UserError(
         f"{len(rejected)} of {total} rows are bad, more than max_bad_fraction={max_bad_fraction:g} allows "
-        f"(all of them: {listed}); mend them or raise max_bad_fraction. The first:\n{first}"
+        f"(all of them: {listed}); mend them or raise max_bad_fraction. The first:",
+        *first,
     )
 
 
@@ -187,9 +195,9 @@ def record(example: Example, field: str, value: str, reason: str) -> dict[str, A
     return {"location": example.location, "id": example.id, "field": field, "value": value[:200], "reason": reason}
 
 
-def _hash_or_name(ref: Any) -> str:
+def _hash_or_name(ref: Any, max_pixels: int) -> str:
     try:
-        return content_hash(ref.open())
+        return content_hash(ref.open(max_pixels))
     except UserError:
         return f"name:{ref.name}"
 

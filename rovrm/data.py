@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, shown
 from rovrm.examples import Example
 from rovrm.images import ImageRef, find_image
-from rovrm.messages import BadRow, normalise, text_of
+from rovrm.messages import BadRow, fence, normalise, text_of
 from rovrm.readers import READERS, check_columns, find_reader, read_row, rename
 from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources, read_json
 
@@ -199,7 +199,7 @@ def _read(source: Source, reader: _Reader, limit: int | None, select: Select, rn
         for place, part in enumerate(reader(row)):
             if isinstance(part, BadRow):
                 given = (row.values or {}).get("id")
-                id_ = f"{row.stem}-{row.number}" if given in (None, "") else str(given)
+                id_ = f"{row.stem}-{row.number}" if given in (None, "") else shown(given)
                 rejected.append(_rejected(row.location, id_, part))
             else:
                 good[index, place] = part
@@ -216,7 +216,11 @@ def _read(source: Source, reader: _Reader, limit: int | None, select: Select, rn
 
 
 def _rejected(location: str, id_: str, error: BadRow) -> dict[str, str]:
-    value = error.value if isinstance(error.value, str) else json.dumps(error.value, ensure_ascii=False, default=str)
+    value = error.value
+    try:
+        value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    except Exception:  # keys that are no texts, lists nested too deeply, numbers that are too long
+        value = shown(value)
     return {"location": location, "id": id_, "field": error.field, "value": value[:200], "reason": error.reason}
 
 
@@ -376,7 +380,7 @@ def _same_end(one: str, other: str) -> bool:
 
 def _stem(path: str) -> str:
     stem = posixpath.splitext(posixpath.basename(path))[0]
-    return str(int(stem)) if stem.isdecimal() else stem
+    return (stem.lstrip("0") or "0") if stem.isascii() and stem.isdecimal() else stem
 
 
 def _bare(path: str) -> str:
@@ -394,20 +398,29 @@ def load_captions(path: str | os.PathLike) -> Captions:
     captions = Captions(str(path))
     rows = read_json(Path(path))
     for row in rows:
-        if row.values is None:
-            raise UserError(f"{row.location}: {row.problem}")
-        image = next((row.values[name] for name in CAPTION_IMAGES if row.values.get(name) is not None), None)
-        text = next((row.values[name] for name in CAPTION_TEXTS if row.values.get(name) is not None), None)
-        texts = [text] if isinstance(text, str) else text or []
-        if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
-            raise UserError(f"{row.location}: caption = {str(text)[:80]!r} takes a text or a list of texts; mend it")
-        if image is not None and any(item.strip() for item in texts):
-            captions.add(str(image), [item for item in texts if item.strip()])
+        with fence(row.location):
+            image, texts = _caption_row(row)
+            if image and texts:
+                captions.add(image, texts)
     if not captions.entries:
         found = ", ".join(dict.fromkeys(key for row in rows for key in row.values or ()))
         takes = f"one of {', '.join(CAPTION_IMAGES)} and one of {', '.join(CAPTION_TEXTS)}"
         raise UserError(f"captions={path}: no row has an image and a caption; columns are {found}; takes {takes}")
     return captions
+
+
+def _caption_row(row: Row) -> tuple[str, list[str]]:
+    """A row's image, "" for none, and the captions in it that hold a text."""
+    if row.values is None:
+        raise UserError(row.problem)
+    image = next((row.values[name] for name in CAPTION_IMAGES if row.values.get(name) is not None), "")
+    if not isinstance(image, str | int):
+        raise UserError(f"image = {shown(image, 80)!r} takes a path, a file name or an id; mend it")
+    text = next((row.values[name] for name in CAPTION_TEXTS if row.values.get(name) is not None), None)
+    texts = [text] if isinstance(text, str) else text or []
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+        raise UserError(f"caption = {shown(text, 80)!r} takes a text or a list of texts; mend it")
+    return str(image), [item for item in texts if item.strip()]
 
 
 def use_captions(examples: Sequence[Example], captions: str | os.PathLike | Captions | None = None) -> Loaded:

@@ -1,5 +1,43 @@
 """The one exception that stands for a user's mistake: commands print it as one line and exit with status 2."""
 
+from typing import Any
+
+LONGEST = 2000  # characters of a line that tells of an error
+CUT = " [...] "
+
 
 class UserError(Exception):
-    """A mistake in a file, a row or a setting. The message names the thing, its value and the remedy."""
+    """A mistake in a file, a row or a setting. The message names the thing, its value and the remedy.
+
+    It is one line, whatever the names and values in it hold, and of bounded length. details: further lines, as a list
+    of bad rows.
+    """
+
+    def __init__(self, message: str, *details: str):
+        super().__init__("\n".join(one_line(line) for line in (message, *details)))
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """The text with newlines, control characters and halves of characters escaped, and its middle cut out where it is
+    too long: the thing stands at the beginning, the remedy at the end."""
+    text = _cut(text, longest)
+    if text.isprintable():
+        return text
+    return _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest * 2 // 3 - len(CUT)]}{CUT}{text[-(longest // 3) :]}"
+
+
+def shown(value: Any, longest: int = 200) -> str:
+    """The beginning of a value as text, whatever it is: lists may be nested too deeply, numbers too long for str()."""
+    try:
+        return str(value)[:longest]
+    except Exception as error:  # __str__ may raise anything
+        return f"{type(value).__name__} that cannot be shown ({type(error).__name__})"
+
+
+def described(error: BaseException) -> str:
+    """The type and the message of an error that nobody expected."""
+    return f"{type(error).__name__}: {shown(error, LONGEST)}"

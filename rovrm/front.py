@@ -25,9 +25,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, described
 
 
 class Limit(NamedTuple):
@@ -249,10 +248,13 @@ def _from_text(text: str, hint: Any) -> Any:
     if text.lstrip().startswith(("[", "{")):
         try:
             return yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
+        except Exception:  # as in `read_recipe`
             return text
     loader = _Loader("")
-    return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
+    try:
+        return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
+    except ValueError:  # a number of thousands of digits
+        return text
 
 
 # ---- keys and values ------------------------------------------------------------------------------------------------
@@ -288,7 +290,7 @@ def _assign(config: Any, known: dict[str, Setting], key: str, got: Any, value: A
         stored = OmegaConf.select(config, path)
         if setting.limit is None or stored is None or setting.limit.holds(stored):
             return
-    except (OmegaConfBaseException, csv.Error, KeyError, ValueError, TypeError, RecursionError):
+    except Exception:  # whatever a value is, what is told is what the key takes
         pass
     name, takes = (setting.key, setting.takes) if path == setting.path else (key, _words(hint, "", key))
     quotes = " in quotes" if hint is str and isinstance(got, bool | float) else ""
@@ -344,7 +346,10 @@ def _literal(text: str) -> str:
 
 
 def _show(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
@@ -357,6 +362,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a text, no collection", key.start_mark)
             if key.value in seen and key.value != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is given twice", key.start_mark)
             seen.add(str(key.value))
@@ -400,8 +407,10 @@ def read_recipe(path: str) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         remedy = " (inside [ ] put quotes around a value that holds ?)" if "'?'" in f"{error.problem}" else ""
         raise UserError(f"recipe {path}{line}: {error.problem}{remedy}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # tags such as !!timestamp raise whatever reading their text does
+        raise UserError(f"recipe {path} is not YAML: {described(error)}") from None
     if recipe is not None and not isinstance(recipe, dict):
         raise UserError(f"recipe {path}, line 1: takes lines of key: value, got {_show(recipe)}")
     return recipe or {}

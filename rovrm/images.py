@@ -13,9 +13,7 @@ import hashlib
 import io
 import logging
 import os
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,7 @@ VIDEO_SUFFIXES = frozenset(".mp4 .avi .mov .webm .mkv .m4v .mpg .mpeg .flv .wmv"
 PIL.Image.init()
 KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)  # a name that this Pillow lacks is a KeyError in open
-# What PIL's decoders raise on broken files; they have no common base below Exception.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
+MAX_PIXELS = 50_000_000  # of all images of a row together, where nothing else is asked for: 200 MB decoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,27 +56,32 @@ class ImageRef:
     label: str | None = None
     drawing: Callable[[], PIL.Image.Image] | None = None
 
-    def open(self) -> PIL.Image.Image:
+    def open(self, left: int | None = None) -> PIL.Image.Image:
         """The decoded image, (height, width) RGB, upright.
 
-        Raises UserError naming the image and what is wrong: missing, empty, truncated, not an image, or more pixels
-        than PIL's limit against decompression bombs (checked before decoding).
+        left: the pixels that its row may still have. Raises UserError naming the image and what is wrong: missing,
+        empty, truncated, not an image, or more pixels than these or than PIL's limit against decompression bombs
+        (checked before decoding).
         """
         try:
             if self.image is not None:
+                self._check_left(self.image, left)
                 return _upright_rgb(self.image)
             if self.drawing is not None:
                 return self.drawing()
             with PIL.Image.open(self._source(), formats=FORMATS) as image:
                 _check_size(image)
+                self._check_left(image, left)
                 return _upright_rgb(image)
+        except UserError:
+            raise
         except FileNotFoundError as error:
             raise UserError(f"{self}: no such file; mend the path or set image_root=FOLDER") from error
         except PIL.Image.DecompressionBombError as error:
             raise UserError(f"{self}: {error}; shrink the image or drop the row") from error
         except PIL.UnidentifiedImageError as error:
             raise UserError(f"{self}: not an image in a format read here ({', '.join(FORMATS)}); convert it") from error
-        except DECODE_ERRORS as error:
+        except Exception as error:  # decoders have no common class of errors
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self}: cannot be decoded ({reason}); replace the file or drop the row") from error
 
@@ -115,6 +117,13 @@ class ImageRef:
         image = id(self.image) if self.image else None
         return self.path, image, fingerprint, self.row, self.column, self.item, self.drawing
 
+    def _check_left(self, image: PIL.Image.Image, left: int | None) -> None:
+        if left is not None and image.width * image.height > left:
+            raise UserError(
+                f"{self}: {image.width} x {image.height} pixels, where max_pixels leaves {max(left, 0)} for it (all "
+                "images of a row count together); shrink it, raise max_pixels or drop the row"
+            )
+
     def _cell(self) -> Any:
         """The Arrow scalar {"bytes", "path"}; its members are copied out of the file only by as_py()."""
         cell = self.dataset[self.row].column(self.column)[0]
@@ -132,6 +141,15 @@ class ImageRef:
         if data is None:
             return path
         return _not_empty(io.BytesIO(data), len(data))
+
+
+def open_images(images: Sequence[ImageRef], max_pixels: int) -> list[PIL.Image.Image]:
+    """The decoded images of a row, of at most `max_pixels` together. Raises UserError as `ImageRef.open`."""
+    opened: list[PIL.Image.Image] = []
+    for ref in images:
+        opened.append(ref.open(max_pixels))
+        max_pixels -= opened[-1].width * opened[-1].height
+    return opened
 
 
 def content_hash(image: PIL.Image.Image) -> str:
@@ -189,7 +207,7 @@ def find_image(
     """
     _refuse(name)
     try:
-        return _search(os.path.expanduser(name), name, image_root, data_file)
+        return _search(expanded(name), name, image_root, data_file)
     except UserError:
         if must_exist:
             raise
@@ -200,7 +218,7 @@ def _search(path: str, name: str, image_root: str | os.PathLike | None, data_fil
     if os.path.isabs(path):
         return _existing(path)
     if image_root is not None:
-        return _existing(os.path.join(os.path.expanduser(image_root), path))
+        return _existing(os.path.join(expanded(image_root), path))
     folder = _folder_of(data_file)
     root = _roots.get(folder)
     if root is not None and os.path.isfile(os.path.join(root, path)):
@@ -210,6 +228,14 @@ def _search(path: str, name: str, image_root: str | os.PathLike | None, data_fil
             _say_root(folder, str(parent))
             return str(parent / path)
     raise UserError(f"image {name}: not found in {folder} or the folders above it; set image_root=FOLDER")
+
+
+def expanded(path: str | os.PathLike) -> str:
+    """The path with the home folder for a leading `~`; as it is where no user can have such a name."""
+    try:
+        return os.path.expanduser(os.fspath(path))
+    except ValueError:  # ~ and a zero byte, or half a character
+        return os.fspath(path)
 
 
 def _refuse(name: str) -> None:
@@ -228,7 +254,7 @@ def _existing(path: str) -> str:
 
 
 def _folder_of(data_file: str | os.PathLike | None) -> str:
-    path = os.path.abspath(os.path.expanduser(data_file)) if data_file is not None else os.getcwd()
+    path = os.path.abspath(expanded(data_file)) if data_file is not None else os.getcwd()
     return path if os.path.isdir(path) else os.path.dirname(path)
 
 

@@ -11,18 +11,20 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import PIL.Image
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, described, one_line, shown
 from rovrm.images import ImageRef
 
 IMAGE_COLUMNS = ("images", "image", "img_path", "image_path")
 IMAGE_NAMES = IMAGE_COLUMNS[2:]  # beside another image column they only name its image
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .jp2 .avif".split())
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+MOST_IMAGES = 999_999  # that a placeholder may count
 PLACEHOLDER = re.compile(r"<image(?:[ _]?(\d+))?>")
 
 
@@ -30,8 +32,20 @@ class BadRow(Exception):
     """A row that cannot be read: which field, its value, and why, with the remedy. The row is counted and skipped."""
 
     def __init__(self, field: str, value: Any, reason: str):
-        super().__init__(f"{field} = {str(value)[:200]!r}: {reason}")
+        super().__init__(one_line(f"{field} = {shown(value)!r}: {reason}"))
         self.field, self.value, self.reason = field, value, reason
+
+
+@contextmanager
+def fence(where: str) -> Iterator[None]:
+    """Around the reading of one row of which a command wants all: what is raised inside, whatever it is, becomes a
+    UserError that begins with `where`. Where bad rows are counted, `readers.read_row` is the fence."""
+    try:
+        yield
+    except (BadRow, UserError) as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # a row may hold anything anywhere
+        raise UserError(f"{where}: cannot be read ({described(error)}); mend or delete the row") from error
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -70,6 +84,8 @@ def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
 
 def parse_content(content: Any, field: str) -> str | list[dict[str, Any]]:
     """A message's content with `<image>` and `<image N>` as image blocks in place; a string where there is no image."""
+    if content is not None and not isinstance(content, Iterable):
+        raise BadRow(field, content, "content is a string or a list of blocks; mend the row")
     parts = [content] if isinstance(content, (str, Mapping)) or content is None else list(content)
     blocks = [block for part in parts for block in _parse_part(part, field)]
     return blocks if any(block["type"] == "image" for block in blocks) else text_of(blocks)
@@ -97,13 +113,19 @@ def _split_placeholders(text: str, field: str) -> list[dict[str, Any]]:
     parts = PLACEHOLDER.split(text)
     for i, part in enumerate(parts):
         if i % 2:  # the group of a match: the number, or None
-            blocks.append({"type": "image"} if part is None else {"type": "image", "number": int(part)})
+            blocks.append({"type": "image"} if part is None else {"type": "image", "number": _number(part, field)})
             continue
         # The line break between a placeholder and its text belongs to the chat template.
         part = part.strip("\n") if len(parts) > 1 else part
         if part:
             blocks.append({"type": "text", "text": part})
     return blocks
+
+
+def _number(digits: str, field: str) -> int:
+    if len(digits) > len(str(MOST_IMAGES)):
+        raise BadRow(field, f"<image {digits[:20]}...>", f"an image number of {len(digits)} digits; mend the row")
+    return int(digits)
 
 
 def parsed(value: Any, field: str) -> Any:
@@ -134,7 +156,7 @@ def _message(message: Any, field: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise BadRow(field, message, "a message is {role, content} or {from, value}; mend the row")
     role = message.get("role", message.get("from"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRow(field, role, f"unknown role; takes {', '.join(ROLES)}")
     return {"role": ROLES[role], "content": parse_content(message.get("content", message.get("value")), field)}
 
@@ -150,9 +172,16 @@ def response_text(response: Any) -> str:
     content = response.get("content", response.get("value"))
     if isinstance(content, str):
         return content
-    if not isinstance(content, Sequence) or any(block.get("type", "text") != "text" for block in content):
+    if not isinstance(content, Sequence) or not all(map(_is_text, content)):
         raise BadRow("responses", response, "an answer holds text only; drop the row")
     return text_of([{"type": "text", "text": block.get("text") or ""} for block in content])
+
+
+def _is_text(block: Any) -> bool:
+    """Whether a content block is a text, or one without any."""
+    if not isinstance(block, Mapping) or block.get("type", "text") != "text":
+        return False
+    return isinstance(block.get("text"), str | None)
 
 
 def place_images(messages: list[dict[str, Any]], images: list[ImageRef]) -> tuple[list[dict[str, Any]], list[ImageRef]]:

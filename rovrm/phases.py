@@ -207,7 +207,7 @@ def _load(
         rejected += captioned.rejected
         pictured = captioned.examples
         examples = [caption_example(example, section.caption_template) for example in pictured]
-    checked = check_examples(examples, collator, config.max_length, config.workers, pictured)
+    checked = check_examples(examples, collator, config.max_length, config.workers, pictured, config.max_pixels)
     rejected += checked.rejected
     listed = _listed(config, phase, file)
     if write:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rovrm.config import RankConfig, parse, run
-from rovrm.errors import UserError
+from rovrm.errors import UserError, shown
 from rovrm.messages import is_blank
 
 if TYPE_CHECKING:
@@ -56,10 +56,14 @@ def rank(argv: list[str]) -> None:
     source, out = Path(config.input), Path(config.output)
     _check_files(config, source, out)
 
+    from rovrm.messages import fence
     from rovrm.sources import read_json
 
     counts: Counts = {name: 0 for name in COUNTED}
-    rows = [made for row in read_json(source) for made in _rank_row(row, config, counts)]
+    rows: list[dict[str, Any]] = []
+    for row in read_json(source):
+        with fence(row.location):
+            rows += _rank_row(row, config, counts)
     left = (
         f"left out: {counts['empty']} empty candidates, {counts['not_finite']} without a finite score, "
         f"{counts['duplicates']} near-duplicates; {counts['noise']} pairs inside the noise (margin={config.margin:g}), "
@@ -96,7 +100,7 @@ def _check_files(config: RankConfig, source: Path, out: Path) -> None:
 def _rank_row(row: "Row", config: RankConfig, counts: Counts) -> list[dict[str, Any]]:
     """The rows that an input line gives. Raises UserError for a line that is not as rovrm.bon writes it."""
     if row.values is None:
-        raise UserError(f"{row.location}: {row.problem}")
+        raise UserError(row.problem)
     if row.values.get("error") and not row.values.get("scores"):
         counts["errors"] += 1
         return []
@@ -119,7 +123,7 @@ def _candidates(row: "Row", counts: Counts) -> list[Candidate]:
     name = "responses" if "responses" in (row.values or {}) else "candidates"
     texts, scores = _listed(row, name, str), _listed(row, "scores", (int, float, type(None)))
     if len(texts) != len(scores):
-        raise UserError(f"{row.location}: {len(texts)} candidates and {len(scores)} scores; give one score for each")
+        raise UserError(f"{len(texts)} candidates and {len(scores)} scores; give one score for each")
     found = []
     for place, (text, score) in enumerate(zip(texts, scores, strict=True)):
         if is_blank(text):
@@ -134,25 +138,21 @@ def _candidates(row: "Row", counts: Counts) -> list[Candidate]:
 def _listed(row: "Row", name: str, takes: Any) -> list[Any]:
     value, words = (row.values or {}).get(name), "texts" if takes is str else "numbers"
     if not isinstance(value, list) or not value:
-        raise UserError(f"{row.location}: {name} = {str(value)[:80]!r}; give a list of {words}, as rovrm.bon writes it")
+        raise UserError(f"{name} = {shown(value, 80)!r}; give a list of {words}, as rovrm.bon writes it")
     for item in value:
         if not isinstance(item, takes) or isinstance(item, bool):
-            raise UserError(f"{row.location}: {name} hold {str(item)[:80]!r}; give {words} only, or drop the row")
+            raise UserError(f"{name} hold {shown(item, 80)!r}; give {words} only, or drop the row")
     return value
 
 
 def _prompt(row: "Row", config: RankConfig) -> "Example":
     """Prompt and images as the trainer will read them. Raises UserError for what it would refuse."""
     from rovrm.images import find_image
-    from rovrm.messages import BadRow
     from rovrm.readers import read_row
 
     find = partial(find_image, image_root=config.image_root or None, data_file=row.data_file)
     values = (row.values or {}) | {"responses": [""], "ranks": None, "scores": None, "margin": None}
-    try:
-        return read_row("ranked", values, find, fallback_id=f"{row.stem}-{row.number}")
-    except BadRow as error:
-        raise UserError(f"{row.location}: {error}") from error
+    return read_row("ranked", values, find, fallback_id=f"{row.stem}-{row.number}")
 
 
 def _readable(example: "Example") -> bool:

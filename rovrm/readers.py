@@ -12,12 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, described
 from rovrm.examples import Example
 from rovrm.images import ImageRef
 from rovrm.messages import (
     IMAGE_COLUMNS,
-    ROLES,
     BadRow,
     captions_of,
     images_of,
@@ -77,7 +76,7 @@ def _rating(value: Any) -> float | None:
     """UltraFeedback and VLFeedback store ratings as strings; "N/A" and nonsense give None."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last of a whole number beyond every float
         return None
     return number if math.isfinite(number) else None
 
@@ -143,7 +142,7 @@ def _conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def read_llava_human_preference(row: Mapping[str, Any]) -> Read:
     """zhiqings/LLaVA-Human-Preference-10K: the last turn, by gpt, is a placeholder for the two outputs."""
     turns = _conversation(row)
-    prompt = turns[:-1] if ROLES.get(turns[-1].get("from", "")) == "assistant" else turns
+    prompt = turns[:-1] if turns[-1].get("from") in ("gpt", "assistant") else turns
     return prompt, [_field(row, "output_1"), _field(row, "output_2")], _preferred(row)
 
 
@@ -367,12 +366,24 @@ def read_row(
     """One raw row as an Example, its responses best first.
 
     reader: a name in READERS. find: turns an image name into a path, or raises UserError. fallback_id, source: for rows
-    without these columns. Raises BadRow for a row that cannot be read.
+    without these columns. Raises BadRow for a row that cannot be read, whatever is wrong with it.
     """
+    try:
+        return _example(reader, row, find, location, fallback_id, source)
+    except (BadRow, UserError):
+        raise
+    except Exception as error:  # a row may hold anything anywhere; what nobody thought of must not end the command
+        reason = f"not the shape of {reader} ({described(error)}); mend the row or set reader=NAME"
+        raise BadRow("row", row, reason) from error
+
+
+def _example(
+    reader: str, row: Mapping[str, Any], find: Callable[[str], str], location: str, fallback_id: str, source: str
+) -> Example:
     for column in VIDEO_COLUMNS:
         if row.get(column):
             raise BadRow(column, row[column], "video cannot be scored; drop the row or give frames as images")
-    prompt, responses, ranks = _read(reader, row)
+    prompt, responses, ranks = READERS[reader].read(row)
     messages = to_messages(prompt, next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt"))
     if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row["system"]})
@@ -395,14 +406,6 @@ def read_row(
         caption=pick_caption(captions_of(row), best),
         location=location,
     )
-
-
-def _read(reader: str, row: Mapping[str, Any]) -> Read:
-    try:
-        return READERS[reader].read(row)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        reason = f"not the shape of {reader} ({type(error).__name__}: {error}); mend the row or set reader=NAME"
-        raise BadRow("row", dict(row), reason) from error
 
 
 def _check_unread(

@@ -22,7 +22,7 @@ from rovrm.select import selection_settings
 INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from", "selection")
 
 # What records say of contents, beside names and settings: those of older versions lack it.
-MARKS = {"images": "its images", "weights": "the weights of its base"}
+MARKS = {"images": "its images", "weights": "the weights of its base", "max_pixels": "its limit of pixels"}
 
 
 def lock_folder(out: str) -> Any:

@@ -94,6 +94,7 @@ def _header(config: ScoreConfig, digest: str) -> dict[str, Any]:
         "in": digest,
         "image_root": config.image_root,
         "max_length": config.max_length,
+        "max_pixels": config.max_pixels,
         "dtype": config.dtype,
         "normalize": config.normalize,
     }

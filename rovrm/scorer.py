@@ -11,6 +11,7 @@ are read by the code that reads the training data, so that a row means the same 
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from rovrm.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
-from rovrm.errors import UserError
+from rovrm.errors import UserError, shown
 from rovrm.examples import Example
-from rovrm.images import ImageRef, find_image
-from rovrm.messages import BadRow, image_column, unread_image
+from rovrm.images import MAX_PIXELS, ImageRef, find_image, open_images
+from rovrm.messages import BadRow, fence, image_column, unread_image
 from rovrm.readers import VIDEO_COLUMNS, read_row
 from rovrm.rows import RewardCollator, split_responses
 
@@ -45,8 +46,8 @@ class RewardScorer:
 
     model: a reward model (rovrm.modeling). processor: its processor (or tokenizer). rows: auto | shared | separate.
     workers: processes that read images and build batches; 0 = none. `max_length`: tokens of the longest conversation
-    taken, at first the model's own limit. normalize=True in the calls below gives (reward - mean) / spread, with the
-    two taken on held-out data at the end of training.
+    taken, at first the model's own limit; `max_pixels`: pixels of all images of a row together. normalize=True in the
+    calls below gives (reward - mean) / spread, with the two taken on held-out data at the end of training.
     """
 
     def __init__(self, model: Any, processor: Any, rows: str = "auto", workers: int = 0):
@@ -55,6 +56,7 @@ class RewardScorer:
         self.mean = getattr(model.config, "reward_mean", None)
         self.std = getattr(model.config, "reward_std", None)
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_pixels = MAX_PIXELS
         self._lock = threading.RLock()  # fast tokenizers refuse two threads at once ("Already borrowed")
 
     @classmethod
@@ -191,7 +193,7 @@ class RewardScorer:
         decoded for it, in the worker processes. find: an image's name in a row -> its path."""
         found: list[Example | UserError] = [_or_error(row, i, find) for i, row in enumerate(rows)]
         todo = [i for i, e in enumerate(found) if isinstance(e, Example) and e.lengths is None]
-        looks = _Lengths([found[i] for i in todo], self.collator)  # type: ignore[misc]
+        looks = _Lengths([found[i] for i in todo], self.collator, self.max_pixels)  # type: ignore[misc]
         with self._lock:
             workers = self.workers if len(todo) >= MANY else 0
             loader = DataLoader(looks, batch_size=8, num_workers=workers, collate_fn=list)
@@ -273,8 +275,8 @@ class RewardScorer:
 class _Lengths(Dataset):
     """`self[i]`: an example's lengths, or why it cannot be scored."""
 
-    def __init__(self, examples: Sequence[Example], collator: RewardCollator):
-        self.examples, self.collator = examples, collator
+    def __init__(self, examples: Sequence[Example], collator: RewardCollator, max_pixels: int):
+        self.examples, self.collator, self.max_pixels = examples, collator, max_pixels
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -282,7 +284,7 @@ class _Lengths(Dataset):
     def __getitem__(self, index: int) -> tuple[int, list[int]] | str:
         example = self.examples[index]
         try:
-            return self.collator.lengths(example, [ref.open() for ref in example.images])
+            return self.collator.lengths(example, open_images(example.images, self.max_pixels))
         except UserError as error:
             return f"example {example.id}: {error}"
         except Exception as error:  # an image processor may refuse an odd image with any exception: the row says which
@@ -299,7 +301,7 @@ def load_scorer(config: "ScoreConfig | ServeConfig", workers: int = 0) -> Reward
         workers=workers,
         trust_remote_code=config.trust_remote_code,
     )
-    scorer.max_length = config.max_length or scorer.max_length
+    scorer.max_length, scorer.max_pixels = config.max_length or scorer.max_length, config.max_pixels
     if config.normalize:
         scorer.require_stats()
     return scorer
@@ -312,32 +314,34 @@ def as_example(row: Example | Mapping[str, Any], number: int = 0, find: Callable
     """A row with prompt, responses and images as an Example, responses in their order.
 
     number: names a row without `id`. find: an image's name -> its path. Raises UserError naming what is missing or
-    refused.
+    refused, whatever it is.
     """
     if isinstance(row, Example):
         return row
     if not isinstance(row, Mapping):
         raise UserError(f"example {number}: needs a mapping with prompt and responses, got {type(row).__name__}")
-    name = str(number if row.get("id") is None else row["id"])
+    name = str(number) if row.get("id") is None else shown(row["id"], sys.maxsize)
+    with fence(f"example {name}"):
+        return _example(row, name, find)
+
+
+def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> Example:
     given = [key for key in ANSWERS if row.get(key) is not None]
     for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if key in row and row[key] is None and other in given:  # one reward would be taken for that of a whole pair
-            raise UserError(f"example {name}: {key} is null beside {other}; fill it in or leave it out")
+            raise UserError(f"{key} is null beside {other}; fill it in or leave it out")
     responses = row["responses"] if "responses" in given else [row[key] for key in given]
     if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
-        raise UserError(f"example {name}: needs a list of one or more responses, got {str(row.get('responses'))[:80]}")
+        raise UserError(f"needs a list of one or more responses, got {shown(row.get('responses'), 80)}")
     kept = {key: row[key] for key in PROMPT_COLUMNS if row.get(key) is not None}
     videos = {key: True for key in VIDEO_COLUMNS if not _empty(row.get(key))}
     column = image_column(row)
-    try:
-        pictures = {"images": _pictures(None if column is None else row[column])}
-        example = read_row("ranked", {**kept, **videos, **pictures, "responses": responses, "id": name}, find)
-        unread = unread_image(row, NO_IMAGES, example.images, find)
-        if unread is not None:
-            raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
-        return example
-    except (BadRow, UserError) as error:
-        raise UserError(f"example {name}: {error}") from error
+    pictures = {"images": _pictures(None if column is None else row[column])}
+    example = read_row("ranked", {**kept, **videos, **pictures, "responses": responses, "id": name}, find)
+    unread = unread_image(row, NO_IMAGES, example.images, find)
+    if unread is not None:
+        raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
+    return example
 
 
 def _or_error(row: Any, number: int, find: Callable[[str], str]) -> Example | UserError:

@@ -197,4 +197,4 @@ td:first-child,th:first-child{{text-align:left}}</style>
 <h2>Map</h2><p>First two principal components of unit features: pool grey, chosen blue, target red.</p>
 {picture}
 """
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # half an emoji in a text

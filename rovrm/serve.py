@@ -17,9 +17,9 @@ suffix such as .jpg; URLs are never fetched. Scores are those of `RewardScorer.s
 Requests that come at the same time are scored in one batch of at most `batch_tokens`; one that comes alone is scored at
 once. Whatever can be wrong with a request is found before it waits among others, and where a batch fails all the same
 its requests are scored one by one. Every refusal is {"error": one line}, with status 400 (not JSON), 401 (token), 404,
-405, 408 (the body takes a minute), 413 (body or images too large), 415 (no JSON by its header, no image by its bytes),
-422 (wrong types, unknown keys, too long), 429 (`queue` requests are in work) or 500. A host that other machines can
-reach is refused without a token.
+405, 408 (the body takes a minute), 413 (body, images or all conversations together too large), 415 (no JSON by its
+header, no image by its bytes), 422 (wrong types, unknown keys, too long), 429 (`queue` requests are in work) or 500. A
+host that other machines can reach is refused without a token.
 
 OpenRLHF: `--remote_rm_url http://localhost:8000/get_reward`. `query` are full texts, prompt + response, one for each of
 `prompts`; `labels` are not used. Rewards and scores are lists with one float per query, extra_logs holds such lists. An

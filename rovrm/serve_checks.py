@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
+from rovrm.chat import HALF
 from rovrm.config import ServeConfig
 from rovrm.errors import UserError
 from rovrm.examples import Example
@@ -28,7 +29,6 @@ from rovrm.messages import PLACEHOLDER
 from rovrm.scorer import RewardScorer
 
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-HALF = re.compile(r"[\ud800-\udfff]")
 # English has 4 characters to a token: a text with more than this for each token of the limit is not even tokenised.
 CHARACTERS = 32
 ASKED, ANSWERED = "QUESTIONOFTHEUSER", "ANSWEROFTHEMODEL"  # stand for the texts when a chat template is looked at
@@ -57,7 +57,7 @@ def own_tokenizer(scorer: RewardScorer, batch_tokens: int) -> RewardScorer:
     """The same model's scorer for measuring alone: with a tokenizer of its own it need not wait for a forward."""
     rows = "shared" if scorer.collator.shared else "separate"
     twin = RewardScorer(scorer.model, copy.deepcopy(scorer.processor), rows)
-    twin.max_length, twin.collator.row_tokens = scorer.max_length, batch_tokens
+    twin.max_length, twin.max_pixels, twin.collator.row_tokens = scorer.max_length, scorer.max_pixels, batch_tokens
     return twin
 
 
@@ -68,12 +68,25 @@ def check(rows: Sequence[dict[str, Any]], measuring: RewardScorer, config: Serve
     pixels = sum(_pixels(data, name) for row, many in zip(rows, found, strict=True) for data, name in many)
     if pixels > config.max_pixels:
         raise Refusal(413, f"images of {pixels} pixels together, more than max_pixels={config.max_pixels}; shrink them")
+    characters = sum(len(text) for row in rows for text in (str(row["prompt"]), *row["responses"]))
+    if characters > CHARACTERS * config.max_tokens:
+        raise _too_costly(f"{characters} characters", config)
     examples, tokens = [], 0
     for row, many in zip(rows, found, strict=True):
         examples.append(_measured(row, many, measuring))
         count, longest = measuring.collator.cost(examples[-1].lengths)  # type: ignore[arg-type]
         tokens += count * longest
+        if tokens > config.max_tokens:
+            raise _too_costly(f"{tokens} tokens or more", config)
     return Checked(examples, tokens, pixels)
+
+
+def _too_costly(what: str, config: ServeConfig) -> Refusal:
+    """The one scoring thread would be held by this request, and every other would wait."""
+    return Refusal(
+        413, f"conversations of {what} together, max_tokens={config.max_tokens}; send fewer or shorter ones at once, "
+        "or start the server with a larger max_tokens"
+    )  # fmt: skip
 
 
 def _named(row: dict[str, Any]) -> Iterator[tuple[str, str]]:

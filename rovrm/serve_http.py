@@ -23,12 +23,13 @@ from starlette.exceptions import HTTPException as RoutingError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rovrm.config import ServeConfig
-from rovrm.errors import UserError
+from rovrm.errors import UserError, one_line
 from rovrm.scorer import RewardScorer
 from rovrm.serve_checks import Checked, Refusal, check, look_at_template, openrlhf_rows, own_tokenizer
 
 logger = logging.getLogger(__name__)
 
+LONGEST = 480  # characters of an error
 RESPONSES = 64  # of one prompt, and images of one prompt
 QUERIES = 1024  # of one OpenRLHF request
 DRAINED = 4  # times the longest body: what is read of a longer one before it is refused
@@ -249,8 +250,7 @@ def _refused(error: Refusal) -> JSONResponse:
 
 
 def _error(status: int, text: str, headers: Mapping[str, str]) -> JSONResponse:
-    line = " ".join(text.split()).encode(errors="replace").decode()  # a key of a body may hold half a character
-    return JSONResponse({"error": line}, status, headers)
+    return JSONResponse({"error": one_line(text, LONGEST)}, status, headers)
 
 
 def _unknown(request: Request, error: RoutingError) -> JSONResponse:

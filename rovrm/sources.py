@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rovrm.errors import UserError
-from rovrm.images import ImageRef
+from rovrm.errors import UserError, described, shown
+from rovrm.images import ImageRef, expanded
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def parse_source(text: str) -> Source:
     """Takes `NAME?key=value&key=value` apart. Raises UserError for an unknown option or a value of the wrong type."""
     # `?` also stands in globs ("part-?.jsonl"), so only a `?` before `key=` starts the options.
     name, *options = re.split(r"\?(?=[\w.\-]+=)", text, maxsplit=1)
-    source = Source(text=text, name=os.path.expanduser(name))
+    source = Source(text=text, name=expanded(name))
     seen = set()
     for option in options[0].split("&") if options else []:
         key, _, value = option.partition("=")
@@ -161,14 +161,25 @@ def _number(source: Source, key: str, value: str, kind: type, takes: str) -> Any
 
 def load_rows(source: Source) -> Rows:
     """The rows of a source. Raises UserError when it is not there, empty, not readable or has no such split."""
+    try:
+        return _load(source)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"source {source.text!r}: cannot be read ({error.strerror or error}); mend it") from error
+    except Exception as error:  # what `datasets` raises on damaged folders has no common class
+        raise UserError(f"source {source.text!r}: cannot be read ({described(error)}); mend or replace it") from error
+
+
+def _load(source: Source) -> Rows:
     if source.name.startswith(WORLD):
         from rovrm.world.source import world_rows
 
         return world_rows(source)
     path = Path(source.name)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return _load_folder(source, path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _load_files(source, {"train": [path]})
     if glob.has_magic(source.name):
         found = [Path(name) for name in sorted(glob.glob(source.name, recursive=True)) if os.path.isfile(name)]
@@ -282,6 +293,8 @@ def read_json(file: Path) -> list[Row]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); mend it or name another") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text ({error}); a source is JSON, JSONL or parquet") from error
     if not text.strip():
@@ -326,7 +339,7 @@ def _line_row(file: Path, number: int, line: str) -> Row:
 def _row(file: Path, number: int, value: Any, raw: str, problem: str = "") -> Row:
     if not isinstance(value, dict):
         problem = problem or f"a row is a JSON object, got {type(value).__name__}; write {{...}}"
-        raw, value = raw or json.dumps(value), None
+        raw, value = raw or shown(value), None
     return Row(value, f"{file}, row {number}", file.stem, number, str(file), problem, raw)
 
 
@@ -369,12 +382,22 @@ def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = Non
         chosen = list(indices)
         for start in range(0, len(chosen), BATCH):
             batch = chosen[start : start + BATCH]
-            rows = texts[batch].to_pylist() if texts.column_names else [{} for _ in batch]
-            for index, values in zip(batch, rows, strict=True):
-                yield Row(values | cells(index), f"{name}, row {index + 1}", stem, index + 1, data_file)
+            for index, (values, problem) in zip(batch, _texts(texts, batch), strict=True):
+                values = None if values is None else values | cells(index)
+                yield Row(values, f"{name}, row {index + 1}", stem, index + 1, data_file, problem)
 
-    kinds: dict[str | None, Any] = {data_file: (dataset.column_names, next(take([0])).values)}
+    kinds: dict[str | None, Any] = {data_file: (dataset.column_names, next(take([0])).values or {})}
     return Rows(name, kinds, len(dataset), take)
+
+
+def _texts(texts: Any, batch: list[int]) -> list[tuple[dict[str, Any] | None, str]]:
+    """(cells, "") of each row; (None, why not) of one that cannot be read: damaged files hold what is no text."""
+    try:
+        return [(row, "") for row in (texts[batch].to_pylist() if texts.column_names else [{} for _ in batch])]
+    except Exception as error:  # Arrow's errors have no common class
+        if len(batch) == 1:
+            return [(None, f"the row cannot be read ({described(error)}); write the file again")]
+        return [_texts(texts, [index])[0] for index in batch]
 
 
 def _holds_bytes(feature: Any) -> bool:

@@ -435,3 +435,18 @@ def test_real_answers_are_scored_once_each_through_kills(reward, tmp_path):
     for row, given in zip(rows, asked, strict=True):
         assert dict(zip(row["names"], row["candidates"], strict=True)) == given["candidates"]
         assert len(row["scores"]) == 6 and Path(row["images"][0]).is_file()
+
+
+def test_half_a_character_in_a_prompt_or_a_candidate(reward, tmp_path, capsys):
+    """The file can be written and read again, and only the prompt that no tokenizer takes is without scores."""
+    good, bad = ("Q", ["Yes.", "No."]), ("half \ud83d", ["A.", "half \udc80"])
+    rows = [{"prompt": prompt, "candidates": texts} for prompt, texts in (good, bad)]
+    file = tmp_path / "pools.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"model={reward}", f"candidates={file}", f"out={tmp_path}/bon", "device=cpu"]
+    for _ in range(2):  # the second time from the file
+        assert bon.main(given) == 0
+        good, bad = map(json.loads, (tmp_path / "bon" / "bon.jsonl").read_text().splitlines())
+        assert len(good["scores"]) == 2 and bad["prompt"][0]["content"] == "half \ud83d"
+        assert "half a character" in bad["error"]
+    assert "Traceback" not in capsys.readouterr().err

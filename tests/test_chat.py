@@ -418,3 +418,20 @@ def test_answers_of_the_same_tokens_are_no_pair(family_folder):
     assert len(checked.examples) == 1
     [record] = checked.rejected
     assert record["field"] == "responses 1 and 2" and "same tokens" in record["reason"]
+
+
+@pytest.mark.parametrize(
+    "extra", ["{% for i in range(99999) %}forever and ever {% endfor %}", "{{ messages[0]['content'] * 40 }}"]
+)
+def test_a_template_that_prints_without_end_is_refused(processor_with, tmp_path, extra: str) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}" + extra)
+    with pytest.raises(UserError, match=r"the chat template (prints \d+ characters for a conversation of|repeats)"):
+        ChatTemplate(processor_with(tmp_path / "chat_template.jinja")).conversations(example(TURNS[:1]))
+
+
+def test_half_a_character_is_refused(family_folder) -> None:
+    chat = ChatTemplate(load_processor(str(family_folder("llava"))))
+    with pytest.raises(UserError, match=r"holds '\\ud83d', half a character"):
+        chat.conversations(example(TURNS, responses=["So \ud83d!", "No."]))
+    with pytest.raises(UserError, match="half a character"):
+        chat.prompt(example([{"role": "user", "content": "\ud83d"}]))

@@ -334,3 +334,11 @@ def test_the_first_five_are_shown() -> None:
     assert len(lines) == 5
     for i, line in enumerate(lines):
         assert line == f"  a.jsonl, row {i}: margin = {'x' * 120!r}: reason {i}"
+
+
+def test_images_above_the_limit_of_pixels(collator: RewardCollator, pictures: Callable[..., ImageRef]) -> None:
+    one, two = pictures(0), pictures(1)
+    assert check_examples([example(one, two)], collator, LONG, max_pixels=2400).examples
+    [record] = check_examples([example(one, two)], collator, LONG, max_pixels=2399).rejected
+    assert (record["field"], record["value"]) == ("image 2", "1-40x30.png")
+    assert "40 x 30 pixels, where max_pixels leaves 1199" in record["reason"] and "raise max_pixels" in record["reason"]

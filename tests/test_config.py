@@ -353,7 +353,7 @@ def test_run_prints_the_message_and_returns_2(capsys) -> None:
         raise UserError(f"{config.out}\nis full")
 
     assert run(main, ["out=x"], "python -m rovrm.train") == 2
-    assert capsys.readouterr().err == "python -m rovrm.train: error: x\nis full\n"
+    assert capsys.readouterr().err == "python -m rovrm.train: error: x\\nis full\n"
     assert run(main, ["outt=x"], "p") == 2
     assert capsys.readouterr().err == "p: error: unknown key outt (got 'x'): did you mean out?\n"
     assert run(lambda argv: None, [], "p") == 0 and run(lambda argv: 3, [], "p") == 3
@@ -387,3 +387,36 @@ def test_check_trainer_keys(key: str, message: str) -> None:
         check_trainer_keys({"logging_steps": 5, key: 1})
     assert message in str(caught.value)
     check_trainer_keys({"logging_steps": 5, "gradient_checkpointing": True, "deepspeed": None})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[1]: 2", "line 1: a key is a text"),
+        ("{a: 1}: 2", "line 1: a key is a text"),
+        ("? [a, b]\n: 1", "line 1: a key is a text"),
+        ("out: !!timestamp x", "is not YAML"),
+        ("out: !!timestamp 2026-01-31", "out: got datetime.date"),
+        ("out: !!int x", "is not YAML"),
+        ("trainer: {a: " + "[" * 300 + "]" * 300 + "}", ""),
+        ("trainer: " + "{a: " * 400 + "1" + "}" * 400, ""),
+        ("out: " + "[" * 5000, "is not YAML"),
+        ("seed: " + "9" * 5000, "is not YAML"),
+    ],
+)
+def test_recipes_that_are_odd(tmp_path, text: str, told: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    try:
+        train(f"recipe={tmp_path}/a.yaml")
+    except UserError as error:
+        assert "a.yaml" in str(error) and told in str(error)
+    else:
+        assert not told
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "[!!timestamp x]", "{[1]: 2}", "!!timestamp x", "a\nb\x1b"])
+def test_words_that_are_odd(value: str, capsys) -> None:
+    for key in ("trainer.max_steps", "n", "seed", "text.data", "text.columns.a", "lora_dropout", "a\nb"):
+        status = run(lambda argv: train(*argv) and 0, [f"{key}={value}"], "x")
+        told = capsys.readouterr().err.removesuffix("\n")
+        assert status in (0, 2) and told.isprintable() and len(told) < 2100

@@ -12,7 +12,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from rovrm.data import as_examples, caption_example, load_examples, use_captions, write_jsonl
+from rovrm.data import as_examples, caption_example, load_captions, load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import ImageRef
@@ -533,3 +533,18 @@ def test_real_captions() -> None:
     for told in map(caption_example, loaded.examples):
         assert told.caption and told.prompt[0]["content"].startswith(f"Image description: {told.caption}\n\n")
         assert told.caption.strip().casefold() != told.responses[0].strip().casefold()
+
+
+def test_images_of_captions_with_thousands_of_digits(tmp_path: Path) -> None:
+    zeros, nines = "0" * 5000, "9" * 5000
+    rows = [{"image_id": 724, "caption": "B"}, {"image": nines, "caption": "A"}, {"image": zeros, "caption": "C"}]
+    captions = load_captions(write(tmp_path / "c.jsonl", rows))
+    assert captions.of(ImageRef(label=f"{zeros}724.png")) == ["B"]
+    assert captions.of(ImageRef(label=f"{nines}.png")) == ["A"]
+    assert captions.of(ImageRef(label="0.png")) == ["C"]
+
+
+def test_captions_that_are_no_captions(tmp_path: Path) -> None:
+    for row, told in (({"image": ["a"], "caption": "A"}, "image = .*takes a path"), ({"image": "a", "text": 5}, "5")):
+        with pytest.raises(UserError, match=rf"c.jsonl, row 1: .*{told}"):
+            use_captions([], write(tmp_path / "c.jsonl", [row]))

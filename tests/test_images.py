@@ -10,7 +10,7 @@ import pytest
 
 from rovrm import images
 from rovrm.errors import UserError
-from rovrm.images import ImageRef, content_hash, find_image
+from rovrm.images import ImageRef, content_hash, find_image, open_images
 
 
 @pytest.fixture
@@ -168,3 +168,32 @@ def test_the_folder_that_worked_is_tried_first(tmp_path: Path, photo: Path, monk
 def test_refused_names(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         find_image(name)
+
+
+@pytest.mark.parametrize("name", ["~\0", "~\0/a.png", "~\ud800/a.png", "a\0.png", "\ud800.png", "a" * 5000])
+def test_names_that_no_file_can_have_are_not_found(tmp_path: Path, name: str) -> None:
+    for root in (None, tmp_path, "~\0"):
+        with pytest.raises(UserError, match="no such file|not found"):
+            find_image(name, root, tmp_path / "rows.jsonl")
+        assert find_image(name, root, tmp_path / "rows.jsonl", must_exist=False) == name
+
+
+@pytest.mark.skipif("AVIF" not in images.FORMATS, reason="this Pillow reads no AVIF")
+def test_every_error_of_a_decoder_is_told(tmp_path: Path) -> None:
+    """AVIF raises RuntimeError."""
+    whole = encoded(PIL.Image.effect_noise((64, 64), 50).convert("RGB"), "AVIF")
+    (tmp_path / "a.avif").write_bytes(whole[:-200] + bytes(200))
+    (tmp_path / "b.avif").write_bytes(whole[:-200])
+    for name in ("a.avif", "b.avif"):
+        with pytest.raises(UserError, match=rf"{name}: cannot be decoded .*; replace the file or drop the row"):
+            ImageRef(path=str(tmp_path / name)).open()
+
+
+def test_the_images_of_a_row_have_a_limit_together(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = [ImageRef(path=str(photo)), ImageRef(image=PIL.Image.new("1", (6, 4)))]
+    assert [image.size for image in open_images(refs, 48)] == [(6, 4), (6, 4)]
+    with pytest.raises(UserError, match=r"in memory.*: 6 x 4 pixels, where max_pixels leaves 23 for it .*; shrink it"):
+        open_images(refs, 47)
+    monkeypatch.setattr(images, "_upright_rgb", lambda image: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"photo\.png: 6 x 4 pixels.* leaves 23 .*raise max_pixels or drop"):
+        open_images(refs, 23)

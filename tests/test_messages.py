@@ -82,3 +82,32 @@ def test_parsed() -> None:
     assert parsed("[{'a': None}]", "f") == [{"a": None}]
     with pytest.raises(BadRow, match="f = .*should hold a JSON value does not"):
         parsed("__import__('os')", "f")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ([{"role": "user", "content": 5}], "content is a string or a list of blocks"),
+        ([{"role": ["user"], "content": "Q"}], "unknown role"),
+        ([{"role": {"a": 1}, "content": "Q"}], "unknown role"),
+        ("<image " + "9" * 5000 + ">", "an image number of 5000 digits"),
+    ],
+)
+def test_prompts_of_other_types_are_bad_rows(prompt: Any, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        with_images(prompt)
+
+
+@pytest.mark.parametrize("content", [5, ["a", "b"], [5], [{"type": "text", "text": 5}], [{"type": "image"}], [None]])
+def test_answers_hold_text_only(content: Any) -> None:
+    row = {"prompt": "Q", "chosen": [{"role": "assistant", "content": content}], "rejected": [{"content": "b"}]}
+    with pytest.raises(BadRow, match="responses = .*an answer holds text only"):
+        read_row("trl", row, find=lambda name: name)
+
+
+def test_what_nobody_thought_of_is_a_bad_row() -> None:
+    def find(name: str) -> str:
+        raise ZeroDivisionError("odd")
+
+    with pytest.raises(BadRow, match=r"row = .*not the shape of trl \(ZeroDivisionError: odd\); mend the row"):
+        read_row("trl", {"prompt": "Q", "chosen": "a", "rejected": "b", "image": "a.png"}, find)

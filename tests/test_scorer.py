@@ -448,3 +448,18 @@ def test_reward_is_none_for_a_completion_that_cannot_be_scored(scorer, caplog):
     assert rewards[1] is None and "longer than max_length" in caplog.text
     assert close([rewards[0], rewards[2]], scorer.score(QUESTION, good))
     refused(lambda: scorer.reward([QUESTION] * 2, completions[1:2] * 2), "longer than max_length")
+
+
+def test_the_limit_of_pixels_of_a_row(reward):
+    scorer = RewardScorer.from_pretrained(reward, device="cpu")
+    scorer.max_pixels = 5000
+    rows = [{"prompt": QUESTION, "responses": ["A."], "images": [picture(0)] * n} for n in (1, 2)]
+    good, bad = scorer.score_or_error(rows)
+    assert len(good) == 1 and "example 1: image in memory (64, 48): 64 x 48 pixels, where max_pixels" in str(bad)
+
+
+def test_rows_of_any_shape_are_scored_or_refused(reward):
+    scorer = RewardScorer.from_pretrained(reward, device="cpu")
+    odd = [{"id": 10**5000}, {"prompt": 5}, {"images": [{1: 2}]}, {"ranks": object()}, {3: 4}]
+    found = scorer.score_or_error([{"prompt": QUESTION, "responses": ["A."]} | row for row in odd])
+    assert [isinstance(one, UserError) for one in found] == [False, True, True, False, False]

@@ -279,7 +279,7 @@ def test_what_is_no_request(client):
     refused(send(b"{}", "text/plain"), 415, "Content-Type", "'text/plain'", "application/json")
     refused(send(b"{}", None), 415, "Content-Type")
     refused(client.get("/nothing"), 404, "/nothing", "/score")
-    refused(client.get("/no%0Athing"), 404, "/no thing")
+    refused(client.get("/no%0Athing"), 404, r"/no\nthing")
     refused(client.post("/score/", json={}), 404, "/score/")
     refused(client.get("/score"), 405, "GET /score", "POST")
     refused(client.post("/health", json={}), 405, "POST /health", "GET")
@@ -319,7 +319,7 @@ def test_what_is_no_request(client):
         ({"images": ["/9j/"] * 65}, ("images: got", "at most 64")),
         ({"video": "a.mp4"}, ("unknown key video", "'a.mp4'")),
         ({"image": "a.png"}, ("unknown key image",)),
-        ({"x\n" * 500: 1}, ("unknown key x x",)),
+        ({"x\n" * 500: 1}, (r"unknown key x\nx",)),
         ({"\ud800": 1}, ("the body", "unicode")),
         ({"responses": ["half a character: \ud800"]}, ("half a character", r"'\ud800'")),
     ],
@@ -584,3 +584,28 @@ def test_command_refuses(capsys, monkeypatch, tmp_path):
     taken.close()
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert "pip install 'rovrm[serve]'" in message()
+
+
+def test_the_tokens_of_a_request_are_bounded(scorer, monkeypatch):
+    """One request must not hold the scoring thread for all others."""
+    with client_of(scorer, max_tokens=400) as client, Gate(scorer, monkeypatch) as gate:
+        gate.holds.set()
+        long = {"prompt": QUESTION, "responses": [f"{i} " + "word " * 60 for i in range(8)]}
+        refused(client.post("/score", json=long), 413, "tokens", "max_tokens=400", "send fewer or shorter ones")
+        many = {"query": [f"{i}? Yes" for i in range(64)], "prompts": [f"{i}?" for i in range(64)]}
+        refused(client.post("/get_reward", json=many), 413, "max_tokens=400")
+        endless = {"prompt": QUESTION, "responses": ["a" * 13_000]}
+        refused(client.post("/score", json=endless), 413, "characters together", "max_tokens=400")
+        assert not gate.calls
+        assert client.post("/score", json={"prompt": QUESTION, "responses": ["Yes."]}).status_code == 200
+
+
+LONG_TYPE = [{"role": "user", "content": [{"type": "x" * 9000}]}]
+
+
+@pytest.mark.parametrize("prompt", ["<image " + "9" * 5000 + ">", LONG_TYPE])
+def test_what_a_refusal_repeats_is_bounded(client, prompt):
+    """The second is repeated by pydantic."""
+    refused(client.post("/score", json={"prompt": prompt, "responses": ["A"]}), 422, "prompt")
+    given = prompt if isinstance(prompt, str) else prompt[0]["content"][0]["type"]
+    refused(client.post("/get_reward", json={"query": [f"{given} A"], "prompts": [given, given]}), 422, "prompts")

@@ -235,3 +235,44 @@ def test_absurd_json_is_a_bad_row(tmp_path: Path, line: str) -> None:
     file.write_text('{"prompt": "a"}\n' + line + "\n")
     rows = list(load_rows(parse_source(str(file))).take(range(2)))
     assert rows[1].values is None and "mend or delete the line" in rows[1].problem
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0.jsonl", "~\0", "\ud800.jsonl", "a/" * 3000 + "b.json", "[z-a].json"])
+def test_odd_names_are_not_found(name: str) -> None:
+    with pytest.raises(UserError, match="mend"):
+        load(name)
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*given, **options):  # root may read everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        load(tmp_path)
+    write(tmp_path / "a.json", {"a": 1})
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(UserError, match=r"a.json: cannot be read \(Permission denied\)"):
+        load(tmp_path / "a.json")
+
+
+def test_a_damaged_saved_data_set(datasets, tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"saved'?: cannot be read .*; mend or replace it"):
+        load(tmp_path / "saved")
+
+
+def test_a_row_that_holds_no_text_is_that_rows_problem(datasets) -> None:
+    import pyarrow
+
+    cells = pyarrow.array([b"one", b"\xff\xfe", b"three"], pyarrow.binary()).view(pyarrow.utf8())
+    table = datasets.Dataset(pyarrow.table({"prompt": cells}))
+    rows = list(sources.dataset_rows(table, "damaged", stem="damaged").take([0, 1, 2]))
+    assert [row.values for row in rows] == [{"prompt": "one"}, None, {"prompt": "three"}]
+    assert "cannot be read (UnicodeDecodeError" in rows[1].problem and rows[1].location == "damaged, row 2"
+
+
+def test_a_list_nested_too_deeply_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a": 1}, ' + "[" * 900 + "]" * 900 + "]")
+    assert [row.values for row in load(tmp_path / "a.json").take([0, 1])] == [{"a": 1}, None]
