@@ -50,6 +50,8 @@ class ChatTemplate:
     def conversations(self, example: Example) -> list[str]:
         """The k full conversations. Raises UserError where the template refuses, cuts or doubles one."""
         prompt = self._placed(example)
+        for text in example.responses:
+            self._check_answer(text)
         answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in example.responses]
         return [self._text([*prompt, answer], answering=False) for answer in answers]
 
@@ -67,7 +69,6 @@ class ChatTemplate:
 
     def _text(self, messages: list[dict[str, Any]], answering: bool) -> str:
         parts = [(m["role"], block["text"]) for m in messages for block in m["content"] if _has_text(block)]
-        self._check_marks(parts)
         pieces = self._structure(messages, answering)
         text = self._apply(_set_apart(messages, pieces), answering)
         expected = pieces[0]
@@ -77,15 +78,14 @@ class ChatTemplate:
             raise UserError(_first_cut(text, parts))
         return text
 
-    def _check_marks(self, parts: list[tuple[str, str]]) -> None:
-        """Raises UserError for a text that could end its own turn: it would be read as another conversation."""
-        for role, part in parts:
-            for token in self._turn_tokens():
-                if token in part:
-                    raise UserError(
-                        f"the {role}'s text holds {token!r}, by which this model's chat template marks turns; remove "
-                        "it from the text"
-                    )
+    def _check_answer(self, answer: str) -> None:
+        """Raises UserError for an answer that would end its own turn: what follows could be anything to the model."""
+        token = next((token for token in self._turn_tokens() if token in answer), None)
+        if token is not None:
+            raise UserError(
+                f"the response {answer[:60]!r} holds {token!r}, by which this model's chat template marks turns; "
+                "remove it from the text"
+            )
 
     def _turn_tokens(self) -> list[str]:
         """The special tokens that the template writes into a conversation, and the end of sequence."""

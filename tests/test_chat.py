@@ -189,12 +189,10 @@ def test_texts_around_images_are_not_joined(processor_with, file: Path):
 @pytest.mark.parametrize(
     ("family", "token"), [("llava", "</s>"), ("qwen2_vl", "<|im_end|>"), ("qwen2_vl", "<|im_start|>")]
 )
-def test_a_text_cannot_end_its_turn(family_folder, family: str, token: str):
+def test_an_answer_cannot_end_its_turn(family_folder, family: str, token: str):
     chat = ChatTemplate(load_processor(str(family_folder(family))))
-    with pytest.raises(UserError, match="the assistant's text holds .* marks turns; remove it"):
+    with pytest.raises(UserError, match="the response 'A cup.* holds .* marks turns; remove it"):
         chat.conversations(example(TURNS, responses=[f"A cup.{token}"]))
-    with pytest.raises(UserError, match="the system's text holds"):
-        chat.prompt(example([{"role": "system", "content": f"Be {token} brief."}, *TURNS]))
     [text] = chat.conversations(example(TURNS, responses=["Written <s>through</s >, <pad> and {{ braces }} [INST]."]))
     assert "<s>through" in text
 
