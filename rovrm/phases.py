@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rovrm.captions import caption_example
 from rovrm.checkpoints import ADAPTER, read_json
 from rovrm.checks import Checked, check_examples, record, stop_if_too_bad
 from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig, by_gradients, phase_numbers
-from rovrm.data import caption_example, load_examples, use_captions, write_jsonl
+from rovrm.data import load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.messages import text_of

@@ -12,7 +12,8 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from rovrm.data import as_examples, caption_example, load_examples, use_captions, write_jsonl
+from rovrm.captions import caption_example
+from rovrm.data import as_examples, load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import ImageRef
@@ -97,6 +98,14 @@ def test_columns_may_be_swapped(hundred: str) -> None:
 def test_ids_are_unique(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(3)])
     assert ids(path) == ["same", "same-2", "same-3"]
+    path = write(tmp_path / "b.jsonl", [row | {"id": id_} for row, id_ in zip(pairs(4), ("a", "a-2", "a", "a"), strict=True)])
+    assert ids(path) == ["a", "a-2", "a-3", "a-4"]
+
+
+def test_many_equal_ids(tmp_path: Path) -> None:
+    """In a time that grows with their number: with its square this would take a quarter of an hour."""
+    path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(50_000)])
+    assert ids(path)[-1] == "same-50000"
 
 
 def test_no_image_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
