@@ -88,12 +88,13 @@ def check_responses(example: Example) -> Finding:
         if not response.strip():
             reason = "the response is empty; fill it in or drop the row"
             return Finding(where=f"response {j + 1}", value=repr(response), reason=reason)
+    firsts: dict[str, int] = {}
     for j, response in enumerate(responses):
-        for other in range(j):
-            # Many chat templates strip the content, so white space makes no difference between two rows of tokens.
-            if response.strip() == responses[other].strip() and ranks[j] != ranks[other]:
-                reason = "they are identical but one is ranked above the other; drop the row"
-                return Finding(where=f"responses {other + 1} and {j + 1}", value=response, reason=reason)
+        # Many chat templates strip the content, so white space makes no difference between two rows of tokens.
+        other = firsts.setdefault(response.strip(), j)
+        if ranks[j] != ranks[other]:
+            reason = "they are identical but one is ranked above the other; drop the row"
+            return Finding(where=f"responses {other + 1} and {j + 1}", value=response, reason=reason)
     if len(set(ranks)) == 1:
         reason = "all responses are tied, there is nothing to compare; drop the row"
         return Finding(where="ranks", value=str(ranks), reason=reason)

@@ -5,7 +5,6 @@ columns in every format and are read by `read_row`. The schemas are those of the
 reader's name is what `reader=` takes.
 """
 
-import itertools
 import math
 import os
 import re
@@ -45,8 +44,8 @@ ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VL
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
     """Dense ranks, 0 for the highest score; equal scores tie."""
-    levels = sorted(set(scores), reverse=True)
-    return [levels.index(score) for score in scores]
+    levels = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
+    return [levels[score] for score in scores]
 
 
 def _field(row: Mapping[str, Any], *names: str) -> Any:
@@ -383,7 +382,8 @@ def read_row(
     ranks = _judged(row, ranks)
     texts = [response_text(response) for response in responses]
     order = sorted(range(len(texts)), key=lambda i: ranks[i])
-    best = [text for text, rank in zip(texts, ranks, strict=True) if rank == min(ranks)]
+    first = min(ranks)
+    best = [text for text, rank in zip(texts, ranks, strict=True) if rank == first]
     return Example(
         id=_id(row) or fallback_id,
         source=row["source"] if isinstance(row.get("source"), str) and row["source"] else source,
@@ -451,11 +451,15 @@ def _judged(row: Mapping[str, Any], ranks: list[int]) -> list[int]:
 
 
 def _check_order(column: str, value: Any, numbers: Sequence[float], ranks: Sequence[int]) -> None:
-    for i, j in itertools.permutations(range(len(ranks)), 2):
-        if ranks[i] < ranks[j] and numbers[i] > numbers[j]:
+    order = sorted(range(len(ranks)), key=lambda j: ranks[j])
+    highest = before = order[0]  # responses with the highest number: of all so far, and of those ranked above j
+    for last, j in zip(order, order[1:], strict=False):
+        before = highest if ranks[j] > ranks[last] else before
+        if ranks[j] > ranks[before] and numbers[before] > numbers[j]:
             remedy = "to order by it set columns.ranks=rank" if column == "rank" else "or leave this column out"
-            reason = f"it puts response {j + 1} before response {i + 1}, against the order of the row; mend the row, "
+            reason = f"it puts response {j + 1} before response {before + 1}, against the order of the row; mend it, "
             raise BadRow(column, value, reason + remedy)
+        highest = j if numbers[j] > numbers[highest] else highest
 
 
 def _score(row: Mapping[str, Any], column: str) -> float:

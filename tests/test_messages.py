@@ -1,5 +1,6 @@
 """Chat messages: placeholders become blocks in place, and each image gets one."""
 
+import json
 from typing import Any
 
 import pytest
@@ -82,3 +83,13 @@ def test_parsed() -> None:
     assert parsed("[{'a': None}]", "f") == [{"a": None}]
     with pytest.raises(BadRow, match="f = .*should hold a JSON value does not"):
         parsed("__import__('os')", "f")
+
+
+def test_a_very_long_literal_is_not_tried() -> None:
+    """Python takes seconds for one of megabytes; JSON of any length is read."""
+    turns = [{"from": "human", "value": "It's a question?"}]
+    assert parsed(str(turns), "conversations") == turns
+    long = [{"from": "human", "value": "It's a question? " * 250_000}]
+    assert parsed(json.dumps(long), "conversations") == long
+    with pytest.raises(BadRow, match="should hold a JSON value does not .*too many to be tried as Python"):
+        parsed(str(long), "conversations")

@@ -7,6 +7,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
+from rovrm.checks import check_responses
 from rovrm.data import as_examples, load_examples
 from rovrm.errors import UserError
 from rovrm.examples import Example
@@ -268,6 +269,17 @@ def test_ranked_by_scores() -> None:
     for scores in ([0], [0, "x", 1], [0, None, 1], [0, True, 1], "123"):
         with pytest.raises(BadRow, match="scores = .*takes one number for each of the 3 responses"):
             read(row | {"scores": scores})
+
+
+def test_a_very_long_list() -> None:
+    """20,000 responses, ordered by scores and beside them by ranks, in a time that grows with their number."""
+    count = 20_000
+    row = {"prompt": "Q", "responses": [f"answer {i}" for i in range(count)], "scores": list(range(count))}
+    assert read(row).responses[0] == f"answer {count - 1}"
+    example = read(row | {"ranks": [count - i for i in range(count)]})
+    assert example.ranks == list(range(count)) and not check_responses(example).reason
+    with pytest.raises(BadRow, match="scores = .*puts response 20000 before response 1,"):
+        read(row | {"ranks": [0] * (count - 1) + [1]})
 
 
 @pytest.mark.parametrize(
