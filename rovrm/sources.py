@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.errors import UserError
+from rovrm.hints import offline
 from rovrm.images import ImageRef
 
 logger = logging.getLogger(__name__)
@@ -258,8 +259,8 @@ def _load_hub(source: Source) -> Any:
         if not isinstance(error, OSError):
             raise UserError(f"source {source.text!r}: the hub data set does not load: {error}") from error
         raise UserError(
-            f"source {source.text!r}: {name} is not a local path, and no such hub data set can be reached ({error}); "
-            "mend the path, or download the data set where there is a network"
+            f"source {source.text!r}: {name} is not a local path, and no such hub data set can be reached ({error})"
+            f"{offline(name)}; mend the path, or download the data set where there is a network"
         ) from error
 
 

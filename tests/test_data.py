@@ -98,7 +98,8 @@ def test_columns_may_be_swapped(hundred: str) -> None:
 def test_ids_are_unique(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(3)])
     assert ids(path) == ["same", "same-2", "same-3"]
-    path = write(tmp_path / "b.jsonl", [row | {"id": id_} for row, id_ in zip(pairs(4), ("a", "a-2", "a", "a"), strict=True)])
+    again = zip(pairs(4), ("a", "a-2", "a", "a"), strict=True)
+    path = write(tmp_path / "b.jsonl", [row | {"id": name} for row, name in again])
     assert ids(path) == ["a", "a-2", "a-3", "a-4"]
 
 

@@ -214,6 +214,13 @@ def test_hub_without_a_network(datasets, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(UserError, match=r"owner/name is not a local path, and no such hub .* be reached .*Couldn't"):
         load("owner/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"; HF_HUB_OFFLINE=1 is set, so only what is in the cache is found: unset it"):
+        load("owner/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "yes")
+    with pytest.raises(UserError, match="HF_DATASETS_OFFLINE=yes is set"):
+        load("owner/name")
 
 
 def test_a_folder_named_like_a_hub_id_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
