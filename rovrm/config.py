@@ -127,6 +127,8 @@ class PhaseConfig:
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
     reader: str = ""  # format of the data; empty = found from its columns
     columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
+    max_bad_fraction: float | None = limited(None, FRACTION)  # share of bad rows of this phase that may be skipped;
+    # null = max_bad_fraction of all phases
 
 
 @dataclass
@@ -167,6 +169,7 @@ class TrainConfig:
     eval_fraction: float = limited(0.05, FRACTION)  # share of the training data held out when eval_data is empty
     max_bad_fraction: float = limited(0.01, FRACTION)  # share of bad rows that may be skipped before the run stops
     max_length: int = limited(2048, ABOVE_ZERO)  # tokens of the longest conversation
+    long_rows: Literal["skip", "error"] = "skip"  # longer rows are skipped and counted apart, or are bad rows
     rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward per device, at most
     batch_size: int = limited(8, ABOVE_ZERO)  # prompts of one forward per device, at most

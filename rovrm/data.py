@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rovrm.captions import Captions, load_captions, with_caption
-from rovrm.errors import UserError
+from rovrm.errors import BadRows, UserError
 from rovrm.examples import Example
 from rovrm.images import find_image
 from rovrm.messages import BadRow
@@ -275,7 +275,8 @@ def _joined(parts: Sequence[Loaded], n: int | None, select: Select, seed: int) -
         for text, counts in part.counts.items():
             loaded.counts[text] = counts | {"kept": sum(owner == text for _, owner in owners)}
     if not loaded.examples and loaded.rejected:
-        raise UserError(f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}")
+        message = f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}"
+        raise BadRows(message, loaded.rejected)
     _make_ids_unique(loaded.examples)
     return loaded
 
