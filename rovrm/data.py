@@ -278,6 +278,7 @@ def _joined(parts: Sequence[Loaded], n: int | None, select: Select, seed: int) -
         message = f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}"
         raise BadRows(message, loaded.rejected)
     _make_ids_unique(loaded.examples)
+    _tell_files_apart(loaded.examples)
     return loaded
 
 
@@ -291,6 +292,29 @@ def _make_ids_unique(examples: Iterable[Example]) -> None:
             counts[name] = counts.get(name, 1) + 1
             example.id = f"{name}-{counts[name]}"
         seen.add(example.id)
+
+
+def _tell_files_apart(examples: Iterable[Example]) -> None:
+    """Examples whose source is their file's name get as much of its path as tells files of one name apart."""
+    files: dict[str, dict[str, list[Example]]] = {}  # name -> file -> its examples
+    for example in examples:
+        file = example.location.rpartition(", row ")[0]
+        if example.source == Path(file).stem:
+            files.setdefault(example.source, {}).setdefault(file, []).append(example)
+    for found in files.values():
+        for name, many in zip(_short_names(list(found)), found.values(), strict=True) if len(found) > 1 else ():
+            for example in many:
+                example.source = name
+
+
+def _short_names(files: Sequence[str]) -> list[str]:
+    """The last parts of paths, as few as tell them apart: `train/a` and `test/a`; else the paths."""
+    parts = [Path(file).with_suffix("").parts for file in files]
+    for count in range(2, max(map(len, parts)) + 1):
+        names = ["/".join(path[-count:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(files)
 
 
 # ---- captions --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,9 @@ def read_ultrafeedback_binarized(row: Mapping[str, Any]) -> Read:
 
 def read_plain(row: Mapping[str, Any]) -> Read:
     """prompt | question | instruction (+ input, as in Alpaca files), chosen, rejected. RLAIF-V is this too."""
-    return _prompt_text(row), [_field(row, "chosen"), _field(row, "rejected")], [0, 1]
+    chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    _refuse_texts(chosen, rejected)
+    return _prompt_text(row), [chosen, rejected], [0, 1]
 
 
 def _prompt_text(row: Mapping[str, Any]) -> Any:
@@ -216,6 +218,7 @@ def read_trl(row: Mapping[str, Any]) -> Read:
         shared = os.path.commonprefix([chosen, rejected])
         shared = shared.removesuffix(" ")  # as in TRL's extract_prompt: the blank belongs to the answers
         return shared, [chosen[len(shared) :], rejected[len(shared) :]], [0, 1]
+    _refuse_texts(chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("rejected", rejected, "chosen and rejected are both texts or both lists of messages; mend the row")
     if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
@@ -224,8 +227,18 @@ def read_trl(row: Mapping[str, Any]) -> Read:
     while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
         same += 1
     if len(chosen) - same != 1 or len(rejected) - same != 1:
-        raise BadRow("chosen", chosen, "chosen and rejected may differ in their last message only; drop the row")
+        where = f"message {same + 1} of {len(chosen)} and {len(rejected)}"
+        reason = f"chosen and rejected part at {where}, and may differ in their last message only; "
+        raise BadRow("chosen", chosen, reason + "cut both behind the first one that differs, or drop the row")
     return _with_turns(prompt, list(chosen[:same])), [chosen[-1], rejected[-1]], [0, 1]
+
+
+def _refuse_texts(*answers: Any) -> None:
+    """Raises BadRow for several texts where one answer, or a list of messages, is expected."""
+    for column, listed in zip(("chosen", "rejected"), answers, strict=True):
+        if isinstance(listed, (list, tuple)) and len(listed) > 1 and any(isinstance(item, str) for item in listed):
+            reason = f"a list of {len(listed)} texts, where one answer is expected; write all answers as one list "
+            raise BadRow(column, listed, reason + "`responses`, best first or with `ranks` beside it")
 
 
 def _with_turns(prompt: Any, turns: list[Any]) -> Any:
@@ -275,6 +288,8 @@ class Reader(NamedTuple):
 
 
 PROMPT = "prompt|question|instruction"
+# Ours -> theirs: `response` is a list there, `human_ranking` the rank of each (0 is the best).
+VL_REWARDBENCH = {"prompt": "query", "responses": "response", "ranks": "human_ranking"}
 PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
 TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in these may end as an image's name does
 
@@ -324,9 +339,13 @@ def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) ->
         reversed(READERS), key=lambda name: len(_missing(READERS[name], found)) / len(READERS[name].columns)
     )[:3]
     needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], found)) or 'nothing'}" for name in nearest)
+    remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: "
+    remedy += "reader=NAME"
+    if found >= {*VL_REWARDBENCH.values()}:
+        mapping = "&".join(f"columns.{ours}={theirs}" for ours, theirs in VL_REWARDBENCH.items())
+        remedy = f"These are rows of VL-RewardBench: read them by SOURCE?{mapping}; to score them, call the columns so"
     raise UserError(
-        f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. "
-        "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: reader=NAME"
+        f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. {remedy}"
     )
 
 
@@ -403,6 +422,20 @@ def _read(reader: str, row: Mapping[str, Any]) -> Read:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"not the shape of {reader} ({type(error).__name__}: {error}); mend the row or set reader=NAME"
         raise BadRow("row", dict(row), reason) from error
+
+
+def answers_of(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """Prompt and answers of a row in any known format, as training reads them, the answers in the row's own order.
+
+    Raises UserError where no format fits its columns, BadRow where the row is not of that format's shape.
+    """
+    given = {column: value for column, value in row.items() if value is not None}
+    name = find_reader(given, given)
+    prompt, answers, _ = _read(name, given)
+    if "completions" in READERS[name].columns and len(answers) != len(_listed(given["completions"])):
+        reason = "some have no rating, and training passes them over; give those to score as `responses`"
+        raise BadRow("completions", row["completions"], reason)
+    return prompt, answers
 
 
 def _check_unread(

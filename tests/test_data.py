@@ -103,6 +103,24 @@ def test_ids_are_unique(tmp_path: Path) -> None:
     assert ids(path) == ["a", "a-2", "a-3", "a-4"]
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    names = ("x/train/a.jsonl", "x/test/a.jsonl", "y/test/a.jsonl", "y/b.jsonl")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, pairs(2))
+    loaded = load_examples([str(tmp_path / name) for name in names])
+    assert [e.source for e in loaded.examples[::2]] == ["x/train/a", "x/test/a", "y/test/a", "b"]
+    loaded = load_examples(f"{tmp_path}/x/*/a.jsonl")
+    assert [e.source for e in loaded.examples] == ["test/a"] * 2 + ["train/a"] * 2
+    own = [row | {"source": "mine"} for row in pairs(1)]
+    loaded = load_examples(
+        [str(tmp_path / names[0]), write(tmp_path / "a.jsonl", own), write(tmp_path / "a.json", own)]
+    )
+    assert [e.source for e in loaded.examples] == ["a", "a", "mine", "mine"]
+    both = [write(tmp_path / name, pairs(1)) for name in ("c.json", "c.jsonl")]
+    assert [e.source for e in load_examples(both).examples] == both
+
+
 def test_many_equal_ids(tmp_path: Path) -> None:
     """In a time that grows with their number: with its square this would take a quarter of an hour."""
     path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(50_000)])
