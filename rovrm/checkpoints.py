@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 from rovrm import modeling
 from rovrm.chat import prepare_template
 from rovrm.errors import UserError
+from rovrm.hints import offline
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
     try:
         processor = auto.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise UserError(f"cannot load the processor of {name!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot load the processor of {name!r}: {_first_line(error)}{offline(name)}") from error
     if auto is AutoProcessor and not hasattr(processor, "tokenizer"):
         raise UserError(
             f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
@@ -79,7 +80,7 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}{offline(name)}") from error
 
 
 def weights_mark(name: str) -> str:
@@ -91,7 +92,7 @@ def weights_mark(name: str) -> str:
                 f"commit {Path(str(cached_file(name, 'config.json'))).parent.name}"  # .../snapshots/COMMIT/config.json
             )
         except OSError as error:
-            raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}") from error
+            raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}{offline(name)}") from error
     digest = hashlib.sha256()
     for path in sorted(Path(name).glob("*.safetensors")):
         size = path.stat().st_size
@@ -124,7 +125,7 @@ def load_reward_model(
                 name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
             )
     except OSError as error:
-        raise UserError(f"cannot load model {name!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot load model {name!r}: {_first_line(error)}{offline(name)}") from error
     fresh = not is_reward_model(config)
     check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`

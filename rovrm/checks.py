@@ -1,6 +1,7 @@
 """Every example is looked at once before training: images decoded, conversations rendered and measured, in parallel.
 
-What is bad goes to `rejected.jsonl` with its reason; more than `max_bad_fraction` stops the run. The look runs the very
+What is bad goes to `rejected.jsonl` with its reason; more than `max_bad_fraction` stops the run. Rows that are only too
+long are listed there too, and counted apart: they are no fault of the data. The look runs the very
 collator code that training runs, so what passes here does not fail an hour later.
 """
 
@@ -15,7 +16,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from rovrm.errors import UserError
+from rovrm.errors import BadRows, UserError
 from rovrm.examples import Example
 from rovrm.images import MAX_PIXELS, content_hash
 from rovrm.messages import is_blank, text_of
@@ -31,6 +32,7 @@ class Finding:
     where: str = ""
     value: str = ""
     reason: str = ""
+    long: bool = False  # longer than max_length, and otherwise good
 
 
 class _Looks(Dataset):
@@ -82,7 +84,7 @@ class _Looks(Dataset):
         longest = lengths[0] + max(lengths[1])
         if longest > self.max_length:
             reason = f"the row is over-long, max_length={self.max_length}; raise max_length or drop the row"
-            return Finding(where="responses", value=f"{longest} tokens", reason=reason)
+            return Finding(where="responses", value=f"{longest} tokens", reason=reason, long=True)
         return Finding(hashes, lengths)
 
 
@@ -96,12 +98,13 @@ def check_responses(example: Example) -> Finding:
         if is_blank(response):
             reason = "the response is empty; fill it in or drop the row"
             return Finding(where=f"response {j + 1}", value=repr(response), reason=reason)
+    firsts: dict[str, int] = {}
     for j, response in enumerate(responses):
-        for other in range(j):
-            # Many chat templates strip the content, so white space makes no difference between two rows of tokens.
-            if response.strip() == responses[other].strip() and ranks[j] != ranks[other]:
-                reason = "they are identical but one is ranked above the other; drop the row"
-                return Finding(where=f"responses {other + 1} and {j + 1}", value=response, reason=reason)
+        # Many chat templates strip the content, so white space makes no difference between two rows of tokens.
+        other = firsts.setdefault(response.strip(), j)
+        if ranks[j] != ranks[other]:
+            reason = "they are identical but one is ranked above the other; drop the row"
+            return Finding(where=f"responses {other + 1} and {j + 1}", value=response, reason=reason)
     if len(set(ranks)) == 1:
         reason = "all responses are tied, there is nothing to compare; drop the row"
         return Finding(where="ranks", value=str(ranks), reason=reason)
@@ -139,7 +142,12 @@ def _find_image_word(example: Example, words: list[str]) -> Finding:
 @dataclass(slots=True)
 class Checked:
     examples: list[Example]  # the good ones, `lengths` and `hashes` filled in
-    rejected: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]  # the bad ones
+    long: list[dict[str, Any]] = field(default_factory=list)  # those whose only fault is their length
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        return self.rejected + self.long
 
 
 def check_examples(
@@ -172,20 +180,24 @@ def check_examples(
     checked = Checked([], [])
     for i, finding in sorted(found, key=lambda pair: pair[0]):
         if finding.reason:
-            checked.rejected.append(record(examples[i], finding.where, finding.value, finding.reason))
+            listed = checked.long if finding.long else checked.rejected
+            listed.append(record(examples[i], finding.where, finding.value, finding.reason))
         else:
             checked.examples.append(replace(examples[i], lengths=finding.lengths, hashes=finding.hashes))
     return checked
 
 
-def stop_if_too_bad(rejected: Sequence[dict[str, Any]], total: int, max_bad_fraction: float, listed: str) -> None:
-    """Raises UserError when more than `max_bad_fraction` of `total` rows were rejected; `listed` is where all are."""
-    if len(rejected) <= max_bad_fraction * total + 1e-9:  # 0.29 * 100 is less than 29
+def stop_if_too_bad(
+    rejected: Sequence[dict[str, Any]], total: int, limit: float, listed: str, key: str = "max_bad_fraction"
+) -> None:
+    """Raises BadRows when more than a share `limit` of `total` rows were rejected. listed: where all of them are; key:
+    what the limit is called."""
+    if len(rejected) <= limit * total + 1e-9:  # 0.29 * 100 is less than 29
         return
     first = [f"  {r['location']}: {r['field']} = {str(r['value'])[:120]!r}: {r['reason']}" for r in rejected[:5]]
-    raise UserError(
-        f"{len(rejected)} of {total} rows are bad, more than max_bad_fraction={max_bad_fraction:g} allows "
-        f"(all of them: {listed}); mend them or raise max_bad_fraction. The first:",
+    raise BadRows(
+        f"{len(rejected)} of {total} rows are bad, more than {key}={limit:g} allows "
+        f"(all of them: {listed}); mend them or raise {key}. The first:",
         *first,
     )
 

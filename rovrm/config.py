@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rovrm.errors import UserError
-from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named, parse, run, save
+from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named, parse, refuse, run, save
 
 __all__ = [
     "PHASES",
@@ -127,6 +127,8 @@ class PhaseConfig:
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
     reader: str = ""  # format of the data; empty = found from its columns
     columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
+    max_bad_fraction: float | None = limited(None, FRACTION)  # share of bad rows of this phase that may be skipped;
+    # null = max_bad_fraction of all phases
 
 
 @dataclass
@@ -168,6 +170,7 @@ class TrainConfig:
     max_bad_fraction: float = limited(0.01, FRACTION)  # share of bad rows that may be skipped before the run stops
     max_length: int = limited(2048, ABOVE_ZERO)  # tokens of the longest conversation
     max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    long_rows: Literal["skip", "error"] = "skip"  # longer rows are skipped and counted apart, or are bad rows
     rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward per device, at most
     batch_size: int = limited(8, ABOVE_ZERO)  # prompts of one forward per device, at most
@@ -314,26 +317,32 @@ OWNED = {
 
 
 def check_trainer_keys(trainer: dict[str, Any]) -> None:
-    """Raises UserError for a key under `trainer` that rovrm sets itself or that TrainingArguments does not know."""
-    for key in trainer:
-        if key in OWNED:
-            raise UserError(f"trainer.{key} is set by rovrm: {OWNED[key]}")
+    """Raises UserError for keys under `trainer` that rovrm sets itself or that TrainingArguments does not know, a line
+    for each."""
     if not trainer:
         return
     from transformers import TrainingArguments
 
     allowed = {f.name: f for f in fields(TrainingArguments) if f.init and f.name not in OWNED}
-    for key, value in trainer.items():
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=3)
-            hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in near)}?" if near else ""
-            raise UserError(f"unknown key trainer.{key} (got {value!r}): no field of TrainingArguments{hint}")
-        takes = _takes(str(allowed[key].type))
-        fraction = takes == "a whole number" and isinstance(value, float)
-        if takes and (isinstance(value, str) or fraction):
-            raise UserError(f"trainer.{key}: got {value!r}, takes {takes}")
-        if key == "gradient_accumulation_steps" and value < 1:
-            raise UserError(f"trainer.{key}: got {value!r}, takes a whole number above 0")
+    looked = [_wrong_trainer_key(key, value, allowed) for key, value in trainer.items()]
+    refuse(line for line in looked if line)
+
+
+def _wrong_trainer_key(key: str, value: Any, allowed: dict[str, Any]) -> str:
+    """What is wrong with a key under `trainer`; "" for nothing."""
+    if key in OWNED:
+        return f"trainer.{key} is set by rovrm: {OWNED[key]}"
+    if key not in allowed:
+        near = difflib.get_close_matches(str(key), allowed, n=3)
+        hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in near)}?" if near else ""
+        return f"unknown key trainer.{key} (got {value!r}): no field of TrainingArguments{hint}"
+    takes = _takes(str(allowed[key].type))
+    fraction = takes == "a whole number" and isinstance(value, float)
+    if takes and (isinstance(value, str) or fraction):
+        return f"trainer.{key}: got {value!r}, takes {takes}"
+    if key == "gradient_accumulation_steps" and value < 1:
+        return f"trainer.{key}: got {value!r}, takes a whole number above 0"
+    return ""
 
 
 def _takes(hint: str) -> str:

@@ -1,7 +1,7 @@
 """From sources to examples: reading, drawing n of them, and captions.
 
     loaded = load_examples("a.jsonl?weight=0.3,owner/name?weight=0.7", n=10000)
-    captioned = use_captions(loaded.examples, "captions.jsonl")      # then caption_example(example, template) on each
+    captioned = use_captions(loaded.examples, "captions.jsonl")      # then captions.caption_example on each
 
 No row is dropped in silence: what cannot be used is in `Loaded.rejected` with its place, field, value and reason.
 """
@@ -11,37 +11,24 @@ import itertools
 import json
 import logging
 import os
-import posixpath
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rovrm.errors import UserError, shown
+from rovrm.captions import Captions, load_captions, with_caption
+from rovrm.errors import BadRows, UserError, shown
 from rovrm.examples import Example
-from rovrm.images import ImageRef, find_image
-from rovrm.messages import BadRow, fence, normalise, text_of
+from rovrm.images import find_image
+from rovrm.messages import BadRow
 from rovrm.readers import READERS, check_columns, find_reader, read_row, rename
-from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources, read_json
+from rovrm.sources import Row, Rows, Source, dataset_rows, list_rows, load_rows, parse_sources
 
-__all__ = [
-    "CAPTION_TEMPLATE",
-    "Captions",
-    "Loaded",
-    "as_examples",
-    "caption_example",
-    "load_captions",
-    "load_examples",
-    "use_captions",
-    "write_jsonl",
-]
+__all__ = ["Loaded", "as_examples", "load_examples", "use_captions", "write_jsonl"]
 
 logger = logging.getLogger(__name__)
 
-CAPTION_TEMPLATE = "Image description: {caption}\n\n"
-CAPTION_IMAGES = ("image", "file", "image_path", "file_name", "image_id")
-CAPTION_TEXTS = ("caption", "captions", "human_captions", "text")
 Select = Literal["random", "first"]
 
 
@@ -125,7 +112,7 @@ class _Reader:
         mapping: dict[str, str],
         name: str | None = None,
         image_root: str | None = None,
-        captions: "Captions | None" = None,
+        captions: Captions | None = None,
         images_needed: bool = True,
         pairs: bool = False,
     ):
@@ -154,7 +141,7 @@ class _Reader:
 
     def _captioned(self, example: Example) -> Example | BadRow:
         try:
-            return _with_caption(example, self.captions) if self.captions else example
+            return with_caption(example, self.captions) if self.captions else example
         except BadRow as error:
             return error
 
@@ -292,135 +279,49 @@ def _joined(parts: Sequence[Loaded], n: int | None, select: Select, seed: int) -
         for text, counts in part.counts.items():
             loaded.counts[text] = counts | {"kept": sum(owner == text for _, owner in owners)}
     if not loaded.examples and loaded.rejected:
-        raise UserError(f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}")
+        message = f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}"
+        raise BadRows(message, rows=loaded.rejected)
     _make_ids_unique(loaded.examples)
+    _tell_files_apart(loaded.examples)
     return loaded
 
 
 def _make_ids_unique(examples: Iterable[Example]) -> None:
+    """Numbers ids that repeat: a, a-2, a-3, passing over those that are taken."""
     seen: set[str] = set()
+    counts: dict[str, int] = {}  # by id as given, the last number tried: equal ids are not counted through anew
     for example in examples:
-        name, count = example.id, 1
+        name = example.id
         while example.id in seen:
-            count += 1
-            example.id = f"{name}-{count}"
+            counts[name] = counts.get(name, 1) + 1
+            example.id = f"{name}-{counts[name]}"
         seen.add(example.id)
 
 
+def _tell_files_apart(examples: Iterable[Example]) -> None:
+    """Examples whose source is their file's name get as much of its path as tells files of one name apart."""
+    files: dict[str, dict[str, list[Example]]] = {}  # name -> file -> its examples
+    for example in examples:
+        file = example.location.rpartition(", row ")[0]
+        if example.source == Path(file).stem:
+            files.setdefault(example.source, {}).setdefault(file, []).append(example)
+    for found in files.values():
+        for name, many in zip(_short_names(list(found)), found.values(), strict=True) if len(found) > 1 else ():
+            for example in many:
+                example.source = name
+
+
+def _short_names(files: Sequence[str]) -> list[str]:
+    """The last parts of paths, as few as tell them apart: `train/a` and `test/a`; else the paths."""
+    parts = [Path(file).with_suffix("").parts for file in files]
+    for count in range(2, max(map(len, parts)) + 1):
+        names = ["/".join(path[-count:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(files)
+
+
 # ---- captions --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Captions:
-    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys; met:
-    key -> the images of the data that found it."""
-
-    path: str
-    entries: dict[str, list[str]] = field(default_factory=dict)
-    names: dict[str, list[str]] = field(default_factory=dict)
-    stems: dict[str, list[str]] = field(default_factory=dict)
-    met: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, image: str, captions: Iterable[str]) -> None:
-        key = posixpath.normpath(image)
-        if key not in self.entries:
-            self.names.setdefault(posixpath.basename(key), []).append(key)
-            self.stems.setdefault(_stem(key), []).append(key)
-        self.entries.setdefault(key, []).extend(captions)
-
-    def of(self, image: ImageRef) -> list[str]:
-        """The captions of an image, by its path, else its file name, else its id or stem (000724 is 724).
-
-        A name or stem counts only where no folder contradicts it: one of the two paths ends in the other, or is bare.
-        Raises UserError where two entries fit the image, and where an entry fits two images.
-        """
-        key = posixpath.normpath(image.name)
-        found = [key] if key in self.entries else self._fitting(key)
-        if len(found) > 1:
-            raise UserError(
-                f"{self.path}: image {image.name} may be {found[0]} or {found[1]}, the file name fits both; "
-                "write the images of the captions as the paths of the data"
-            )
-        if not found:
-            return []
-        self._meet(found[0], image)
-        return self.entries[found[0]]
-
-    def elsewhere(self, image: str) -> str:
-        """An entry of the same file name or stem that lies in another folder; "" for none."""
-        key = posixpath.normpath(image)
-        return next(iter(self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []), "")
-
-    def _fitting(self, key: str) -> list[str]:
-        named = [other for other in self.names.get(posixpath.basename(key), []) if _same_end(other, key)]
-        if named:
-            return named
-        return [other for other in self.stems.get(_stem(key), []) if _same_end(_bare(other), _bare(key))]
-
-    def _meet(self, entry: str, image: ImageRef) -> None:
-        """Notes that the entry was taken for this image; raises UserError if it was for one of another folder."""
-        place = posixpath.normpath(image.path or image.name)
-        before = self.met.setdefault(entry, [])
-        if place in before:
-            return
-        other = next((earlier for earlier in before if not _same_end(earlier, place)), None)
-        if other is not None:
-            raise UserError(
-                f"{self.path}: {entry} may be {other} or {place}, which both are in the data; "
-                "write the images of the captions with their folders, as the paths of the data"
-            )
-        before.append(place)
-
-
-def _same_end(one: str, other: str) -> bool:
-    """Whether one path ends in the other, whole folders compared: the same path under another root, or a bare name."""
-    one, other = one.lstrip("./"), other.lstrip("./")
-    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
-
-
-def _stem(path: str) -> str:
-    stem = posixpath.splitext(posixpath.basename(path))[0]
-    return (stem.lstrip("0") or "0") if stem.isascii() and stem.isdecimal() else stem
-
-
-def _bare(path: str) -> str:
-    """The path with the stem for its file name."""
-    return posixpath.join(posixpath.dirname(path), _stem(path))
-
-
-def load_captions(path: str | os.PathLike) -> Captions:
-    """Captions from a JSON or JSONL file: an image column (image, file, image_path, file_name or image_id) and a
-    caption column (caption, captions, human_captions or text) with a text or a list. Several rows of one image add up;
-    rows without a caption are passed over. Raises UserError for a missing file, missing columns, and an ill-formed row.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"captions={path}: no such file; mend the path")
-    captions = Captions(str(path))
-    rows = read_json(Path(path))
-    for row in rows:
-        with fence(row.location):
-            image, texts = _caption_row(row)
-            if image and texts:
-                captions.add(image, texts)
-    if not captions.entries:
-        found = ", ".join(dict.fromkeys(key for row in rows for key in row.values or ()))
-        takes = f"one of {', '.join(CAPTION_IMAGES)} and one of {', '.join(CAPTION_TEXTS)}"
-        raise UserError(f"captions={path}: no row has an image and a caption; columns are {found}; takes {takes}")
-    return captions
-
-
-def _caption_row(row: Row) -> tuple[str, list[str]]:
-    """A row's image, "" for none, and the captions in it that hold a text."""
-    if row.values is None:
-        raise UserError(row.problem)
-    image = next((row.values[name] for name in CAPTION_IMAGES if row.values.get(name) is not None), "")
-    if not isinstance(image, str | int):
-        raise UserError(f"image = {shown(image, 80)!r} takes a path, a file name or an id; mend it")
-    text = next((row.values[name] for name in CAPTION_TEXTS if row.values.get(name) is not None), None)
-    texts = [text] if isinstance(text, str) else text or []
-    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
-        raise UserError(f"caption = {shown(text, 80)!r} takes a text or a list of texts; mend it")
-    return str(image), [item for item in texts if item.strip()]
 
 
 def use_captions(examples: Sequence[Example], captions: str | os.PathLike | Captions | None = None) -> Loaded:
@@ -433,56 +334,12 @@ def use_captions(examples: Sequence[Example], captions: str | os.PathLike | Capt
     loaded = Loaded()
     for example in examples:
         try:
-            loaded.examples.append(_with_caption(example, table))
+            loaded.examples.append(with_caption(example, table))
         except BadRow as error:
             loaded.rejected.append(_rejected(example.location, example.id, error))
     kept, name = len(loaded.examples), table.path if table else "captions of the rows"
     loaded.counts[name] = {"read": len(examples), "kept": kept, "rejected": len(loaded.rejected)}
     return loaded
-
-
-def _with_caption(example: Example, table: Captions | None) -> Example:
-    best = min(example.ranks)
-    leaks = {normalise(text) for text, rank in zip(example.responses, example.ranks, strict=True) if rank == best}
-    own = [example.caption] if example.caption and example.caption.strip() else []
-    if own and normalise(own[0]) not in leaks:
-        return example
-    if len(example.images) <= 1 or own:
-        image = example.images[0] if len(example.images) == 1 else ImageRef()
-        found = own + (table.of(image) if table and image.name else [])
-        return replace(example, caption=_pick(found, leaks, image.name, table))
-    picked = [_pick(table.of(i) if table and i.name else [], leaks, i.name, table) for i in example.images]
-    return replace(example, caption="\n".join(f"Image {i}: {caption}" for i, caption in enumerate(picked, 1)))
-
-
-def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions | None) -> str:
-    for caption in captions:
-        if normalise(caption) not in leaks:
-            return caption
-    if captions:
-        reason = "every caption equals the chosen answer and would give it away; add another caption or drop the row"
-        raise BadRow("caption", captions[0], reason)
-    where = f"in {table.path}" if table else "in the row; give caption.captions=FILE"
-    other = table.elsewhere(image) if table and image else ""
-    where += f" ({other} lies in another folder)" if other else ""
-    raise BadRow(
-        "caption", image, f"no caption for image {image or '(without a name)'} {where}; add one or drop the row"
-    )
-
-
-def caption_example(example: Example, template: str = CAPTION_TEMPLATE) -> Example:
-    """The example of the caption phase: images and image blocks gone, the caption before the first user's text.
-
-    Raises UserError for an example without a caption and for a template without `{caption}`.
-    """
-    if "{caption}" not in template:
-        raise UserError(f"caption template {template!r} has no {{caption}}; write where the caption goes")
-    if not example.caption:
-        raise UserError(f"example {example.id} ({example.location}) has no caption; call use_captions first")
-    prompt = [message | {"content": text_of(message["content"])} for message in example.prompt]
-    first = next(message for message in prompt if message["role"] == "user")
-    first["content"] = template.replace("{caption}", example.caption) + first["content"]
-    return replace(example, prompt=prompt, images=[], lengths=None)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

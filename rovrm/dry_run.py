@@ -38,7 +38,7 @@ def print_dry_run(
                 f"  {section.select} will choose {section.n} of {len(found.train)} rows; here the first stand for them"
             )
             found = replace(found, train=found.train[: section.n])
-        print(f"  {len(found.train)} to train on, {len(found.held_out)} held out, {len(found.rejected)} rejected")
+        print(f"  {len(found.train)} to train on, {len(found.held_out)} held out, {len(found.rejected)} skipped")
         _print_lengths(found, collator)
         _print_steps(config, phase, found, collator)
         example = found.train[0]

@@ -1,5 +1,6 @@
 """The one exception that stands for a user's mistake: commands print it as one line and exit with status 2."""
 
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 2000  # characters of a line that tells of an error
@@ -15,6 +16,14 @@ class UserError(Exception):
 
     def __init__(self, message: str, *details: str):
         super().__init__("\n".join(one_line(line) for line in (message, *details)))
+
+
+class BadRows(UserError):
+    """Too many rows are bad; those of other phases are looked at before it is said. rows: as in rejected.jsonl."""
+
+    def __init__(self, message: str, *details: str, rows: Iterable[dict[str, Any]] = ()):
+        super().__init__(message, *details)
+        self.rows = list(rows)
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

@@ -9,14 +9,13 @@ literally. Imports stay light so that `--help` answers at once.
 """
 
 import csv
-import difflib
 import inspect
 import logging
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, asdict, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,9 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import yaml
 from omegaconf import OmegaConf
 
-from rovrm.errors import UserError, described
+from rovrm.errors import UserError
+from rovrm.hints import right_key
+from rovrm.yaml_files import Dumper, Loader, read_recipe, show
 
 
 class Limit(NamedTuple):
@@ -67,29 +68,38 @@ def parse(config_class: type[Config], argv: list[str], prog: str, below: dict[st
     """An instance of `config_class` from the command line, below it the file that `recipe=` names, and below that the
     values of `below`, which is a mapping like a recipe's.
 
-    Raises UserError with one line for an unknown key, an ill-typed or missing value, or a bad recipe. `--help` and
-    `-h` print every key with its type, default and comment, and leave with status 0.
+    Raises UserError with one line for an unknown key, an ill-typed or missing value, or a bad recipe, and with a line
+    for each where there are several. `--help` and `-h` print every key with its type, default and comment, and leave
+    with status 0.
     """
     if "--help" in argv or "-h" in argv:
         print(usage(config_class, prog))
         raise SystemExit(0)
     known = {setting.key: setting for setting in settings(config_class)}
-    pairs = list(_pairs(argv, known))
+    wrong: list[str] = []
+    pairs = list(_pairs(argv, known, wrong))
     config = OmegaConf.structured(config_class)
-    for key, value in _leaves(below or {}, known):
-        _assign(config, known, key, value, value, "")
-    for path in [text for key, text in pairs if key == "recipe"][-1:]:
-        for key, value in _leaves(read_recipe(path), known):
-            _assign(config, known, key, value, value, f" (in {path})")
-    for key, text in pairs:
-        if key != "recipe":
-            _assign(config, known, key, text, _from_text(text, _find(known, key, text)[1]), "")
+    for key, value, typed, where in _given(pairs, below or {}, known, wrong):
+        try:
+            _assign(config, known, key, value, typed)
+        except UserError as error:
+            wrong.append(f"{error}{where}")
+    refuse(wrong)
     required = OmegaConf.missing_keys(OmegaConf.structured(config_class)) | {"out"}
     for setting in known.values():
         empty = setting.path in required and OmegaConf.select(config, setting.path, default="") == ""
         if empty:  # an empty folder name would mean the working directory
             raise UserError(f"{setting.key}: got nothing, takes {setting.takes} ({setting.comment})")
     return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+
+
+def refuse(wrong: Iterable[str]) -> None:
+    """Raises UserError for all settings that are wrong, with a line for each; there may be none."""
+    lines = list(dict.fromkeys(wrong))
+    if len(lines) == 1:
+        raise UserError(lines[0])
+    if lines:
+        raise UserError(f"{len(lines)} settings are wrong:", *(f"  {line}" for line in lines))
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
@@ -111,7 +121,7 @@ def save(config: Any, path: str | os.PathLike) -> None:
     """Writes `config` as YAML that `recipe=` reads back; whoever reads meanwhile sees the old file or the whole new."""
     path, plain = Path(path), asdict(config)
     values = {f.metadata.get("key", f.name): plain[f.name] for f in fields(config)}
-    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,14 +212,14 @@ def _plain(value: Any) -> str:
         return value.replace("\n", "\\n")
     if isinstance(value, float):
         return repr(value)
-    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+    return yaml.dump(value, Dumper=Dumper, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
 # ---- words of the command line --------------------------------------------------------------------------------------
 
 
-def _pairs(argv: list[str], known: dict[str, Setting]) -> Iterator[tuple[str, str]]:
-    """(key, text) for every setting on the command line, in order."""
+def _pairs(argv: list[str], known: dict[str, Setting], wrong: list[str]) -> Iterator[tuple[str, str]]:
+    """(key, text) for every setting on the command line, in order; words that are none go to `wrong`."""
     rest = deque(argv)
     while rest:
         word = rest.popleft()
@@ -217,14 +227,21 @@ def _pairs(argv: list[str], known: dict[str, Setting]) -> Iterator[tuple[str, st
         key, equals, text = word.removeprefix("--").partition("=")
         if not key or key.startswith("-") or not (equals or is_flag):
             remedy = f"recipe={word}" if word.endswith((".yaml", ".yml")) else "key=value or --key value"
-            raise UserError(f"{_show(word)} is not a setting: write {remedy} (--help lists the keys)")
-        yield key, text if equals else _flag_text(key, rest, known)
+            wrong.append(f"{show(word)} is not a setting: write {remedy} (--help lists the keys)")
+            continue
+        try:
+            yield key, text if equals else _flag_text(key, rest, known)
+        except UserError as error:
+            wrong.append(str(error))
 
 
 def _flag_text(key: str, rest: deque[str], known: dict[str, Setting]) -> str:
     """The value of `--key`: the next word, or `true` where a bare flag makes sense and none follows."""
     follows = bool(rest) and not rest[0].startswith("--")
-    hint = str if key == "recipe" else _find(known, key, rest[0] if follows else "")[1]
+    try:
+        hint = str if key == "recipe" else _find(known, key)[1]
+    except UserError:  # an unknown key: said with its value, which is the next word unless that is a setting itself
+        return rest.popleft() if follows and not _is_setting(rest[0], known) else ""
     if hint is bool and not (follows and rest[0].lower() in BOOLEANS):
         return "true"
     if hint is Any and (not follows or _is_setting(rest[0], known)):
@@ -247,10 +264,10 @@ def _from_text(text: str, hint: Any) -> Any:
         return text
     if text.lstrip().startswith(("[", "{")):
         try:
-            return yaml.load(text, Loader=_Loader)
+            return yaml.load(text, Loader=Loader)
         except Exception:  # as in `read_recipe`
             return text
-    loader = _Loader("")
+    loader = Loader("")
     try:
         return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
     except ValueError:  # a number of thousands of digits
@@ -272,19 +289,18 @@ def _find(known: dict[str, Setting], key: str, got: Any = "") -> tuple[Setting, 
             return setting, value_hint, f"{setting.path}.{inner}"
     inside = [name for name in known if name.startswith(f"{plain}.")]
     if inside:
-        raise UserError(f"{key}: got {_show(got)}, takes its own keys: {', '.join(inside)}")
-    near = [s.key for s in known.values() if s.key.split(".")[-1] == plain.split(".")[-1] or s.path == plain]
-    near = near or difflib.get_close_matches(plain, known, n=3)
-    hint = f"did you mean {' or '.join(near[:3])}?" if near else "--help lists the keys"
-    raise UserError(f"unknown key {key} (got {_show(got)}): {hint}")
+        raise UserError(f"{key}: got {show(got)}, takes its own keys: {', '.join(inside)}")
+    renamed = next((s.key for s in known.values() if s.path == plain), None)
+    hint = f"did you mean {renamed}?" if renamed else right_key(plain, known)
+    raise UserError(f"unknown key {key} (got {show(got)}): {hint}")
 
 
-def _assign(config: Any, known: dict[str, Setting], key: str, got: Any, value: Any, where: str) -> None:
-    """Sets one key, or says in one line what it got and what it takes."""
-    try:
-        setting, hint, path = _find(known, key, got)
-    except UserError as error:
-        raise UserError(f"{error}{where}") from None
+def _assign(config: Any, known: dict[str, Setting], key: str, got: Any, typed: bool) -> None:
+    """Sets one key, or says in one line what it got and what it takes. typed: it was typed on the command line."""
+    setting, hint, path = _find(known, key, got)
+    if path != setting.path and hint is str and got == "":
+        raise UserError(f"{key}: got nothing, takes a name, as {key}=NAME; or leave it out ({setting.comment})")
+    value = _from_text(got, hint) if typed else got
     try:
         OmegaConf.update(config, path, _read(value, hint), merge=False)
         stored = OmegaConf.select(config, path)
@@ -294,7 +310,7 @@ def _assign(config: Any, known: dict[str, Setting], key: str, got: Any, value: A
         pass
     name, takes = (setting.key, setting.takes) if path == setting.path else (key, _words(hint, "", key))
     quotes = " in quotes" if hint is str and isinstance(got, bool | float) else ""
-    raise UserError(f"{name}: got {_show(got)}, takes {takes}{quotes}{where}")
+    raise UserError(f"{name}: got {show(got)}, takes {takes}{quotes}")
 
 
 def _read(value: Any, hint: Any) -> Any:
@@ -345,75 +361,27 @@ def _literal(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
 
 
-def _show(value: Any) -> str:
-    try:
-        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        text = f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= 100 else f"{text[:97]}..."
+# ---- everything that is given ----------------------------------------------------------------------------------------
 
 
-# ---- recipes --------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without the traps: 1e-5 is a number, 1:30 and 2026-01-31 are text, a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a text, no collection", key.start_mark)
-            if key.value in seen and key.value != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes whatever either YAML 1.1 or _Loader would read as something other than the same text."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
-_KEPT = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag in _KEPT]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
-_FLOAT = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-    r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
-)
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def read_recipe(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError names the file, and the line where YAML ends."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            recipe = yaml.load(file, Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror or error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        remedy = " (inside [ ] put quotes around a value that holds ?)" if "'?'" in f"{error.problem}" else ""
-        raise UserError(f"recipe {path}{line}: {error.problem}{remedy}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # tags such as !!timestamp raise whatever reading their text does
-        raise UserError(f"recipe {path} is not YAML: {described(error)}") from None
-    if recipe is not None and not isinstance(recipe, dict):
-        raise UserError(f"recipe {path}, line 1: takes lines of key: value, got {_show(recipe)}")
-    return recipe or {}
+def _given(
+    pairs: list[tuple[str, str]], below: dict[str, Any], known: dict[str, Setting], wrong: list[str]
+) -> Iterator[tuple[str, Any, bool, str]]:
+    """(key, value, whether it was typed as text, where it stands), what is given later winning. A recipe that cannot be
+    read goes to `wrong`."""
+    for key, value in _leaves(below, known):
+        yield key, value, False, ""
+    for path in [text for key, text in pairs if key == "recipe"][-1:]:
+        try:
+            recipe = read_recipe(path)
+        except UserError as error:
+            wrong.append(str(error))
+            continue
+        for key, value in _leaves(recipe, known):
+            yield key, value, False, f" (in {path})"
+    for key, text in pairs:
+        if key != "recipe":
+            yield key, text, True, ""
 
 
 def _leaves(recipe: dict, known: dict[str, Setting], prefix: str = "") -> Iterator[tuple[str, Any]]:

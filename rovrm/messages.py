@@ -25,6 +25,7 @@ IMAGE_NAMES = IMAGE_COLUMNS[2:]  # beside another image column they only name it
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .jp2 .avif".split())
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MOST_IMAGES = 999_999  # that a placeholder may count
+LITERAL = 100_000  # characters of a Python literal that is read: beyond, Python takes seconds
 PLACEHOLDER = re.compile(r"<image(?:[ _]?(\d+))?>")
 
 
@@ -132,12 +133,13 @@ def parsed(value: Any, field: str) -> Any:
     """JSON, or the Python literal that str() makes of it, when a list or dict is stored as a string."""
     if not isinstance(value, str):
         return value
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval)[: 2 if len(value) <= LITERAL else 1]:
         try:
             return parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    raise BadRow(field, value, "a text that should hold a JSON value does not; mend the row")
+    beyond = f" (of {len(value)} characters, too many to be tried as Python)" if len(value) > LITERAL else ""
+    raise BadRow(field, value, f"a text that should hold a JSON value does not{beyond}; mend the row")
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------

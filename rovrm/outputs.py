@@ -204,12 +204,11 @@ def print_warnings(records: Iterable[dict[str, Any]]) -> None:
 
 def print_phases(records: dict[str, dict[str, Any]]) -> None:
     """The table of summary.json."""
-    print(f"\n{'phase':<16}{'trained on':>11}{'held out':>10}{'rejected':>10}{'accuracy':>10}{'loss':>8}{'pairs/s':>9}")
+    counts = f"{'trained on':>11}{'held out':>10}{'skipped':>10}{'too long':>10}"
+    print(f"\n{'phase':<16}{counts}{'accuracy':>10}{'loss':>8}{'pairs/s':>9}")
     for name, r in records.items():
-        print(
-            f"{name:<16}{r['n_train']:>11}{r['n_held_out']:>10}{r['n_skipped']:>10}{r['accuracy']:>10.3f}"
-            f"{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}"
-        )
+        counts = f"{r['n_train']:>11}{r['n_held_out']:>10}{r['n_skipped']:>10}{r.get('n_long', 0):>10}"
+        print(f"{name:<16}{counts}{r['accuracy']:>10.3f}{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}")
 
 
 def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rovrm.captions import caption_example
 from rovrm.checkpoints import ADAPTER, read_json
 from rovrm.checks import Checked, check_examples, record, stop_if_too_bad
 from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig, by_gradients, phase_numbers
-from rovrm.data import caption_example, load_examples, use_captions, write_jsonl
-from rovrm.errors import UserError
+from rovrm.data import load_examples, use_captions, write_jsonl
+from rovrm.errors import BadRows, UserError
 from rovrm.examples import Example
 from rovrm.messages import text_of
 from rovrm.rows import RewardCollator
@@ -26,7 +27,8 @@ from rovrm.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, SIDES, TRAIN, Known, Par
 class PhaseData:
     train: list[Example]
     held_out: list[Example]
-    rejected: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]  # every row that was skipped, and why
+    n_long: int = 0  # how many of them for their length
 
 
 def phase_folder(out: str, phase: int) -> Path:
@@ -45,7 +47,8 @@ def prepare_phases(
     of them, or in the phases that stand behind them, trains in none.
 
     written: the phases of which this process writes what became of their rows: `rejected.jsonl` in the phase's folder,
-    and the split in OUT/split.json. Too many bad rows stop the run; those left out for the split are not bad.
+    and the split in OUT/split.json. Too many bad rows stop the run, once those of every phase are known; rows left out
+    for the split are not bad, nor are those that are too long, unless long_rows=error.
     """
     for phase in phases:
         _check_section(config, phase)
@@ -57,7 +60,7 @@ def prepare_phases(
             f"{config.out} was begun by a version that kept no split.json: its phases are split one by one, and what "
             "one holds out may train in another; give another out= for one split over all"
         )
-    read = {phase: _read(config, phase, collator, phase in written) for phase in phases}
+    read = _read(config, phases, collator, written)
     data, entries = {}, {}
     for together in [[phase] for phase in phases] if alone else [phases]:
         parts = {PHASES[phase - 1]: _part(read[phase]) for phase in together}
@@ -93,13 +96,25 @@ class _Read:
     eval_data: Checked | None
 
 
-def _read(config: TrainConfig, phase: int, collator: RewardCollator, write: bool) -> _Read:
-    section = section_of(config, phase)
-    n = None if by_gradients(section) else section.n  # rows that rovrm.select chooses among are all read
-    data = _load(config, phase, section.data, n, collator, write, "rejected.jsonl")
-    if not section.eval_data:
-        return _Read(data, None)
-    return _Read(data, _load(config, phase, section.eval_data, None, collator, write, "rejected-eval.jsonl"))
+def _read(
+    config: TrainConfig, phases: Sequence[int], collator: RewardCollator, written: Collection[int]
+) -> dict[int, _Read]:
+    """The rows of the phases. Raises BadRows for all of them together: all can be mended before the next try."""
+    found: dict[tuple[int, str], Checked] = {}
+    bad: list[str] = []
+    for phase in phases:
+        for key in ("data", "eval_data") if section_of(config, phase).eval_data else ("data",):
+            try:
+                found[phase, key] = _load(config, phase, key, collator, phase in written)
+            except BadRows as error:
+                bad.append(f"{PHASES[phase - 1]}.{key}: {error}")
+                if error.rows and phase in written:
+                    _write(_listed(config, phase, key), error.rows)
+                    bad[-1] += f" (all of them: {_listed(config, phase, key)})"
+    if bad:
+        first, *others = "\n".join(bad).split("\n")
+        raise BadRows(first, *others)
+    return {phase: _Read(found[phase, "data"], found.get((phase, "eval_data"))) for phase in phases}
 
 
 def _part(read: _Read) -> Part:
@@ -119,20 +134,24 @@ def _divide(config: TrainConfig, phase: int, read: _Read, sides: Sides, write: b
         pairs = list(zip(read.eval_data.examples, sides.eval_data, strict=True))
         held_out = [e for e, side in pairs if side == EVAL_DATA]
         dropped = [_trained_before(e) for e, side in pairs if side == LEFT_OUT]
+    n_long = len(read.data.long) + (len(read.eval_data.long) if read.eval_data else 0)
+    if write and n_long:
+        where = f"listed in {_listed(config, phase, 'data').parent}"
+        print(f"{name}: {n_long} rows are longer than max_length={config.max_length} tokens: skipped, {where}")
     if write and left:
         whose = ", ".join(sorted(set(sides.because.values())))
-        _write(_listed(config, phase, "rejected.jsonl"), read.data.rejected + left)
+        _write(_listed(config, phase, "data"), read.data.skipped + left)
         print(f"{name}: {len(left)} training rows share an image or prompt with {whose}: left out")
     if write and read.eval_data is not None and dropped:
-        _write(_listed(config, phase, "rejected-eval.jsonl"), read.eval_data.rejected + dropped)
+        _write(_listed(config, phase, "eval_data"), read.eval_data.skipped + dropped)
         print(f"{name}: {len(dropped)} rows of {name}.eval_data share an image or prompt with {BEHIND}: not held out")
     if write and sides.before:
         print(f"{name}: {sides.before} rows share an image or prompt with {BEHIND}: not held out by eval_fraction")
-    _stop_if_empty(config, phase, train, held_out, len(left), len(dropped) or sides.before)
+    _stop_if_empty(config, phase, train, held_out, len(left), len(dropped) or sides.before, n_long)
     if read.eval_data is None and by_gradients(section) and section.n:
         held_out = _as_many_as(section.n, held_out, config)
-    rejected = read.data.rejected + left + (read.eval_data.rejected if read.eval_data else []) + dropped
-    return PhaseData(train, held_out, rejected)
+    skipped = read.data.skipped + left + (read.eval_data.skipped if read.eval_data else []) + dropped
+    return PhaseData(train, held_out, skipped, n_long)
 
 
 BEHIND = "what an earlier phase, or init_from, was trained on"
@@ -151,12 +170,19 @@ def _trained_before(example: Example) -> dict[str, Any]:
 
 
 def _stop_if_empty(
-    config: TrainConfig, phase: int, train: list[Example], held_out: list[Example], left: int, before: int
+    config: TrainConfig,
+    phase: int,
+    train: list[Example],
+    held_out: list[Example],
+    left: int,
+    before: int,
+    n_long: int,
 ) -> None:
     if train and held_out:
         return
     name, what = PHASES[phase - 1], "held out" if train else "to train on"
     known = f"; {before} more share an image or prompt with {BEHIND}" if before else ""
+    known += f"; {n_long} more are longer than max_length={config.max_length}, raise it" if n_long else ""
     if section_of(config, phase).eval_data:
         raise UserError(
             f"{name}.data and {name}.eval_data leave no example {what} ({len(train) + left} good ones for training, "
@@ -178,11 +204,12 @@ def _as_many_as(n: int, held_out: list[Example], config: TrainConfig) -> list[Ex
     return [held_out[i] for i in sorted(drawn)]
 
 
-def _load(
-    config: TrainConfig, phase: int, sources: list[str], n: int | None, collator: RewardCollator, write: bool, file: str
-) -> Checked:
-    """Reads and checks sources: the good examples and all rejected rows."""
+def _load(config: TrainConfig, phase: int, key: str, collator: RewardCollator, write: bool) -> Checked:
+    """Reads and checks `data` or `eval_data` of a phase: the good examples and all rejected rows."""
     section = section_of(config, phase)
+    sources: list[str] = getattr(section, key)
+    # Held-out data are all taken; rows that rovrm.select chooses among are all read.
+    n = None if key == "eval_data" or by_gradients(section) else section.n
     loaded = load_examples(
         sources,
         columns=section.columns or None,
@@ -208,16 +235,20 @@ def _load(
         pictured = captioned.examples
         examples = [caption_example(example, section.caption_template) for example in pictured]
     checked = check_examples(examples, collator, config.max_length, config.workers, pictured, config.max_pixels)
-    rejected += checked.rejected
-    listed = _listed(config, phase, file)
+    rejected += checked.rejected if config.long_rows == "skip" else checked.skipped
+    found = Checked(checked.examples, rejected, checked.long if config.long_rows == "skip" else [])
+    listed = _listed(config, phase, key)
     if write:
-        _write(listed, rejected)
-    stop_if_too_bad(rejected, total, config.max_bad_fraction, str(listed))
-    return Checked(checked.examples, rejected)
+        _write(listed, found.skipped)
+    own = section.max_bad_fraction
+    limit, name = (config.max_bad_fraction, "") if own is None else (own, f"{PHASES[phase - 1]}.")
+    stop_if_too_bad(rejected, total, limit, str(listed), f"{name}max_bad_fraction")
+    return found
 
 
-def _listed(config: TrainConfig, phase: int, file: str) -> Path:
-    return phase_folder(config.out, phase) / file
+def _listed(config: TrainConfig, phase: int, key: str) -> Path:
+    """The list of the rows of `data` or `eval_data` that are not used."""
+    return phase_folder(config.out, phase) / ("rejected.jsonl" if key == "data" else "rejected-eval.jsonl")
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from rovrm.chat import ChatTemplate, encode
 from rovrm.checkpoints import load_config, load_processor, numeric_type
 from rovrm.errors import UserError
 from rovrm.examples import Example
+from rovrm.hints import offline
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 AT_ONCE = 131_072  # padded tokens of prompts and answers in one call of generate
@@ -64,7 +65,8 @@ class Policy:
         try:
             model: Any = auto.from_pretrained(name, dtype=number, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the policy {os.fspath(name)!r}: {str(error).splitlines()[0]}") from error
+            why = f"{str(error).splitlines()[0]}{offline(name)}"
+            raise UserError(f"cannot load the policy {os.fspath(name)!r}: {why}") from error
         return cls(model.to(place), load_processor(os.fspath(name), "", trust_remote_code, config))
 
     @torch.inference_mode()

@@ -5,7 +5,6 @@ columns in every format and are read by `read_row`. The schemas are those of the
 reader's name is what `reader=` takes.
 """
 
-import itertools
 import math
 import os
 import re
@@ -44,8 +43,8 @@ ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VL
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
     """Dense ranks, 0 for the highest score; equal scores tie."""
-    levels = sorted(set(scores), reverse=True)
-    return [levels.index(score) for score in scores]
+    levels = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
+    return [levels[score] for score in scores]
 
 
 def _field(row: Mapping[str, Any], *names: str) -> Any:
@@ -115,7 +114,9 @@ def read_ultrafeedback_binarized(row: Mapping[str, Any]) -> Read:
 
 def read_plain(row: Mapping[str, Any]) -> Read:
     """prompt | question | instruction (+ input, as in Alpaca files), chosen, rejected. RLAIF-V is this too."""
-    return _prompt_text(row), [_field(row, "chosen"), _field(row, "rejected")], [0, 1]
+    chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    _refuse_texts(chosen, rejected)
+    return _prompt_text(row), [chosen, rejected], [0, 1]
 
 
 def _prompt_text(row: Mapping[str, Any]) -> Any:
@@ -216,6 +217,7 @@ def read_trl(row: Mapping[str, Any]) -> Read:
         shared = os.path.commonprefix([chosen, rejected])
         shared = shared.removesuffix(" ")  # as in TRL's extract_prompt: the blank belongs to the answers
         return shared, [chosen[len(shared) :], rejected[len(shared) :]], [0, 1]
+    _refuse_texts(chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("rejected", rejected, "chosen and rejected are both texts or both lists of messages; mend the row")
     if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
@@ -224,8 +226,18 @@ def read_trl(row: Mapping[str, Any]) -> Read:
     while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
         same += 1
     if len(chosen) - same != 1 or len(rejected) - same != 1:
-        raise BadRow("chosen", chosen, "chosen and rejected may differ in their last message only; drop the row")
+        where = f"message {same + 1} of {len(chosen)} and {len(rejected)}"
+        reason = f"chosen and rejected part at {where}, and may differ in their last message only; "
+        raise BadRow("chosen", chosen, reason + "cut both behind the first one that differs, or drop the row")
     return _with_turns(prompt, list(chosen[:same])), [chosen[-1], rejected[-1]], [0, 1]
+
+
+def _refuse_texts(*answers: Any) -> None:
+    """Raises BadRow for several texts where one answer, or a list of messages, is expected."""
+    for column, listed in zip(("chosen", "rejected"), answers, strict=True):
+        if isinstance(listed, (list, tuple)) and len(listed) > 1 and any(isinstance(item, str) for item in listed):
+            reason = f"a list of {len(listed)} texts, where one answer is expected; write all answers as one list "
+            raise BadRow(column, listed, reason + "`responses`, best first or with `ranks` beside it")
 
 
 def _with_turns(prompt: Any, turns: list[Any]) -> Any:
@@ -275,6 +287,8 @@ class Reader(NamedTuple):
 
 
 PROMPT = "prompt|question|instruction"
+# Ours -> theirs: `response` is a list there, `human_ranking` the rank of each (0 is the best).
+VL_REWARDBENCH = {"prompt": "query", "responses": "response", "ranks": "human_ranking"}
 PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
 TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in these may end as an image's name does
 
@@ -324,9 +338,13 @@ def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) ->
         reversed(READERS), key=lambda name: len(_missing(READERS[name], found)) / len(READERS[name].columns)
     )[:3]
     needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], found)) or 'nothing'}" for name in nearest)
+    remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: "
+    remedy += "reader=NAME"
+    if found >= {*VL_REWARDBENCH.values()}:
+        mapping = "&".join(f"columns.{ours}={theirs}" for ours, theirs in VL_REWARDBENCH.items())
+        remedy = f"These are rows of VL-RewardBench: read them by SOURCE?{mapping}; to score them, call the columns so"
     raise UserError(
-        f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. "
-        "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: reader=NAME"
+        f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. {remedy}"
     )
 
 
@@ -394,7 +412,8 @@ def _example(
     ranks = _judged(row, ranks)
     texts = [response_text(response) for response in responses]
     order = sorted(range(len(texts)), key=lambda i: ranks[i])
-    best = [text for text, rank in zip(texts, ranks, strict=True) if rank == min(ranks)]
+    first = min(ranks)
+    best = [text for text, rank in zip(texts, ranks, strict=True) if rank == first]
     return Example(
         id=_id(row) or fallback_id,
         source=row["source"] if isinstance(row.get("source"), str) and row["source"] else source,
@@ -406,6 +425,23 @@ def _example(
         caption=pick_caption(captions_of(row), best),
         location=location,
     )
+
+
+def answers_of(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """Prompt and answers of a row in any known format, as training reads them, the answers in the row's own order.
+
+    Raises UserError where no format fits its columns, BadRow where the row is not of that format's shape.
+    """
+    given = {column: value for column, value in row.items() if value is not None}
+    name = find_reader(given, given)
+    try:
+        prompt, answers, _ = READERS[name].read(given)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise BadRow("row", row, f"not the shape of {name} ({described(error)}); mend the row") from error
+    if "completions" in READERS[name].columns and len(answers) != len(_listed(given["completions"])):
+        reason = "some have no rating, and training passes them over; give those to score as `responses`"
+        raise BadRow("completions", row["completions"], reason)
+    return prompt, answers
 
 
 def _check_unread(
@@ -454,11 +490,15 @@ def _judged(row: Mapping[str, Any], ranks: list[int]) -> list[int]:
 
 
 def _check_order(column: str, value: Any, numbers: Sequence[float], ranks: Sequence[int]) -> None:
-    for i, j in itertools.permutations(range(len(ranks)), 2):
-        if ranks[i] < ranks[j] and numbers[i] > numbers[j]:
+    order = sorted(range(len(ranks)), key=lambda j: ranks[j])
+    highest = before = order[0]  # responses with the highest number: of all so far, and of those ranked above j
+    for last, j in zip(order, order[1:], strict=False):
+        before = highest if ranks[j] > ranks[last] else before
+        if ranks[j] > ranks[before] and numbers[before] > numbers[j]:
             remedy = "to order by it set columns.ranks=rank" if column == "rank" else "or leave this column out"
-            reason = f"it puts response {j + 1} before response {i + 1}, against the order of the row; mend the row, "
+            reason = f"it puts response {j + 1} before response {before + 1}, against the order of the row; mend it, "
             raise BadRow(column, value, reason + remedy)
+        highest = j if numbers[j] > numbers[highest] else highest
 
 
 def _score(row: Mapping[str, Any], column: str) -> float:

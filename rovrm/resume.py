@@ -19,7 +19,7 @@ from rovrm.phases import phase_folder, section_of
 from rovrm.select import selection_settings
 
 # What does not change a phase's result; of the selection, only what a phase asks for does.
-INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from", "selection")
+INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from", "selection", "long_rows")
 
 # What records say of contents, beside names and settings: those of older versions lack it.
 MARKS = {"images": "its images", "weights": "the weights of its base", "max_pixels": "its limit of pixels"}
@@ -71,6 +71,7 @@ def settings_of(config: TrainConfig, phase: int) -> dict[str, Any]:
     everything = asdict(config)
     for key in (*INDIFFERENT, *(name for i, name in enumerate(PHASES, 1) if i != phase)):
         everything.pop(key)
+    everything[PHASES[phase - 1]].pop("max_bad_fraction")  # which rows are skipped does not depend on it
     if by_gradients(section_of(config, phase)):
         everything["selection"] = selection_settings(config, phase)
     start = start_of(config, phase)

@@ -204,11 +204,11 @@ class RewardCollator:
 
     def same_tokens(self, example: Example) -> tuple[int, int] | None:
         """The numbers of two responses that differ in rank but not in tokens, which no model can tell apart."""
-        conversations = self._tokenized(self.chat.conversations(example))
-        for j, ids in enumerate(conversations):
-            for i in range(j):
-                if ids == conversations[i] and example.ranks[i] != example.ranks[j]:
-                    return i, j
+        firsts: dict[tuple[int, ...], int] = {}
+        for j, ids in enumerate(self._tokenized(self.chat.conversations(example))):
+            i = firsts.setdefault(tuple(ids), j)
+            if example.ranks[i] != example.ranks[j]:
+                return i, j
         return None
 
     def cost(self, lengths: tuple[int, list[int]]) -> tuple[int, int]:

@@ -1,11 +1,12 @@
-"""Scores a JSONL file of prompts, images and responses.
+"""Scores a JSONL file, or a JSON list, of prompts, images and responses.
 
     python -m rovrm.score model=runs/demo/phase3-visual in=pairs.jsonl out=scores.jsonl
 
 An input line holds `prompt` (or `question`, `instruction`; a string or chat messages), optionally `image` or `images`
 (paths) and `system`, and `responses`, or `chosen` and `rejected`, or `response`; a `chosen` or `rejected` that is null
-beside the other is an error. Every line that is not blank gets one output line, in order: {"id", "rewards"}, or
-{"id", "error"} where it cannot be scored. A line without an `id` is called by the file's name and its line number.
+beside the other is an error. Lines of the formats that rovrm.train reads are scored as it reads them. Every line that
+is not blank gets one output line, in order: {"id", "rewards"}, or {"id", "error"} where it cannot be scored. A line
+without an `id` is called by the file's name and its line number; of a list, the items count as lines.
 Results are written as they come into OUT.partial, and the same command again goes on where it was stopped; a finished
 OUT is scored anew and replaced.
 """
@@ -62,12 +63,28 @@ def _read_lines(source: Path) -> tuple[Lines, str]:
     """The lines that are not blank, as bytes (a badly encoded one is that line's error alone), and the file's sha1."""
     if not source.is_file():
         raise UserError(f"in={str(source)!r} is no file; give a JSONL file with prompt, responses and images")
+    if source.suffix in (".csv", ".tsv", ".parquet"):
+        raise UserError(f"in={str(source)!r} is a {source.suffix} file; write its rows as JSONL")
     content = source.read_bytes()
-    split = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    split = _items(content) or content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     lines = [(number, line) for number, line in enumerate(split, start=1) if line.strip()]
     if not lines:
         raise UserError(f"in={str(source)!r} is empty; give a JSONL file with prompt, responses and images")
     return lines, hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def _items(content: bytes) -> list[bytes]:
+    """The rows of a file that is one JSON list, or an object that holds one; none of a JSONL file."""
+    from rovrm.sources import whole_json
+
+    try:
+        found = whole_json(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return []
+    if isinstance(found, dict) and len(found) > 1:
+        raise UserError(f"the input holds the lists {', '.join(found)}; give a file with one of them")
+    rows = next(iter(found.values())) if isinstance(found, dict) else found or []
+    return [json.dumps(row).encode() for row in rows]
 
 
 def _writable(source: Path, out: Path) -> Path:

@@ -27,7 +27,7 @@ from rovrm.errors import UserError, shown
 from rovrm.examples import Example
 from rovrm.images import MAX_PIXELS, ImageRef, find_image, open_images
 from rovrm.messages import BadRow, fence, image_column, unread_image
-from rovrm.readers import VIDEO_COLUMNS, read_row
+from rovrm.readers import VIDEO_COLUMNS, answers_of, read_row
 from rovrm.rows import RewardCollator, split_responses
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ class RewardScorer:
         """One list of rewards per example, in order: k rewards for k responses.
 
         examples: mappings with `prompt` (a string or chat messages), `responses` (or `chosen` and `rejected`, or
-        `response`), optionally `images` and `system`; or Examples. A forward takes at most `batch_tokens` padded
+        `response`), optionally `images` and `system`; rows of any format that training reads, whose answers are then
+        the same and in the row's order; or Examples. A forward takes at most `batch_tokens` padded
         tokens; an example with more is scored in several. Raises UserError for the first example that cannot be scored.
         """
         if normalize:
@@ -330,10 +331,11 @@ def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> E
     for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if key in row and row[key] is None and other in given:  # one reward would be taken for that of a whole pair
             raise UserError(f"{key} is null beside {other}; fill it in or leave it out")
-    responses = row["responses"] if "responses" in given else [row[key] for key in given]
+    prompt, responses = _as_trained(row, given)
     if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
         raise UserError(f"needs a list of one or more responses, got {shown(row.get('responses'), 80)}")
     kept = {key: row[key] for key in PROMPT_COLUMNS if row.get(key) is not None}
+    kept = kept if prompt is None else {"prompt": prompt, "system": row.get("system")}
     videos = {key: True for key in VIDEO_COLUMNS if not _empty(row.get(key))}
     column = image_column(row)
     pictures = {"images": _pictures(None if column is None else row[column])}
@@ -342,6 +344,21 @@ def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> E
     if unread is not None:
         raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
     return example
+
+
+def _as_trained(row: Mapping[str, Any], given: Sequence[str]) -> tuple[Any, Any]:
+    """(prompt, responses) by the reader that training has for the row's columns; (None, responses) for rows of this
+    module's own: with `responses`, `response` or half a pair, or of columns that no reader fits."""
+    own = row["responses"] if "responses" in given else [row[key] for key in given]
+    if "response" in given and isinstance(row["response"], (list, tuple)) and len(row["response"]) > 1:
+        theirs = "; VL-RewardBench's query is the prompt" if "query" in row else ""
+        raise BadRow("response", row["response"], f"several answers; call the column `responses`{theirs}")
+    if given and set(given) != {"chosen", "rejected"}:
+        return None, own
+    try:
+        return answers_of(row)
+    except UserError:  # no reader fits: what is missing is said of this module's own columns
+        return None, own
 
 
 def _or_error(row: Any, number: int, find: Callable[[str], str]) -> Example | UserError:

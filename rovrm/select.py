@@ -99,7 +99,7 @@ def selection_settings(config: TrainConfig, phase: int) -> dict[str, Any]:
     section = getattr(config, PHASES[phase - 1])
     target = target_phase(config, phase)
     of_target = asdict(getattr(config, PHASES[target - 1]))
-    for key in ("learning_rate", "epochs"):
+    for key in ("learning_rate", "epochs", "max_bad_fraction"):
         of_target.pop(key)
     found = {"method": section.select, "n": section.n, **asdict(config.selection), "target": of_target}
     if of_target["select"] not in ("random", "first"):

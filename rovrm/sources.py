@@ -3,9 +3,10 @@
     rows = load_rows(parse_source("openbmb/RLAIF-V-Dataset?n=500"))
     for row in rows.take(range(len(rows))): row.values, row.location      # dicts; image cells are ImageRef
 
-A source is `NAME[?key=value&key=value]`. NAME: a .json, .jsonl or .parquet file, a folder of such files, a folder
-written by `Dataset.save_to_disk`, a glob, or a hub id `owner/name`. Parquet, saved and hub data stay memory mapped;
-JSON is read by the standard library, because `datasets` wants one type per column, which real files do not have.
+A source is `NAME[?key=value&key=value]`. NAME: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, a
+folder written by `Dataset.save_to_disk`, a glob, or a hub id `owner/name`. Parquet, saved and hub data stay memory
+mapped; JSON and tables are read by the standard library, because `datasets` wants one type per column, which real files
+do not have.
 With `pairs=true` a ranked list becomes all its pairs of different rank, so that `n` counts pairs, not lists.
 `world:text`, `world:caption` and `world:visual` are the generated pairs of the synthetic world (rovrm/world/).
 """
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.errors import UserError, described, shown
+from rovrm.hints import offline
 from rovrm.images import ImageRef, expanded
 
 logger = logging.getLogger(__name__)
 
 JSON_SUFFIXES = (".json", ".jsonl")
-SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv")
+SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
 # What `datasets` and the hub put beside the data; none of it holds rows.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])")
@@ -57,8 +60,8 @@ class Source:
 class Row:
     """One row. values is None for a row that could not be parsed, and `problem` then says why.
 
-    location: "file, row 12" (1-based; in a JSONL file the line number). data_file: where relative image paths start.
-    stem, number: parts of the id a row without one gets.
+    location: "file, row 12" (1-based; in a JSONL file or a table the line number). data_file: where relative image
+    paths start. stem, number: parts of the id a row without one gets.
     """
 
     values: dict[str, Any] | None
@@ -102,7 +105,9 @@ def parse_sources(sources: str | Iterable[str]) -> list[Source]:
         texts = [str(source) for source in sources]
     texts = [text.strip().strip("'\"") for text in texts if text.strip()]
     if not texts:
-        raise UserError("no data source given; name a .json, .jsonl or .parquet file, a folder, a glob or a hub id")
+        raise UserError(
+            "no data source given; name a .json, .jsonl, .csv or .parquet file, a folder, a glob or a hub id"
+        )
     for text in texts:
         if texts.count(text) > 1:
             raise UserError(f"source {text!r} is named twice; name it once (weight=W sets its share)")
@@ -180,12 +185,12 @@ def _load(source: Source) -> Rows:
     if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return _load_folder(source, path)
     if os.path.isfile(path):
-        return _load_files(source, {"train": [path]})
+        return _load_files(source, [path], source.split)
     if glob.has_magic(source.name):
         found = [Path(name) for name in sorted(glob.glob(source.name, recursive=True)) if os.path.isfile(name)]
         if not found:
             raise UserError(f"source {source.text!r}: no file matches the pattern; mend it")
-        return _load_files(source, {"train": found})
+        return _load_files(source, found, source.split)
     if re.fullmatch(r"[\w.\-]+/[\w.\-]+", source.name) and path.suffix not in SUFFIXES:
         return dataset_rows(_load_hub(source), source.name, stem=source.name.split("/")[1])
     raise UserError(f"source {source.text!r}: no such file or folder, and not a hub id (owner/name); mend the path")
@@ -203,20 +208,23 @@ def _load_folder(source: Source, path: Path) -> Rows:
     files = _data_files(path.iterdir()) or _data_files(path.rglob("*"))
     if not files:
         raise UserError(f"source {source.text!r}: the folder holds no {', '.join(SUFFIXES)} file; name one that does")
-    return _load_files(source, _by_split(files))
+    splits = _by_split(files)
+    if not splits:
+        return _load_files(source, files, source.split)
+    return _load_files(source, splits[_choose_split(source, splits)], None)
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
     files = sorted(p for p in paths if p.suffix in SUFFIXES and p.name not in NOT_DATA and p.is_file())
-    parquet = [p for p in files if p.suffix == ".parquet"]
-    return parquet or files
+    by_kind = ([p for p in files if p.suffix in kind] for kind in ((".parquet",), JSON_SUFFIXES, TABLE_SUFFIXES))
+    return next((found for found in by_kind if found), [])
 
 
 def _by_split(files: list[Path]) -> dict[str, list[Path]]:
-    """Files grouped by the split word in their names, as the hub does; without any word all are `train`."""
+    """Files grouped by the split word in their names, as the hub does; those without are `train`. None has one: {}."""
     splits: dict[str, list[Path]] = {}
-    for file in files:
-        word = SPLIT_WORD.search(file.stem.lower())
+    words = [SPLIT_WORD.search(file.stem.lower()) for file in files]
+    for file, word in zip(files, words, strict=True) if any(words) else ():
         splits.setdefault(word.group(1) if word else "train", []).append(file)
     return splits
 
@@ -232,17 +240,27 @@ def _choose_split(source: Source, splits: Iterable[str]) -> str:
     raise UserError(f"source {source.text!r}: which split? It has {', '.join(names)}; add ?split=NAME")
 
 
-def _load_files(source: Source, splits: dict[str, list[Path]]) -> Rows:
-    files = splits[_choose_split(source, splits)]
+def _load_files(source: Source, files: list[Path], split: str | None) -> Rows:
+    """The rows of files. split: which, of those that a JSON file may hold; other files are all `train`."""
     kinds = {file.suffix for file in files}
     if wrong := sorted(kinds - set(SUFFIXES)):
         raise UserError(f"source {source.text!r}: cannot read {', '.join(wrong)} files; takes {', '.join(SUFFIXES)}")
     if kinds == {".parquet"}:
+        _choose_split(replace(source, split=split), ["train"])
         data, folder = _load_parquet(source, files), str(files[0].parent)
         return dataset_rows(data, source.name, stem=files[0].stem, data_file=folder)
     if ".parquet" in kinds:
-        raise UserError(f"source {source.text!r}: parquet and JSON files together; name them as two sources")
-    return _json_rows(source.name, [row for file in files for row in read_json(file)])
+        raise UserError(f"source {source.text!r}: parquet and other files together; name them as two sources")
+    return _json_rows(source.name, [row for file in files for row in _file_rows(file, split)])
+
+
+def _file_rows(file: Path, split: str | None) -> list[Row]:
+    if file.suffix in JSON_SUFFIXES:
+        return read_json(file, split)
+    from rovrm.tables import read_table
+
+    _choose_split(Source(str(file), str(file), split), ["train"])
+    return read_table(file)
 
 
 def _load_parquet(source: Source, files: list[Path]) -> Any:
@@ -269,8 +287,8 @@ def _load_hub(source: Source) -> Any:
         if not isinstance(error, OSError):
             raise UserError(f"source {source.text!r}: the hub data set does not load: {error}") from error
         raise UserError(
-            f"source {source.text!r}: {name} is not a local path, and no such hub data set can be reached ({error}); "
-            "mend the path, or download the data set where there is a network"
+            f"source {source.text!r}: {name} is not a local path, and no such hub data set can be reached ({error})"
+            f"{offline(name)}; mend the path, or download the data set where there is a network"
         ) from error
 
 
@@ -286,8 +304,9 @@ def _hub_splits(source: Source) -> list[str]:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def read_json(file: Path) -> list[Row]:
-    """The rows of a .json or .jsonl file, whatever form it has inside: a list, `{"data": [...]}` or lines.
+def read_json(file: Path, split: str | None = None) -> list[Row]:
+    """The rows of a .json or .jsonl file, whatever form it has inside: a list, `{"data": [...]}`, lines, or the lists
+    of several splits, `{"train": [...], "test": [...]}`, of which `split` names one.
 
     A broken line becomes a row with a `problem`. Raises UserError for an empty file and for one that is not JSON.
     """
@@ -296,14 +315,16 @@ def read_json(file: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error}); mend it or name another") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error}); a source is JSON, JSONL or parquet") from error
+        raise UserError(f"{file}: not UTF-8 text ({error}); a source is JSON, JSONL, CSV or parquet") from error
     if not text.strip():
         raise UserError(f"{file}: the file is empty; give one with rows")
-    items = _whole_json(text)
+    items = whole_json(text)
+    splits = items if isinstance(items, dict) else {"train": items or []}
+    chosen = _choose_split(Source(str(file), str(file), split), splits)
     if items is None:
         rows = [_line_row(file, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
-        rows = [_row(file, number, item, "") for number, item in enumerate(items, 1)]
+        rows = [_row(file, number, item, "") for number, item in enumerate(splits[chosen], 1)]
     if not rows:
         raise UserError(f"{file}: it holds no rows; give a file with at least one")
     if all(row.values is None for row in rows):
@@ -314,15 +335,25 @@ def read_json(file: Path) -> list[Row]:
     return rows
 
 
-def _whole_json(text: str) -> list[Any] | None:
-    """The items of a text that is one JSON value; None when it is JSONL."""
+def whole_json(text: str) -> list[Any] | dict[str, list[Any]] | None:
+    """The items of a text that is one JSON value, by split where it holds several lists; None when it is JSONL."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
-        return value["data"] if isinstance(value.get("data"), list) else [value]
+        if isinstance(value.get("data"), list):
+            return value["data"]
+        return value if _holds_splits(value) else [value]
     return value if isinstance(value, list) else [value]
+
+
+def _holds_splits(value: dict[str, Any]) -> bool:
+    """Whether every value is a list of rows: of objects that are not messages, which a row itself may consist of."""
+    lists = [items for items in value.values() if isinstance(items, list)]
+    firsts = [items[0] for items in lists if items]
+    rows = all(isinstance(first, dict) and not {"role", "from"} & first.keys() for first in firsts)
+    return bool(firsts) and len(lists) == len(value) and rows
 
 
 def _line_row(file: Path, number: int, line: str) -> Row:

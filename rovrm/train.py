@@ -138,7 +138,7 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
     if main_process:
         print(
             f"phase {phase} ({PHASES[phase - 1]}): {len(data.train)} examples, {len(data.held_out)} held out, "
-            f"{len(data.rejected)} rejected; from {checkpoint or start}; {processes} processes"
+            f"{len(data.rejected)} skipped; from {checkpoint or start}; {processes} processes"
         )
     set_seed(config.seed)
     model = _model_for(config, phase, start)
@@ -160,6 +160,7 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
         "n_train": len(data.train),
         "n_held_out": len(data.held_out),
         "n_skipped": len(data.rejected),
+        "n_long": data.n_long,  # of those skipped
         "accuracy": metrics["accuracy"],
         "accuracy_ci95": wilson95(metrics["accuracy"], len(data.held_out)),
         "loss": metrics["loss"],

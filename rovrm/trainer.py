@@ -270,10 +270,10 @@ def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> lis
     if all(example.lengths is not None for example in examples):
         return examples
     checked = check_examples(examples, collator, args.max_length, args.dataloader_num_workers)
-    if checked.rejected:
-        first = checked.rejected[0]
+    if checked.skipped:
+        first = checked.skipped[0]
         raise UserError(
-            f"{len(checked.rejected)} of {len(examples)} rows cannot be trained on; the first, "
+            f"{len(checked.skipped)} of {len(examples)} rows cannot be trained on; the first, "
             f"{first['location'] or first['id']}: "
             f"{first['field']} = {first['value']!r}: {first['reason']}"
         )

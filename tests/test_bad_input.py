@@ -218,7 +218,7 @@ VISUAL = "phase=3 visual.data={world}/visual.jsonl"
 
 def test_models_that_are_not_there(refused, tmp_path: Path) -> None:
     assert says(refused(f"{VISUAL} model=/none"), "'/none' is no folder", "give a checkpoint folder or a hub id")
-    assert says(refused(f"{VISUAL} model=owner/none"), "'owner/none'", "cannot load the config")
+    assert says(refused(f"{VISUAL} model=owner/none"), "'owner/none'", "cannot load the config", "HF_HUB_OFFLINE=1 is")
     assert says(refused(f"{VISUAL} model={tmp_path}"), str(tmp_path), "without config.json", "give a checkpoint folder")
 
 

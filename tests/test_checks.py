@@ -208,7 +208,9 @@ def test_over_long_row(collator, pictures) -> None:
     assert good.lengths
     longest = good.lengths[0] + max(good.lengths[1])
     assert check_examples([good], collator, longest).examples
-    record = look(collator, good, longest - 1)
+    checked = check_examples([good], collator, longest - 1)
+    [record] = checked.long  # apart from the bad ones: only its length is wrong
+    assert not checked.examples and not checked.rejected and checked.skipped == [record] and set(record) == FIELDS
     assert record["field"] == "responses" and record["value"] == f"{longest} tokens"
     assert f"max_length={longest - 1}; raise max_length or drop the row" in record["reason"]
 

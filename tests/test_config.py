@@ -22,6 +22,7 @@ from rovrm.config import (
 )
 from rovrm.errors import UserError
 from rovrm.front import settings
+from rovrm.hints import ELSEWHERE, TRAINER
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -221,6 +222,56 @@ def test_recipe_accepts(recipe) -> None:
 )
 def test_refused_on_the_command_line(argv: list[str], message: str) -> None:
     assert refused(*argv) == message
+
+
+def test_everything_wrong_is_said_at_once(recipe) -> None:
+    text = "batch_token: 9\ntext: {m: 5}\n"
+    with pytest.raises(UserError) as caught:
+        train(recipe(text), "--modle", "x", "text.n=y", "stray", "--out", "--seed=-1", "max_length=9", "--modle", "x")
+    first, *lines = str(caught.value).split("\n  ")
+    assert first == "7 settings are wrong:"
+    assert [line.split(":")[0].split(" (got")[0] for line in lines] == [
+        "'stray' is not a setting",
+        "--out",
+        "unknown key batch_token",
+        "unknown key text.m",
+        "unknown key modle",
+        "text.n",
+        "seed",
+    ]
+    with pytest.raises(UserError, match=r"(?s)2 settings are wrong:.*trainer\.bf16 is set by rovrm.*key trainer\.qqqq"):
+        check_trainer_keys({"bf16": True, "max_steps": 5, "qqqq": 1})
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--model_name_or_path", "x"], "unknown key model_name_or_path (got 'x'): here it is model"),
+        (["--dataset-name=a/b"], "unknown key dataset-name (got 'a/b'): here it is visual.data (text.data and"),
+        (["--train_file", "a.jsonl"], "(got 'a.jsonl'): here it is visual.data"),
+        (["--validation_file=b"], "here it is visual.eval_data"),
+        (["--dataset_train_split", "train"], "here it is visual.data=NAME?split=S"),
+        (["--output_dir", "out"], "here it is out"),
+        (["--per_device_train_batch_size", "4"], "here it is batch_size (prompts) and batch_tokens"),
+        (["--max_seq_length", "4"], "here it is max_length"),
+        (["--use_peft"], "(got ''): here it is tuning=lora|full"),
+        (["--load_in_4bit", "true"], "(got 'true'): here it is tuning=qlora"),
+        (["--gradient-accumulation-steps", "4"], "here it is trainer.gradient_accumulation_steps"),
+        (["--config", "a.yaml"], "here it is recipe=FILE"),
+        (["visual.columns.prompt="], "visual.columns.prompt: got nothing, takes a name, as visual.columns.prompt=NAME"),
+        (["--text.columns.chosen"], "--text.columns.chosen: got no value, takes values by name"),
+    ],
+)
+def test_keys_of_other_tools(argv: list[str], hint: str) -> None:
+    assert hint in refused(*argv)
+
+
+def test_hints_name_keys_that_the_command_has() -> None:
+    assert refused("--dataset", "a", config_class=ScoreConfig) == "unknown key dataset (got 'a'): here it is in"
+    assert "did you mean" not in refused("--lora_rank", "8", config_class=ScoreConfig)
+    known = {setting.key for setting in settings(TrainConfig)}
+    for name in [*ELSEWHERE, *TRAINER]:
+        assert name not in known, f"{name} is a key of ours"
 
 
 def test_section_is_not_a_key() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from rovrm.data import as_examples, caption_example, load_captions, load_examples, use_captions, write_jsonl
+from rovrm.captions import caption_example, load_captions
+from rovrm.data import as_examples, load_examples, use_captions, write_jsonl
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import ImageRef
@@ -97,6 +98,33 @@ def test_columns_may_be_swapped(hundred: str) -> None:
 def test_ids_are_unique(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(3)])
     assert ids(path) == ["same", "same-2", "same-3"]
+    again = zip(pairs(4), ("a", "a-2", "a", "a"), strict=True)
+    path = write(tmp_path / "b.jsonl", [row | {"id": name} for row, name in again])
+    assert ids(path) == ["a", "a-2", "a-3", "a-4"]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    names = ("x/train/a.jsonl", "x/test/a.jsonl", "y/test/a.jsonl", "y/b.jsonl")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, pairs(2))
+    loaded = load_examples([str(tmp_path / name) for name in names])
+    assert [e.source for e in loaded.examples[::2]] == ["x/train/a", "x/test/a", "y/test/a", "b"]
+    loaded = load_examples(f"{tmp_path}/x/*/a.jsonl")
+    assert [e.source for e in loaded.examples] == ["test/a"] * 2 + ["train/a"] * 2
+    own = [row | {"source": "mine"} for row in pairs(1)]
+    loaded = load_examples(
+        [str(tmp_path / names[0]), write(tmp_path / "a.jsonl", own), write(tmp_path / "a.json", own)]
+    )
+    assert [e.source for e in loaded.examples] == ["a", "a", "mine", "mine"]
+    both = [write(tmp_path / name, pairs(1)) for name in ("c.json", "c.jsonl")]
+    assert [e.source for e in load_examples(both).examples] == both
+
+
+def test_many_equal_ids(tmp_path: Path) -> None:
+    """In a time that grows with their number: with its square this would take a quarter of an hour."""
+    path = write(tmp_path / "a.jsonl", [row | {"id": "same"} for row in pairs(50_000)])
+    assert ids(path)[-1] == "same-50000"
 
 
 def test_no_image_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

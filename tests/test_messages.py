@@ -1,5 +1,6 @@
 """Chat messages: placeholders become blocks in place, and each image gets one."""
 
+import json
 from typing import Any
 
 import pytest
@@ -111,3 +112,13 @@ def test_what_nobody_thought_of_is_a_bad_row() -> None:
 
     with pytest.raises(BadRow, match=r"row = .*not the shape of trl \(ZeroDivisionError: odd\); mend the row"):
         read_row("trl", {"prompt": "Q", "chosen": "a", "rejected": "b", "image": "a.png"}, find)
+
+
+def test_a_very_long_literal_is_not_tried() -> None:
+    """Python takes seconds for one of megabytes; JSON of any length is read."""
+    turns = [{"from": "human", "value": "It's a question?"}]
+    assert parsed(str(turns), "conversations") == turns
+    long = [{"from": "human", "value": "It's a question? " * 250_000}]
+    assert parsed(json.dumps(long), "conversations") == long
+    with pytest.raises(BadRow, match="should hold a JSON value does not .*too many to be tried as Python"):
+        parsed(str(long), "conversations")

@@ -18,6 +18,7 @@ from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import content_hash
 from rovrm.phases import PhaseData, phase_folder, prepare_phases
+from rovrm.resume import settings_of
 from rovrm.rows import RewardCollator
 from rovrm.world.default import BASE
 
@@ -439,6 +440,66 @@ def test_rejected_rows_are_listed_whatever_refused_them(collator, settings, tmp_
     with pytest.raises(UserError, match=f"4 of 7 rows are bad.*{phase_folder(config.out, 3)}/rejected.jsonl"):
         prepare_phase(replace(config, max_bad_fraction=0.5), 3, collator, write=True)
     assert listed(config, 3) == found.rejected  # also when the run stops
+
+
+def test_over_long_rows_are_not_bad(collator, settings, tmp_path: Path, capsys) -> None:
+    """They are skipped, counted apart, listed with their reason and said once; long_rows=error counts them as bad."""
+    rows = [pair(i) for i in range(8)] + [pair(8, chosen="Yes. " * 200), pair(9, prompt="Why? " * 200)]
+    held = write(tmp_path / "held.jsonl", pair("h"), pair("long", chosen="Yes. " * 200))
+    section = PhaseConfig(data=[write(tmp_path / "a.jsonl", *rows, pair(10, chosen=""))], eval_data=[held])
+    config = settings(text=section, max_length=256, max_bad_fraction=0.1)
+    found = prepare_phase(config, 1, collator, write=True)
+    assert (len(found.train), len(found.held_out), len(found.rejected), found.n_long) == (8, 1, 4, 3)
+    lists = [listed(config, 1), listed(config, 1, "rejected-eval.jsonl")]
+    assert [[row["id"] for row in rows] for rows in lists] == [["r10", "r8", "r9"], ["rlong"]]
+    assert "over-long, max_length=256; raise max_length" in lists[0][1]["reason"]
+    printed = capsys.readouterr().out
+    assert printed.count("longer than") == 1 and "text: 3 rows are longer than max_length=256 tokens: skip" in printed
+    with pytest.raises(UserError, match=r"text.data: 3 of 11 rows are bad.*(?s:.*)text.eval_data: 1 of 2 rows are bad"):
+        prepare_phase(replace(config, long_rows="error"), 1, collator, write=True)
+    found = prepare_phase(replace(config, long_rows="error", max_bad_fraction=0.5), 1, collator, write=True)
+    assert (len(found.train), len(found.held_out), len(found.rejected), found.n_long) == (8, 1, 4, 0)
+    with pytest.raises(
+        UserError, match=r"leaves no example .*0 good ones.*; 10 more are longer than max_length=9, rai"
+    ):
+        prepare_phase(replace(config, max_length=9, text=PhaseConfig(data=section.data)), 1, collator, write=True)
+
+
+def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: Path) -> None:
+    draw(tmp_path, "0.png")
+    bad = write(tmp_path / "bad.jsonl", pair(0), pair(1, chosen=""))
+    unread = write(tmp_path / "unread.jsonl", pair(2, image="none.png"), pair(3, image="none.png"))
+    pictured = write(tmp_path / "pictured.jsonl", pair(4, image="0.png", caption="C"), pair(5, caption=""))
+    config = settings(
+        text=PhaseConfig(data=[bad]), caption=CaptionConfig(data=[pictured]), visual=PhaseConfig(data=[unread])
+    )
+    with pytest.raises(UserError) as caught:
+        prepare_phases(replace(config, max_bad_fraction=0.4), [1, 2, 3], collator, [1, 2, 3])
+    text, caption, visual = (f"{phase_folder(config.out, phase)}/rejected.jsonl" for phase in (1, 2, 3))
+    message = str(caught.value)
+    for part in (
+        f"text.data: 1 of 2 rows are bad, more than max_bad_fraction=0.4 allows (all of them: {text})",
+        f"{bad}, row 2: response 1 = \"''\": the response is empty",
+        f"caption.data: 1 of 2 rows are bad, more than max_bad_fraction=0.4 allows (all of them: {caption})",
+        "no caption for image",
+        f"visual.data: {unread}: not one row can be used. 2 rows cannot be used; the first, {unread}, row 1: image =",
+        f"(all of them: {visual})",
+    ):
+        assert part in message
+    assert [len(listed(config, phase)) for phase in (1, 2, 3)] == [1, 1, 2]
+
+
+def test_a_phase_may_have_a_limit_of_its_own(collator, settings, tmp_path: Path) -> None:
+    """A finished phase stays finished when the limits change: which rows are skipped does not depend on them."""
+    file = write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(9, chosen=""))
+    text = PhaseConfig(data=[file], max_bad_fraction=0.2)
+    assert len(prepare_phase(settings(text=text, max_bad_fraction=0.0), 1, collator, write=True).rejected) == 1
+    strict = replace(text, max_bad_fraction=0.1)
+    assert settings_of(settings(text=text), 1) == settings_of(settings(text=strict, long_rows="error"), 1)
+    with pytest.raises(
+        UserError, match="1 of 5 rows are bad, more than text.max_bad_fraction=0.1 allows.*raise text.m"
+    ):
+        prepare_phase(settings(text=strict), 1, collator, write=True)
 
 
 def test_only_one_process_writes(collator, settings, tmp_path: Path) -> None:

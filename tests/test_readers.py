@@ -1,12 +1,14 @@
 """Every reader on a row in the exact schema of its data set, found by its columns; and what each refuses."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
 
+from rovrm.checks import check_responses
 from rovrm.data import as_examples, load_examples
 from rovrm.errors import UserError
 from rovrm.examples import Example
@@ -270,6 +272,17 @@ def test_ranked_by_scores() -> None:
             read(row | {"scores": scores})
 
 
+def test_a_very_long_list() -> None:
+    """20,000 responses, ordered by scores and beside them by ranks, in a time that grows with their number."""
+    count = 20_000
+    row = {"prompt": "Q", "responses": [f"answer {i}" for i in range(count)], "scores": list(range(count))}
+    assert read(row).responses[0] == f"answer {count - 1}"
+    example = read(row | {"ranks": [count - i for i in range(count)]})
+    assert example.ranks == list(range(count)) and not check_responses(example).reason
+    with pytest.raises(BadRow, match="scores = .*puts response 20000 before response 1,"):
+        read(row | {"ranks": [0] * (count - 1) + [1]})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -482,6 +495,38 @@ def test_no_reader_says_what_is_needed() -> None:
     assert "no reader fits the columns chosen, query" in text
     assert "plain lacks prompt|question|instruction, rejected" in text
     assert "columns.prompt=THEIRS" in text and "reader=NAME" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": ["a", "c"], "rejected": ["b"]}, "chosen = .*a list of 2 texts, where one answer .* `responses`"),
+        ({"chosen": "a", "rejected": ["b", "c"]}, "rejected = .*a list of 2 texts, where one answer is expected"),
+        (
+            {"prompt": None, "chosen": turns(("a", "b"), ("c", "d")), "rejected": turns(("a", "x"), ("c", "d"))},
+            "part at message 1 of 2 and 2, and may differ in their last message only; cut both behind the first one",
+        ),
+    ],
+)
+def test_lists_where_texts_are_expected(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        read(PAIR | change)
+
+
+VL = Path(__file__).resolve().parents[2] / "shared/data/benchmarks/vl_rewardbench/sample.json"
+
+
+@pytest.mark.skipif(not VL.is_file(), reason=f"{VL} is not here")
+def test_rows_of_vl_rewardbench() -> None:
+    with pytest.raises(UserError, match="These are rows of VL-RewardBench") as caught:
+        load_examples(str(VL))
+    [options] = re.findall(r"SOURCE\?(\S+);", str(caught.value))
+    rows = json.loads(VL.read_text())
+    loaded = load_examples(f"{VL}?{options}", images_needed=False)
+    assert len(loaded.examples) + len(loaded.rejected) == len(rows) and len(loaded.examples) > 0
+    first = loaded.examples[0]
+    row = next(row for row in rows if row["id"] == first.id)
+    assert first.responses[0] == row["response"][row["human_ranking"].index(0)] and len(first.images) == 1
 
 
 def test_columns() -> None:

@@ -177,6 +177,24 @@ def test_line_ends_byte_order_mark_and_separators(run):
     assert run(None)[1] == expected and len(expected) == 3
 
 
+def test_a_list_is_scored_as_its_lines(run):
+    expected = run(pairs(3))[1]
+    for content in (pairs(3), {"data": pairs(3)}, {"train": pairs(3)}):
+        run.source.write_text(json.dumps(content, indent=1))
+        status, records, _ = run(None)
+        assert status == 0 and [record["id"] for record in records] == ["row-0", "row-1", "row-2"]
+        for one, other in zip(records, expected, strict=True):
+            assert one["rewards"] == pytest.approx(other["rewards"], abs=TOLERANCE)
+    run.source.write_text(json.dumps({"train": pairs(1), "test": pairs(1)}))
+    assert "the lists train, test; give a file with one of them" in run(None)[2]
+
+
+def test_a_table_is_refused_before_the_model_loads(run, tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,response\na,b\n")
+    status, _, printed = run(None, f"in={tmp_path / 'a.csv'}", "model=/no/such/model")
+    assert status == 2 and "is a .csv file; write its rows as JSONL" in printed
+
+
 def test_normalize(run, model, tmp_path):
     plain = run(pairs(2))[1]
     status, _, printed = run(None, "normalize=true")

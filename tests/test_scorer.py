@@ -236,6 +236,44 @@ def test_pairs_and_rankings_of_a_preference_data_set(scorer):
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
+def test_rows_score_as_they_train(scorer):
+    """Prompts inside transcripts or messages, answers in columns of other names: the conversations of training."""
+    from rovrm.data import as_examples
+
+    user, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "Q?"), *[("assistant", t) for t in "AB"])
+    )
+    talk = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: Q?\n\nAssistant:"
+    turns = [{"from": "human", "value": "Q?"}]
+    rows = [
+        {"chosen": f"{talk} A.", "rejected": f"{talk} B."},
+        {"chosen": [user, good], "rejected": [user, bad]},
+        {"prompt": "Q?", "chosen": [user, good], "rejected": [user, bad], "score_chosen": 2, "score_rejected": 1},
+        {"prompt": "Q?", "chosen": [good], "rejected": [bad]},
+        {"conversations": turns, "chosen": {"from": "gpt", "value": "A"}, "rejected": {"from": "gpt", "value": "B"}},
+        {"conversations": [*turns, {"from": "gpt", "value": ["A", "B", "C"]}]},
+        {"instruction": "Q?", "input": "More.", "output_1": "A", "output_2": "B", "label": 1},
+        {"instruction": "Q?", "input": "More.", "chosen": "A", "rejected": "B"},
+        {"ds_name": "x", "image": picture(1), "text": json.dumps({"question": "Q?", "chosen": "A", "rejected": "B"})},
+    ]
+    for row in rows:
+        [example] = as_examples([row])
+        assert scorer.score_batch([row])[0] == close_to(scorer.score_batch([example])[0]), row
+    swapped = rows[6] | {"label": 2}  # in the row's own order, whichever is better
+    assert scorer.score_batch([swapped])[0] == close_to(scorer.score_batch([rows[6]])[0])
+    refused(lambda: scorer.score_batch([{"chosen": f"{talk} A.", "rejected": "\n\nHuman: B"}]), "transcripts share no")
+    refused(
+        lambda: scorer.score_batch([{"query": "Q", "response": ["A", "B"]}]), "call the column `responses`", "query"
+    )
+    rated = [{"response": "A", "overall_score": 2}, {"response": "B", "overall_score": 1}, {"response": "C"}]
+    refused(lambda: scorer.score_batch([{"instruction": "Q?", "completions": rated}]), "no rating", "`responses`")
+    assert len(scorer.score_batch([{"instruction": "Q?", "completions": rated[:2]}])[0]) == 2
+
+
+def close_to(rewards):
+    return pytest.approx(rewards, abs=TOLERANCE)
+
+
 def test_images_that_are_refused(scorer, tmp_path):
     def scored(images, prompt=QUESTION):
         return lambda: scorer.score(prompt, ["Yes"], images=images)

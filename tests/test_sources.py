@@ -144,9 +144,91 @@ def test_nothing_there(tmp_path: Path) -> None:
         load(tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match="the folder holds no .json"):
         load(tmp_path)
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(UserError, match=r"cannot read \.csv files; takes \.json"):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UserError, match=r"cannot read \.txt files; takes \.json"):
+        load(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.csv", "\t")])
+def test_tables(tmp_path: Path, name: str, separator: str) -> None:
+    file = tmp_path / name
+    lines = [
+        "prompt|chosen|margin|responses",
+        '"two\nlines, ""quoted"" ; \t"|a|0.5|',
+        "",
+        "Q||1| ",
+        "a|b",
+        "x|y|1|2|3",
+        "Q|b||[1",
+    ]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).replace("|", separator).encode())
+    rows = list(load(file).take(range(5)))
+    assert [row.values for row in rows] == [
+        {"prompt": 'two\nlines, "quoted" ; \t', "chosen": "a", "margin": 0.5, "responses": None},
+        {"prompt": "Q", "chosen": None, "margin": 1, "responses": None},
+        None,
+        None,
+        {"prompt": "Q", "chosen": "b", "margin": None, "responses": "[1"},
+    ]
+    assert [row.location for row in rows] == [f"{file}, row {number}" for number in (2, 5, 6, 7, 8)]
+    assert rows[2].problem.startswith("2 cells, where the header has 4") and rows[3].problem.startswith("5 cells")
+
+
+def test_tables_that_other_tools_wrote(tmp_path: Path, datasets) -> None:
+    """Messages and lists are written as their text; what only looks like a list stays a text."""
+    messages = [{"role": "user", "content": "It's one?"}]
+    rows = [{"prompt": messages, "responses": ["a", "b"], "chosen": "[1]", "x": "[{'a': 1}]"}] * 2
+    datasets.Dataset.from_list(rows).to_csv(tmp_path / "a.csv")
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame(rows).to_csv(tmp_path / "b.tsv", index=False, sep="\t")
+    for name in ("b.tsv", "a.csv"):
+        found = values(load(tmp_path / name))
+        assert len(found) == 2
+        assert [found[0][column] for column in ("prompt", "chosen", "x")] == [messages, "[1]", "[{'a': 1}]"]
+    assert values(load(tmp_path / "b.tsv"))[0]["responses"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"\xff\xfe", "not UTF-8 text"),
+        (b"prompt,chosen\n", "no rows below its header"),
+        (b"prompt,,chosen\na,b,c", r"names the columns, each once; got 'prompt,,chosen'"),
+        (b"prompt,prompt\na,b", "names the columns, each once"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(UserError, match=reason) as caught:
         load(tmp_path / "a.csv")
+    assert str(tmp_path / "a.csv") in str(caught.value)
+
+
+def test_broken_quotes_of_a_table_are_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f'x,y\n"a"b,c\n{"d" * 200_000},e\n"f,g\nh,i\n')
+    rows = list(load(tmp_path / "a.csv").take(range(3)))
+    assert [row.values and row.values["y"] for row in rows] == [None, "e", None]
+    assert all("broken quotes" in rows[i].problem and "mend or delete the row" in rows[i].problem for i in (0, 2))
+    with pytest.raises(UserError, match="no split 'test'; it has train"):
+        load(f"{tmp_path / 'a.csv'}?split=test")
+
+
+def test_splits_inside_a_json_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"train": [{"x": 1}], "test": [{"x": 2}], "empty": []}))
+    for name in (tmp_path / "a.json", tmp_path):
+        assert values(load(name)) == [{"x": 1}]
+        assert values(load(f"{name}?split=test")) == [{"x": 2}]
+        with pytest.raises(UserError, match="no split 'val'; it has train, test, empty"):
+            load(f"{name}?split=val")
+        with pytest.raises(UserError, match="no rows"):
+            load(f"{name}?split=empty")
+    (tmp_path / "a.json").write_text(json.dumps({"easy": [{"x": 1}], "hard": [{"x": 2}]}))
+    with pytest.raises(UserError, match=r"which split\? It has easy, hard; add \?split=NAME"):
+        load(tmp_path / "a.json")
+    row = {"prompt": [{"role": "user", "content": "Q"}], "chosen": [{"from": "gpt", "value": "A"}]}
+    (tmp_path / "a.json").write_text(json.dumps(row))  # a file of one row
+    assert values(load(tmp_path / "a.json")) == [row]
 
 
 def pictures(datasets):
@@ -213,6 +295,13 @@ def test_hub_without_a_network(datasets, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(UserError, match=r"owner/name is not a local path, and no such hub .* be reached .*Couldn't"):
+        load("owner/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"; HF_HUB_OFFLINE=1 is set, so only what is in the cache is found: unset it"):
+        load("owner/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "yes")
+    with pytest.raises(UserError, match="HF_DATASETS_OFFLINE=yes is set"):
         load("owner/name")
 
 

@@ -69,7 +69,7 @@ def test_three_phases_write_what_they_promise(run):
     assert list(summary) == ["phase1-text", "phase2-caption", "phase3-visual"]
     for name, record in summary.items():
         assert record["n_train"] + record["n_held_out"] + record["n_skipped"] == PAIRS
-        assert record["n_skipped"] == 0 and 0.05 * PAIRS <= record["n_held_out"] <= 0.4 * PAIRS
+        assert record["n_skipped"] == record["n_long"] == 0 and 0.05 * PAIRS <= record["n_held_out"] <= 0.4 * PAIRS
         assert 0 <= record["accuracy"] <= 1 and record["loss"] > 0 and record["shared_rows"]
         folder = run / name
         scores = rows(folder / "scores.jsonl")
