@@ -35,7 +35,7 @@ from rovrm.errors import UserError
 from rovrm.room import room_for
 
 WORLD = "world:visual?split=test&questions=describe&n=800"
-LINE = 300  # bytes of bon.jsonl for a candidate, about
+CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
 AT_ONCE = {True: 320, False: 32}  # candidates sampled at once: by the tiny policy, by others
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def bon(argv: list[str]) -> None:
     path, size = Path(config.out) / "bon.jsonl", config.batch_size or 1
     done = _done(path, size, examples, bool(config.candidates))
     batches = range(done, len(examples), size)
-    with room_for(config.out, LINE * max(config.n, default=1) * (len(examples) - done), "the answers"):
+    with room_for(config.out, _bytes(config, examples[done:]), "the answers"):
         if batches:
             scorer, policy = _models(config)
             if done:
@@ -70,6 +70,13 @@ def bon(argv: list[str]) -> None:
                     file.flush()
         summarise(config, examples, _chosen_rows(path, config.allow_empty))
     del lock
+
+
+def _bytes(config: BonConfig, examples: Sequence["Example"]) -> int:
+    """What these prompts add to `out`, about."""
+    candidates = sum(max(len(example.responses), *config.n, 1) for example in examples)
+    pictures = sum(ref.path is None for example in examples for ref in example.images)
+    return CANDIDATE * candidates + PICTURE * pictures
 
 
 def _settled(config: BonConfig) -> BonConfig:

@@ -60,7 +60,8 @@ def is_full(error: BaseException) -> bool:
 def trouble_in_words(error: BaseException) -> str:
     """What an error of the operating system says, with the file's name, in one line."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        where = error.filename or ("no room left on a disk" if is_full(error) else "")
+        return f"{where}: {error.strerror}" if where else error.strerror
     return _first_line(error)
 
 
@@ -136,11 +137,16 @@ def _saves(arguments: Any, steps: int) -> int:
 
 
 def _selection_bytes(config: "TrainConfig", trained: int, data: "dict[int, PhaseData]", phase: int) -> float:
-    """Warm-up: one checkpoint, the adapter and Adam's moments; and two bytes for each number of a feature."""
+    """Warm-up: its checkpoints, the adapter and Adam's moments; and two bytes for each number of a feature."""
     from rovrm.select import target_phase
+    from rovrm.train import trainer_arguments
 
-    rows = len(data[phase].train) + len(data[target_phase(config, phase)].train)
-    return (12 + 4 + 8) * trained + rows * (2 * config.selection.width + 4)
+    wanted, arguments = config.selection, trainer_arguments(config, phase)
+    pool, target = len(data[phase].train), len(data[target_phase(config, phase)].train)
+    warm = min(wanted.warmup_pool, pool) + min(wanted.warmup_target, target)
+    saves = _saves(arguments, math.ceil(wanted.epochs * warm / config.batch_size))
+    saves = min(saves, (arguments.save_total_limit or saves) + 1)
+    return (12 * saves + 4 + 8) * trained + (pool + target) * (2 * wanted.width + 4)
 
 
 def _missing(needed: float, folder: Path) -> float:

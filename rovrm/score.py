@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rovrm.scorer import RewardScorer
 
 UNIT = 64  # lines that are scored apart from others, and written together: what a resumed run cuts back to
+BATCH = 32  # lines of one forward, at most
 UNITS = 8  # of which the lines are read and measured at once
 LINE = 100  # bytes of a line of results, about
 Lines = list[tuple[int, bytes]]  # line number and content
@@ -143,7 +144,7 @@ def _settings(config: ScoreConfig, digest: str) -> dict[str, Any]:
         "normalize": config.normalize,
         "batch_tokens": config.batch_tokens,
         "rows": config.rows,
-        "unit": UNIT,
+        "unit": [UNIT, BATCH],
     }
 
 
@@ -181,7 +182,7 @@ def _score_units(
 
     find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
     rows = [_row(line, f"{source.stem}-{number}") for number, line in lines]
-    scored = scorer.score_units(rows, UNIT, config.batch_tokens, config.normalize, find)
+    scored = scorer.score_units(rows, UNIT, config.batch_tokens, config.normalize, find, BATCH)
     for first, unit in zip(range(0, len(lines), UNIT), scored, strict=True):
         places = range(first, first + len(unit))
         yield [_record(source, lines[i][0], rows[i], found) for i, found in zip(places, unit, strict=True)]

@@ -132,7 +132,7 @@ class RewardScorer:
             for example in ready:
                 if isinstance(example, UserError):
                     raise example
-            [rewards] = self._rewards([ready], batch_tokens, normalize, progress)  # type: ignore[list-item]
+            [rewards] = self._rewards([ready], batch_tokens, normalize, None, progress)  # type: ignore[list-item]
         return rewards
 
     def score_or_error(
@@ -153,16 +153,18 @@ class RewardScorer:
         batch_tokens: int = 16384,
         normalize: bool = False,
         find: Callable[[str], str] = find_image,
+        batch_size: int | None = None,
     ) -> Iterator[list[list[float] | UserError]]:
         """As `score_or_error`, `size` rows after another: no batch holds rows of two of these units, so that the last
-        digits of a unit's rewards do not depend on what else is scored."""
+        digits of a unit's rewards do not depend on what else is scored. batch_size: rows of a batch, at most; a unit of
+        short rows would be one batch, and be padded to its longest."""
         if normalize:
             self.require_stats()
         with self._lock:
             measured = self.measure(rows, find)
             units = [measured[start : start + size] for start in range(0, len(measured), size)]
             good = [[example for example in unit if isinstance(example, Example)] for unit in units]
-            for unit, found in zip(units, self._rewards(good, batch_tokens, normalize), strict=True):
+            for unit, found in zip(units, self._rewards(good, batch_tokens, normalize, batch_size), strict=True):
                 rewards = iter(found)
                 yield [example if isinstance(example, UserError) else next(rewards) for example in unit]
 
@@ -247,7 +249,12 @@ class RewardScorer:
         )
 
     def _rewards(
-        self, units: list[list[Example]], batch_tokens: int, normalize: bool, progress: bool = False
+        self,
+        units: list[list[Example]],
+        batch_tokens: int,
+        normalize: bool,
+        batch_size: int | None,
+        progress: bool = False,
     ) -> Iterator[list[list[float]]]:
         """The rewards of each unit as soon as they are there; one loader builds the batches of all, ahead of them."""
         self.collator.row_tokens = batch_tokens
@@ -258,7 +265,7 @@ class RewardScorer:
         for unit, targets in zip(units, rewards, strict=True):
             parts = [(i, part) for i, e in enumerate(unit) for part in self._parts(e, batch_tokens)]
             some = [_some(unit[i], part) for i, part in parts]
-            plans.append([[len(items) + i for i in batch] for batch in self._plan(some, batch_tokens)])
+            plans.append([[len(items) + i for i in batch] for batch in self._plan(some, batch_tokens, batch_size)])
             items += some
             places += [(targets[i], part) for i, part in parts]
         batches = iter(tqdm(self._loader(items, plans), desc="scoring", disable=not progress))
@@ -284,10 +291,10 @@ class RewardScorer:
         numbers = list(range(len(lengths)))
         return [numbers[start : start + count] for start in range(0, len(numbers), count)]
 
-    def _plan(self, examples: list[Example], batch_tokens: int) -> list[list[int]]:
+    def _plan(self, examples: list[Example], batch_tokens: int, batch_size: int | None) -> list[list[int]]:
         costs = [self.collator.cost(e.lengths) for e in examples if e.lengths]
         kinds = [bool(e.images) and not self.collator.shared for e in examples]
-        return plan_batches(costs, kinds, batch_tokens, len(examples), None)
+        return plan_batches(costs, kinds, batch_tokens, batch_size or len(examples), None)
 
     def _loader(self, items: list[Example], plans: list[list[list[int]]]) -> DataLoader:
         planned = PlannedBatches(items, [batch for plan in plans for batch in plan])

@@ -27,7 +27,7 @@ def free(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no room left on a disk: No space left on device"),
         (OSError(errno.EROFS, "Read-only file system", "/a/b"), "/a/b: Read-only file system"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9), "xxxxxxxxx: File name too long"),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: Permission denied"),
