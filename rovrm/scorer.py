@@ -148,7 +148,7 @@ class RewardScorer:
 
     def score_units(
         self,
-        rows: Sequence[Example | Mapping[str, Any]],
+        rows: Sequence[Example | Mapping[str, Any] | UserError],
         size: int,
         batch_tokens: int = 16384,
         normalize: bool = False,
@@ -156,8 +156,8 @@ class RewardScorer:
         batch_size: int | None = None,
     ) -> Iterator[list[list[float] | UserError]]:
         """As `score_or_error`, `size` rows after another: no batch holds rows of two of these units, so that the last
-        digits of a unit's rewards do not depend on what else is scored. batch_size: rows of a batch, at most; a unit of
-        short rows would be one batch, and be padded to its longest."""
+        digits of a unit's rewards do not depend on what else is scored. A UserError among the rows stays one.
+        batch_size: rows of a batch, at most; a unit of short rows would be one, padded to its longest."""
         if normalize:
             self.require_stats()
         with self._lock:
@@ -202,7 +202,7 @@ class RewardScorer:
         return self._rewards_or_none(groups)
 
     def measure(
-        self, rows: Sequence[Example | Mapping[str, Any]], find: Callable[[str], str] = find_image
+        self, rows: Sequence[Example | Mapping[str, Any] | UserError], find: Callable[[str], str] = find_image
     ) -> list[Example | UserError]:
         """Every row as an Example with its lengths, or the UserError that says why it cannot be scored. Images are
         decoded for it, in the worker processes. find: an image's name in a row -> its path."""

@@ -279,7 +279,7 @@ def check_services(arguments: Any, main_process: bool) -> None:
     """Raises UserError, before a model is loaded, for a tracker that is not installed and for a hub that cannot be
     reached or does not know the user."""
     from huggingface_hub import HfApi
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
     try:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
