@@ -20,6 +20,7 @@ from typing import Any
 
 from rovrm.config import PHASES, parse, phase_numbers, run
 from rovrm.errors import UserError
+from rovrm.intervals import wilson95
 
 TEST_SEED = 77
 
@@ -95,6 +96,9 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
             cells += f"{f'{statistics.mean(found):.3f} ({min(found):.3f})' if found else '':>20}"
         print(f"{rate:<10g}{cells}{statistics.mean(row['accuracy'] for row in of_rate):>8.3f}")
     print("(mean over seeds, the lowest in brackets)")
+    for n in sorted({row["test"] for row in rows}):
+        half = wilson95(0.5, n)[1] - 0.5
+        print(f"(each run's accuracy is a share of n={n} pairs: a 95 % interval of +- {half:.3f} at most)")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,6 +25,7 @@ from typing import Any
 
 from rovrm.config import parse, run
 from rovrm.errors import UserError
+from rovrm.intervals import share_in_words
 
 METHODS = ["random", "oracle", "all", "paper", "mean_l2", "max_cos", "gotd", "round_robin", "soft_nn", "knn"]
 METHODS += ["capped_ot", "capped_sinkhorn"]
@@ -134,7 +135,8 @@ def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]
     }
     if not config.keep:
         shutil.rmtree(out)
-    print(f"seed {seed}, {method}: {record['after_caption']:.3f}, {record['after_visual']:.3f}", flush=True)
+    caption, visual = (share_in_words(record[measure], config.test) for measure in MEASURES)
+    print(f"seed {seed}, {method}: {caption}, {visual}", flush=True)
     return record
 
 
@@ -199,11 +201,11 @@ def print_tables(rows: Sequence[dict[str, Any]], against: str = "random") -> Non
             print(f"{method:<34}" + "".join(f"{_kept(kept, family):>18}" for family in FAMILIES))
     for measure, words in MEASURES.items():
         print(f"\naccuracy on visual pairs, {words}")
-        print(f"{'':<34}{'seeds':>6}{'mean':>8}{f'minus {against}, 95 %':>36}{'share of the gap':>18}")
+        print(f"{'':<34}{'seeds':>6}{'mean, 95 %':>16}{f'minus {against}, 95 %':>36}{'share of the gap':>18}")
         by = {method: {row["seed"]: row[measure] for row in rows if row["method"] == method} for method in methods}
         for method in methods:
-            mean = _mean(list(by[method].values()))
-            print(f"{method:<34}{len(by[method]):>6}{mean:>8.3f}{_against(by, method, against)}")
+            mean = _with_interval(list(by[method].values()), "")
+            print(f"{method:<34}{len(by[method]):>6}{mean:>16}{_against(by, method, against)}")
 
 
 def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
@@ -221,12 +223,18 @@ def _against(by: dict[str, dict[int, float]], method: str, against: str) -> str:
     told = ""
     if method != against and seeds:
         found = differences(method, against, seeds)
-        half = f" +- {T4[len(seeds)] * _deviation(found) / len(seeds) ** 0.5:.3f}" if len(seeds) in T4 else ""
-        told = f"{_mean(found):+.3f}{half}"
+        told = _with_interval(found, "+")
     ends = sorted(set(by[method]) & set(by.get("random", {})) & set(by.get("oracle", {})))
     gap = _mean(differences("oracle", "random", ends)) if ends else 0.0
     share = f"{_mean(differences(method, 'random', ends)) / gap:.2f}" if gap > 0 and method != "random" else ""
     return f"{told:>36}{share:>18}".rstrip()
+
+
+def _with_interval(values: Sequence[float], sign: str) -> str:
+    """The mean and half of its t interval over the seeds."""
+    count = len(values)
+    half = f" +- {T4[count] * _deviation(values) / count**0.5:.3f}" if count in T4 else ""
+    return f"{_mean(values):{sign}.3f}{half}"
 
 
 def _mean(values: Sequence[float]) -> float:

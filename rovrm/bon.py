@@ -32,8 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 from rovrm.config import BonConfig, parse, run, save
 from rovrm.errors import UserError
+from rovrm.room import room_for
 
 WORLD = "world:visual?split=test&questions=describe&n=800"
+CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
 AT_ONCE = {True: 320, False: 32}  # candidates sampled at once: by the tiny policy, by others
 
 if TYPE_CHECKING:
@@ -54,19 +56,27 @@ def bon(argv: list[str]) -> None:
     path, size = Path(config.out) / "bon.jsonl", config.batch_size or 1
     done = _done(path, size, examples, bool(config.candidates))
     batches = range(done, len(examples), size)
-    if batches:
-        scorer, policy = _models(config)
-        if done:
-            print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # half an emoji in a text
-            for start in tqdm(batches, desc="best of n"):
-                batch = examples[start : start + size]
-                rows = best_of_n(scorer, batch, config, policy, start)
-                rows = [row | ({"names": names[row["id"]]} if row["id"] in names else {}) for row in rows]
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                file.flush()
-    summarise(config, examples, _chosen_rows(path, config.allow_empty))
+    with room_for(config.out, _bytes(config, examples[done:]), "the answers"):
+        if batches:
+            scorer, policy = _models(config)
+            if done:
+                print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # half an emoji in a text
+                for start in tqdm(batches, desc="best of n"):
+                    batch = examples[start : start + size]
+                    rows = best_of_n(scorer, batch, config, policy, start)
+                    rows = [row | ({"names": names[row["id"]]} if row["id"] in names else {}) for row in rows]
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                    file.flush()
+        summarise(config, examples, _chosen_rows(path, config.allow_empty))
     del lock
+
+
+def _bytes(config: BonConfig, examples: Sequence["Example"]) -> int:
+    """What these prompts add to `out`, about."""
+    candidates = sum(max(len(example.responses), *config.n, 1) for example in examples)
+    pictures = sum(ref.path is None for example in examples for ref in example.images)
+    return CANDIDATE * candidates + PICTURE * pictures
 
 
 def _settled(config: BonConfig) -> BonConfig:

@@ -182,6 +182,9 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model; trained weights stay float32
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the last phase's full checkpoint
     workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
+    first_checkpoint_minutes: float = limited(5.0, FROM_ZERO)  # until the first checkpoint of a phase, at most; 0 = off
+    # (it and the next: off too where trainer.save_strategy or trainer.save_steps is given)
+    checkpoint_minutes: float = limited(30.0, FROM_ZERO)  # from one checkpoint to the next, at most; 0 = off
     seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
     dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
     trainer: dict[str, Any] = field(default_factory=dict)  # any key of transformers.TrainingArguments

@@ -4,14 +4,10 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from rovrm import modeling
 from rovrm.batches import plan_batches
-from rovrm.checkpoints import projector_names
 from rovrm.config import PHASES, TrainConfig, by_gradients
-from rovrm.errors import UserError
 from rovrm.phases import PhaseData, section_of
+from rovrm.room import parameter_counts
 from rovrm.rows import why_not_shared
 
 if TYPE_CHECKING:
@@ -67,38 +63,36 @@ def image_tokens(collator: "RewardCollator", example: Any) -> int:
 
 
 def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> None:
-    from accelerate import PartialState
-
     costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
-    kinds = [bool(e.images) and not collator.shared for e in found.train]
-    batches = plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed)
-    world, accumulation = PartialState().num_processes, int(config.trainer.get("gradient_accumulation_steps", 1))
-    steps = math.ceil(math.ceil(len(batches) / (world * accumulation)) * section_of(config, phase).epochs)
-    limit = int(config.trainer.get("max_steps", -1))
-    steps = limit if limit > 0 else steps
+    batches, steps = len(_batches(config, found, collator)), optimizer_steps(config, phase, found, collator)
     tokens = sum(rows * longest for rows, longest in costs)
     rate = section_of(config, phase).learning_rate or 0.0
-    print(f"  {len(batches)} batches an epoch, {tokens} tokens; {steps} optimizer steps in all")
+    print(f"  {batches} batches an epoch, {tokens} tokens; {steps} optimizer steps in all")
     print(f"  learning rate {rate:g} x {steps} steps = {rate * steps:.2g} (tuning={config.tuning})")
+
+
+def optimizer_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> int:
+    """Of a phase on these rows; of a pool that rows are chosen from, on the first of them."""
+    from accelerate import PartialState
+
+    section = section_of(config, phase)
+    if by_gradients(section):
+        found = replace(found, train=found.train[: section.n])
+    world, accumulation = PartialState().num_processes, int(config.trainer.get("gradient_accumulation_steps", 1))
+    an_epoch = math.ceil(len(_batches(config, found, collator)) / (world * accumulation))
+    limit = int(config.trainer.get("max_steps", -1))
+    return limit if limit > 0 else math.ceil(an_epoch * section.epochs)
+
+
+def _batches(config: TrainConfig, found: PhaseData, collator: "RewardCollator") -> list[list[int]]:
+    costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
+    kinds = [bool(e.images) and not collator.shared for e in found.train]
+    return plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed)
 
 
 def _print_memory(config: TrainConfig, model_config: Any) -> None:
     """Weights, gradients and Adam's two moments; activations come on top and depend on batch_tokens."""
-    architecture = (model_config.architectures or ["none"])[0]
-    try:
-        made = getattr(modeling, modeling.family_prefix(architecture) + modeling.SUFFIX)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"model {config.model!r}: {error}") from error
-    with torch.device("meta"):
-        model = made(model_config)
-    total = sum(p.numel() for p in model.parameters())
-    decoder = model.get_decoder()
-    projector = sum(p.numel() for name in projector_names(model) for p in model.get_submodule(name).parameters())
-    if config.tuning == "full":
-        trained = sum(p.numel() for p in decoder.parameters()) + projector
-    else:
-        linears = [m for m in decoder.modules() if isinstance(m, torch.nn.Linear)]
-        trained = sum(config.lora_r * (m.in_features + m.out_features) for m in linears) + projector
+    total, trained = parameter_counts(config, model_config)
     frozen_bytes = 4 if config.tuning == "full" or config.dtype == "float32" else 0.5 if config.tuning == "qlora" else 2
     gibibytes = (total * frozen_bytes + trained * 12 + (0 if config.tuning == "full" else trained * 4)) / 2**30
     kind = {4: "float32", 2: "bfloat16", 0.5: "4 bits"}[frozen_bytes]

@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 
 from rovrm.errors import UserError
 from rovrm.hints import right_key
+from rovrm.room import is_full, trouble_in_words
 from rovrm.yaml_files import Dumper, Loader, read_recipe, show
 
 
@@ -103,14 +104,19 @@ def refuse(wrong: Iterable[str]) -> None:
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
-    """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2; Ctrl-C
-    gives 130."""
+    """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2, and so
+    does trouble of the operating system (a full disk, a name too long, no permission); Ctrl-C gives 130."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rovrm").setLevel(logging.INFO)  # where images were found, fewer rows than asked for
     try:
         return main(argv) or 0
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_full(error):
+            raise
+        print(f"{prog}: error: {trouble_in_words(error)}; mend that, and the same command goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; nothing written so far is lost", file=sys.stderr)

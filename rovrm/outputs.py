@@ -14,6 +14,7 @@ import torch
 from rovrm.checkpoints import ADAPTER, load_reward_model, merge_adapter, save_folder
 from rovrm.config import PHASES, TrainConfig, phase_numbers
 from rovrm.data import write_jsonl
+from rovrm.intervals import share_in_words
 from rovrm.losses import ranking_metrics
 from rovrm.phases import phase_folder
 
@@ -175,7 +176,7 @@ def summarise(config: TrainConfig, phases: list[int]) -> None:
 def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
     """What speaks against trusting a trained phase, from its record, each with what to try."""
     low, high = record["accuracy_ci95"]
-    found = []
+    accuracy, found = share_in_words(record["accuracy"], record["n_held_out"]), []
     if record["reward_std"] <= EQUAL * max(1.0, abs(record["reward_mean"])):
         found.append(
             f"{name}: all rewards on the held-out examples are equal ({record['reward_mean']:g}): the model tells no "
@@ -184,15 +185,15 @@ def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
         )
     elif low <= 0.5 <= high:
         found.append(
-            f"{name}: held-out accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}, {record['n_held_out']} "
-            f"examples) cannot be told from chance. Try more data ({record['n_train']} now) or epochs, another "
-            f"{name}.learning_rate (it was {rate:g}; adapters want 1e-4 to 3e-4, full tuning 1e-6 to 2e-5), a larger "
-            "eval_fraction, and look at the rows that dry_run=true prints: are the answers the right way round?"
+            f"{name}: held-out accuracy {accuracy} cannot be told from chance. Try more data ({record['n_train']} now) "
+            f"or epochs, another {name}.learning_rate (it was {rate:g}; adapters want 1e-4 to 3e-4, full tuning 1e-6 "
+            "to 2e-5), a larger eval_fraction, and look at the rows that dry_run=true prints: are the answers the "
+            "right way round?"
         )
     elif high < 0.5:
         found.append(
-            f"{name}: held-out accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}) is below chance: does the "
-            "held-out data prefer what the training data reject? Look at scores.jsonl"
+            f"{name}: held-out accuracy {accuracy} is below chance: does the held-out data prefer what the training "
+            "data reject? Look at scores.jsonl"
         )
     return found
 
@@ -203,12 +204,13 @@ def print_warnings(records: Iterable[dict[str, Any]]) -> None:
 
 
 def print_phases(records: dict[str, dict[str, Any]]) -> None:
-    """The table of summary.json."""
-    counts = f"{'trained on':>11}{'held out':>10}{'skipped':>10}{'too long':>10}"
-    print(f"\n{'phase':<16}{counts}{'accuracy':>10}{'loss':>8}{'pairs/s':>9}")
+    """The table of summary.json; accuracy with its 95 % interval and the number of held-out examples."""
+    counts = f"{'trained on':>11}{'skipped':>10}{'too long':>10}"
+    print(f"\n{'phase':<16}{counts}{'held-out accuracy':>34}{'loss':>8}{'pairs/s':>9}")
     for name, r in records.items():
-        counts = f"{r['n_train']:>11}{r['n_held_out']:>10}{r['n_skipped']:>10}{r.get('n_long', 0):>10}"
-        print(f"{name:<16}{counts}{r['accuracy']:>10.3f}{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}")
+        counts = f"{r['n_train']:>11}{r['n_skipped']:>10}{r.get('n_long', 0):>10}"
+        accuracy = share_in_words(r["accuracy"], r["n_held_out"])
+        print(f"{name:<16}{counts}{accuracy:>34}{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}")
 
 
 def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:
@@ -227,8 +229,8 @@ tags: [reward-model, rovrm]
 One scalar reward for a response to a prompt (about an image); higher is better. Made with rovrm from `{config.model}`
 ({config.tuning}), last phase: {PHASES[phase - 1]}.
 
-Held-out accuracy {record["accuracy"]:.3f} on {record["n_held_out"]} examples, loss {record["loss"]:.3f}; rewards there:
-mean {record["reward_mean"]:.3f}, standard deviation {record["reward_std"]:.3f}.
+Held-out accuracy {share_in_words(record["accuracy"], record["n_held_out"])} with its 95 % interval, loss
+{record["loss"]:.3f}; rewards there: mean {record["reward_mean"]:.3f}, standard deviation {record["reward_std"]:.3f}.
 
 Preference data of the phases trained in this run:
 {trained}

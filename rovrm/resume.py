@@ -20,6 +20,7 @@ from rovrm.select import selection_settings
 
 # What does not change a phase's result; of the selection, only what a phase asks for does.
 INDIFFERENT = ("phase", "out", "workers", "dry_run", "save_dtype", "init_from", "selection", "long_rows")
+INDIFFERENT += ("first_checkpoint_minutes", "checkpoint_minutes")
 
 # What records say of contents, beside names and settings: those of older versions lack it.
 MARKS = {"images": "its images", "weights": "the weights of its base", "max_pixels": "its limit of pixels"}

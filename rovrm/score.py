@@ -7,26 +7,35 @@ An input line holds `prompt` (or `question`, `instruction`; a string or chat mes
 beside the other is an error. Lines of the formats that rovrm.train reads are scored as it reads them. Every line that
 is not blank gets one output line, in order: {"id", "rewards"}, or {"id", "error"} where it cannot be scored. A line
 without an `id` is called by the file's name and its line number; of a list, the items count as lines.
-Results are written as they come into OUT.partial, and the same command again goes on where it was stopped; a finished
-OUT is scored anew and replaced.
+
+Results are written into OUT.partial, a unit of 64 lines at a time, beside OUT.lock with the settings. The same command
+again goes on behind the last whole unit, and the file ends the same to the last digit; one of another version's is
+refused. A finished OUT is scored anew and replaced.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rovrm.config import ScoreConfig, parse, run
 from rovrm.errors import UserError
+from rovrm.room import room_for
 
 if TYPE_CHECKING:
     from rovrm.scorer import RewardScorer
 
-CHUNK = 512  # lines scored and written at a time
+UNIT = 64  # lines that are scored apart from others, and written together: what a resumed run cuts back to
+BATCH = 32  # lines of one forward, at most
+UNITS = 8  # of which the lines are read and measured at once
+LINE = 100  # bytes of a line of results, about
 Lines = list[tuple[int, bytes]]  # line number and content
 
 
@@ -35,25 +44,43 @@ def score(argv: list[str]) -> None:
     source, out = Path(config.input), Path(config.output)
     lines, digest = _read_lines(source)
     partial = _writable(source, out)
-    header = _header(config, digest)
-    done = _done(partial, header)
+    with _locked(out, partial) as noted:
+        done = _done(partial, noted, _settings(config, digest), len(lines))
+        with room_for(out.parent, LINE * (len(lines) - done), f"{len(lines) - done} lines of {out.name}"):
+            _score_rest(config, source, lines, done, partial)
+            os.replace(partial, out)
+    _report(out, len(lines))
+
+
+def _score_rest(config: ScoreConfig, source: Path, lines: Lines, done: int, partial: Path) -> None:
+    """Scores the lines behind the first `done` ones, and writes each unit of them when it is there."""
+    if done == len(lines):
+        return
+    from tqdm.auto import tqdm
 
     from rovrm.scorer import load_scorer
 
     scorer = load_scorer(config, config.workers)
     if done:
         print(f"{done} of {len(lines)} lines are in {partial} already; going on behind them")
-    with open(partial, "a" if done else "w", encoding="utf-8") as file:
-        if not done:
-            file.write(json.dumps(header) + "\n")
-        for record in _score_lines(scorer, lines, done, source, config):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-    errors = _finish(partial, out)
-    told = f"; {len(errors)} lines have an error instead, the first: {errors[0]}" if errors else ""
-    if len(errors) == len(lines):
-        raise UserError(f"not one of the {len(lines)} lines could be scored (see {out}){told.removeprefix('; ')}")
-    print(f"scored {len(lines) - len(errors)} lines into {out}{told}")
+    with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(lines), initial=done, desc="scoring") as bar:
+        for start in range(done, len(lines), UNITS * UNIT):
+            for records in _score_units(scorer, lines[start : start + UNITS * UNIT], source, config):
+                file.write("".join(json.dumps(record) + "\n" for record in records))
+                file.flush()
+                bar.update(len(records))
+
+
+def _report(out: Path, count: int) -> None:
+    """Says how many lines have rewards. Raises UserError where none has."""
+    errors, first = 0, ""
+    with open(out, encoding="utf-8") as file:
+        for error in (record["error"] for record in map(json.loads, file) if "error" in record):
+            errors, first = errors + 1, first or error
+    told = f"; {errors} lines have an error instead, the first: {first}" if errors else ""
+    if errors == count:
+        raise UserError(f"not one of the {count} lines could be scored (see {out}){told.removeprefix('; ')}")
+    print(f"scored {count - errors} lines into {out}{told}")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -101,8 +128,28 @@ def _writable(source: Path, out: Path) -> Path:
     return partial
 
 
-def _header(config: ScoreConfig, digest: str) -> dict[str, Any]:
-    """What decides the results, as the unfinished file's first line."""
+@contextmanager
+def _locked(out: Path, partial: Path) -> Iterator[IO[str]]:
+    """OUT.lock, in the hands of this process alone: it holds the settings of the unfinished file, and goes where there
+    is none. Raises UserError where another run is writing."""
+    path = out.with_name(out.name + ".lock")
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # or it was removed by a run that ended
+        except OSError:
+            mine = False
+        if not mine:
+            raise UserError(f"another run is writing out={str(out)!r}; wait for it, or give another out=")
+        try:
+            yield file
+        finally:
+            if not partial.exists():
+                path.unlink()
+
+
+def _settings(config: ScoreConfig, digest: str) -> dict[str, Any]:
+    """What decides the results."""
     folder = Path(config.model)
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")])
     return {
@@ -114,83 +161,67 @@ def _header(config: ScoreConfig, digest: str) -> dict[str, Any]:
         "max_pixels": config.max_pixels,
         "dtype": config.dtype,
         "normalize": config.normalize,
+        "batch_tokens": config.batch_tokens,
+        "rows": config.rows,
+        "unit": [UNIT, BATCH],
     }
 
 
-def _done(partial: Path, header: dict[str, Any]) -> int:
-    """Complete lines of an earlier attempt, a cut-off last one removed. Raises UserError for another attempt's file."""
-    if not partial.is_file():
-        return 0
-    raw = partial.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if not lines:
-        return 0
+def _done(partial: Path, noted: IO[str], settings: dict[str, Any], count: int) -> int:
+    """Lines of an earlier attempt, cut back to whole units, so that batches stay the same. Raises UserError for a file
+    of another attempt. noted: the file of its settings, which become this one's."""
+    raw = partial.read_bytes() if partial.is_file() else b""
+    ends = [match.end() for match in re.finditer(b"\n", raw)]
+    noted.seek(0)
     try:
-        before = json.loads(lines[0])
+        before = json.loads(noted.read())
     except ValueError:
-        before = None
-    changed = [key for key in header if key not in before or before[key] != header[key]] if before else ["all of it"]
-    if changed:
-        raise UserError(
-            f"{partial} was begun with other settings ({', '.join(changed)}); remove it, or give another out="
-        )
-    os.truncate(partial, len(whole))
-    return len(lines) - 1
-
-
-def _finish(partial: Path, out: Path) -> list[str]:
-    """Gives the finished file its name, without its header; the errors in it."""
-    lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, out)
-    partial.unlink()
-    return [record["error"] for record in map(json.loads, lines) if "error" in record]
+        before = {}
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if ends and changed:
+        what = f"with other settings ({', '.join(changed)})" if before else "by another version or command"
+        raise UserError(f"{partial} was begun {what}; remove it, or give another out=")
+    done = len(ends) if len(ends) == count else len(ends) // UNIT * UNIT
+    if raw:
+        os.truncate(partial, ends[done - 1] if done else 0)
+    noted.truncate(0)  # behind the cut: settings never stand beside lines of others
+    noted.write(json.dumps(settings))
+    noted.flush()
+    return done
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _score_lines(
-    scorer: "RewardScorer", lines: Lines, done: int, source: Path, config: ScoreConfig
-) -> Iterator[dict[str, Any]]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=len(lines), initial=done, desc="scoring") as bar:
-        for start in range(done, len(lines), CHUNK):
-            records = _score_chunk(scorer, lines[start : start + CHUNK], source, config)
-            yield from records
-            bar.update(len(records))
-
-
-def _score_chunk(scorer: "RewardScorer", lines: Lines, source: Path, config: ScoreConfig) -> list[dict[str, Any]]:
-    """A record per line: what cannot be read or measured gets its error, the rest is scored together."""
+def _score_units(
+    scorer: "RewardScorer", lines: Lines, source: Path, config: ScoreConfig
+) -> Iterator[list[dict[str, Any]]]:
+    """A record per line, unit by unit: what cannot be read or measured gets its error, the rest is scored together."""
     from rovrm.images import find_image
 
     find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
     rows = [_row(line, f"{source.stem}-{number}") for number, line in lines]
-    good = [row for row in rows if "error" not in row]
-    scored = iter(scorer.score_or_error(good, config.batch_tokens, config.normalize, find))
-    found = [UserError(row["error"]) if "error" in row else next(scored) for row in rows]
-    return [
-        {"id": row["id"]} | ({"error": f"{source}, line {number}: {f}"} if isinstance(f, UserError) else {"rewards": f})
-        for (number, _), row, f in zip(lines, rows, found, strict=True)
-    ]
+    scored = scorer.score_units(rows, UNIT, config.batch_tokens, config.normalize, find, BATCH)
+    for first, unit in zip(range(0, len(lines), UNIT), scored, strict=True):
+        places = range(first, first + len(unit))
+        yield [_record(source, lines[i][0], rows[i], found) for i, found in zip(places, unit, strict=True)]
 
 
-def _row(line: bytes, name: str) -> dict[str, Any]:
-    """An input line with its id, or {"id", "error"}."""
+def _record(source: Path, number: int, row: dict[str, Any] | UserError, found: list[float] | UserError) -> dict:
+    name = f"{source.stem}-{number}" if isinstance(row, UserError) else row["id"]
+    if isinstance(found, UserError):
+        return {"id": name, "error": f"{source}, line {number}: {found}"}
+    return {"id": name, "rewards": found}
+
+
+def _row(line: bytes, name: str) -> dict[str, Any] | UserError:
+    """An input line with its id, or why it is none."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
-        return {"id": name, "error": f"the line is no JSON ({error})"}
+        return UserError(f"the line is no JSON ({error})")
     if not isinstance(row, dict):
-        return {
-            "id": name,
-            "error": f"the line is a JSON {type(row).__name__}, not an object with prompt and responses",
-        }
-    row.pop("error", None)
+        return UserError(f"the line is a JSON {type(row).__name__}, not an object with prompt and responses")
     return row | {"id": name if row.get("id") in (None, "") else str(row["id"])}
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,9 +135,8 @@ class RewardScorer:
             for example in ready:
                 if isinstance(example, UserError):
                     raise example
-            rewards = self._rewards(ready, batch_tokens, progress)  # type: ignore[arg-type]
-        mean, std = (self.mean, self.std) if normalize else (0.0, 1.0)
-        return [[(reward - mean) / std for reward in many] for many in rewards]  # type: ignore[operator]
+            [rewards] = self._rewards([ready], batch_tokens, normalize, None, progress)  # type: ignore[list-item]
+        return rewards
 
     def score_or_error(
         self,
@@ -148,11 +147,29 @@ class RewardScorer:
     ) -> list[list[float] | UserError]:
         """As `score_batch`, but an example that cannot be scored gives the UserError that says why. find: as in
         `measure`."""
+        return [r for unit in self.score_units(rows, len(rows) or 1, batch_tokens, normalize, find) for r in unit]
+
+    def score_units(
+        self,
+        rows: Sequence[Example | Mapping[str, Any] | UserError],
+        size: int,
+        batch_tokens: int = 16384,
+        normalize: bool = False,
+        find: Callable[[str], str] = find_image,
+        batch_size: int | None = None,
+    ) -> Iterator[list[list[float] | UserError]]:
+        """As `score_or_error`, `size` rows after another: no batch holds rows of two of these units, so that the last
+        digits of a unit's rewards do not depend on what else is scored. A UserError among the rows stays one.
+        batch_size: rows of a batch, at most; a unit of short rows would be one, padded to its longest."""
+        if normalize:
+            self.require_stats()
         with self._lock:
             measured = self.measure(rows, find)
-            good = [example for example in measured if isinstance(example, Example)]
-            rewards = iter(self.score_batch(good, batch_tokens, normalize))
-        return [example if isinstance(example, UserError) else next(rewards) for example in measured]
+            units = [measured[start : start + size] for start in range(0, len(measured), size)]
+            good = [[example for example in unit if isinstance(example, Example)] for unit in units]
+            for unit, found in zip(units, self._rewards(good, batch_tokens, normalize, batch_size), strict=True):
+                rewards = iter(found)
+                yield [example if isinstance(example, UserError) else next(rewards) for example in unit]
 
     def reward(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Sequence[Any] | None = None, **columns: Any
@@ -188,7 +205,7 @@ class RewardScorer:
         return self._rewards_or_none(groups)
 
     def measure(
-        self, rows: Sequence[Example | Mapping[str, Any]], find: Callable[[str], str] = find_image
+        self, rows: Sequence[Example | Mapping[str, Any] | UserError], find: Callable[[str], str] = find_image
     ) -> list[Example | UserError]:
         """Every row as an Example with its lengths, or the UserError that says why it cannot be scored. Images are
         decoded for it, in the worker processes. find: an image's name in a row -> its path."""
@@ -234,21 +251,39 @@ class RewardScorer:
             "shorten prompt or response"
         )
 
-    def _rewards(self, examples: list[Example], batch_tokens: int, progress: bool) -> list[list[float]]:
+    def _rewards(
+        self,
+        units: list[list[Example]],
+        batch_tokens: int,
+        normalize: bool,
+        batch_size: int | None,
+        progress: bool = False,
+    ) -> Iterator[list[list[float]]]:
+        """The rewards of each unit as soon as they are there; one loader builds the batches of all, ahead of them."""
         self.collator.row_tokens = batch_tokens
-        parts = [(i, part) for i, e in enumerate(examples) for part in self._parts(e, batch_tokens)]
-        items = [_some(examples[i], part) for i, part in parts]
-        found: dict[int, dict[int, float]] = {}
-        for batch in tqdm(self._loader(items, batch_tokens), desc="scoring", disable=not progress):
-            self._score(batch, found)
-        rewards = [[math.nan] * len(e.responses) for e in examples]
-        for item, (i, part) in enumerate(parts):
-            for k, j in enumerate(part):
-                rewards[i][j] = found[item][k]
-        for example, many in zip(examples, rewards, strict=True):
-            if not all(map(math.isfinite, many)):
-                raise UserError(f"example {example.id}: rewards {many}; the model overflows, score with dtype=float32")
-        return rewards
+        rewards = [[[math.nan] * len(example.responses) for example in unit] for unit in units]
+        items: list[Example] = []
+        places: list[tuple[list[float], list[int]]] = []  # where the rewards of an item belong
+        plans: list[list[list[int]]] = []
+        for unit, targets in zip(units, rewards, strict=True):
+            parts = [(i, part) for i, e in enumerate(unit) for part in self._parts(e, batch_tokens)]
+            some = [_some(unit[i], part) for i, part in parts]
+            plans.append([[len(items) + i for i in batch] for batch in self._plan(some, batch_tokens, batch_size)])
+            items += some
+            places += [(targets[i], part) for i, part in parts]
+        batches = iter(tqdm(self._loader(items, plans), desc="scoring", disable=not progress))
+        for unit, targets, plan in zip(units, rewards, plans, strict=True):
+            found: dict[int, dict[int, float]] = {}
+            for _ in plan:
+                self._score(next(batches), found)
+            for item, many in found.items():
+                for k, reward in many.items():
+                    places[item][0][places[item][1][k]] = reward
+            _check_finite(unit, targets)
+            yield self._normalized(targets) if normalize else targets
+
+    def _normalized(self, rewards: list[list[float]]) -> list[list[float]]:
+        return [[(reward - self.mean) / self.std for reward in many] for many in rewards]  # type: ignore[operator]
 
     def _parts(self, example: Example, batch_tokens: int) -> list[list[int]]:
         """The example's responses in groups whose rows fit into one forward."""
@@ -259,10 +294,13 @@ class RewardScorer:
         numbers = list(range(len(lengths)))
         return [numbers[start : start + count] for start in range(0, len(numbers), count)]
 
-    def _loader(self, examples: list[Example], batch_tokens: int) -> DataLoader:
+    def _plan(self, examples: list[Example], batch_tokens: int, batch_size: int | None) -> list[list[int]]:
         costs = [self.collator.cost(e.lengths) for e in examples if e.lengths]
         kinds = [bool(e.images) and not self.collator.shared for e in examples]
-        planned = PlannedBatches(examples, plan_batches(costs, kinds, batch_tokens, len(examples), None))
+        return plan_batches(costs, kinds, batch_tokens, batch_size or len(examples), None)
+
+    def _loader(self, items: list[Example], plans: list[list[list[int]]]) -> DataLoader:
+        planned = PlannedBatches(items, [batch for plan in plans for batch in plan])
         return batch_loader(planned, self.collator, self.workers if len(planned) > 1 else 0, pin_memory=False)
 
     @torch.inference_mode()
@@ -362,6 +400,8 @@ def _as_trained(row: Mapping[str, Any], given: Sequence[str]) -> tuple[Any, Any]
 
 
 def _or_error(row: Any, number: int, find: Callable[[str], str]) -> Example | UserError:
+    if isinstance(row, UserError):
+        return row
     try:
         return as_example(row, number, find)
     except UserError as error:
@@ -402,6 +442,12 @@ def _some(example: Example, numbers: list[int]) -> Example:
     prefix, lengths = example.lengths or (0, [])
     responses, own = [example.responses[j] for j in numbers], [lengths[j] for j in numbers]
     return replace(example, responses=responses, ranks=[0] * len(numbers), lengths=(prefix, own))
+
+
+def _check_finite(examples: list[Example], rewards: list[list[float]]) -> None:
+    for example, many in zip(examples, rewards, strict=True):
+        if not all(map(math.isfinite, many)):
+            raise UserError(f"example {example.id}: rewards {many}; the model overflows, score with dtype=float32")
 
 
 def _same_images(one: list[ImageRef], other: list[ImageRef]) -> bool:

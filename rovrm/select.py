@@ -40,8 +40,9 @@ def select(argv: list[str]) -> None:
     from rovrm.checkpoints import load_config, training_processor
     from rovrm.phases import section_of
     from rovrm.resume import lock_folder, start_of
+    from rovrm.room import room_for, run_bytes
     from rovrm.rows import RewardCollator
-    from rovrm.train import process_state, with_default
+    from rovrm.train import check_services, process_state, trainer_arguments, with_default
 
     config = parse(TrainConfig, argv, PROG)
     check_trainer_keys(config.trainer)
@@ -55,6 +56,7 @@ def select(argv: list[str]) -> None:
             "the same of caption"
         )
     check_selection(config, phases)
+    check_services(trainer_arguments(config, phases[0]), main_process)
     model_config = load_config(config.model, config.trust_remote_code)
     start = start_of(config, phase_numbers(config.phase)[0])
     processor = training_processor(config.model, start, config.chat_template, config.trust_remote_code, model_config)
@@ -67,7 +69,9 @@ def select(argv: list[str]) -> None:
 
         chosen = {phase: data[phase] for phase in phases}
         return print_dry_run(config, chosen, collator, model_config) if main_process else None
-    select_data(config, data, phases, collator, processor)
+    needed = run_bytes(config, model_config, data, {}) if main_process else 0
+    with room_for(config.out, needed, "the warm-up and features"):
+        select_data(config, data, phases, collator, processor)
     del lock
 
 

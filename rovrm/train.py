@@ -43,8 +43,10 @@ def train(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from rovrm.checkpoints import load_config, training_processor
+    from rovrm.dry_run import optimizer_steps, print_dry_run
     from rovrm.outputs import summarise
     from rovrm.resume import is_finished, lock_folder, say_start, start_of
+    from rovrm.room import room_for, run_bytes
     from rovrm.rows import RewardCollator
     from rovrm.select import check_selection, read_phases, select_data
 
@@ -55,6 +57,8 @@ def train(argv: list[str]) -> None:
     if main_process and phases[0] in todo:
         say_start(config)
     arguments = {phase: trainer_arguments(config, phase) for phase in todo}
+    for given in list(arguments.values())[:1]:  # what they share: where to report, and the hub
+        check_services(given, main_process)
     model_config = load_config(config.model, config.trust_remote_code)
     _check_start(config, phases, model_config)
     check_selection(config, todo)
@@ -63,18 +67,19 @@ def train(argv: list[str]) -> None:
     collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
     data = read_phases(config, todo, collator, main_process)
     if config.dry_run:
-        from rovrm.dry_run import print_dry_run
-
         asked = {phase: data[phase] for phase in todo}
         return print_dry_run(config, asked, collator, model_config) if main_process else None
-    if main_process:
-        save(config, Path(config.out) / "config.yaml")
-    data = select_data(config, data, todo, collator, processor)
-    for phase in todo:
-        _run_phase(config, phase, data[phase], processor, arguments[phase], last=phase == phases[-1])
-        PartialState().wait_for_everyone()
-    if main_process:
-        summarise(config, phases)
+    steps = {phase: (arguments[phase], optimizer_steps(config, phase, data[phase], collator)) for phase in todo}
+    needed = run_bytes(config, model_config, data, steps) if main_process and todo else 0
+    with room_for(config.out, needed, "checkpoints and models"):
+        if main_process:
+            save(config, Path(config.out) / "config.yaml")
+        data = select_data(config, data, todo, collator, processor)
+        for phase in todo:
+            _run_phase(config, phase, data[phase], processor, arguments[phase], last=phase == phases[-1])
+            PartialState().wait_for_everyone()
+        if main_process:
+            summarise(config, phases)
     del lock
 
 
@@ -241,6 +246,7 @@ def trainer_arguments(config: TrainConfig, phase: int, **changes: Any) -> Any:
 
     section = section_of(config, phase)
     bfloat16 = numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False))) == torch.bfloat16
+    by_the_clock = {key: getattr(config, key) for key in ("first_checkpoint_minutes", "checkpoint_minutes")}
     given: dict[str, Any] = {
         "logging_steps": 10,
         "save_steps": 200,
@@ -251,6 +257,7 @@ def trainer_arguments(config: TrainConfig, phase: int, **changes: Any) -> Any:
         "warmup_steps": 0.03,  # a share of all steps
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
+        **({} if {"save_strategy", "save_steps"} & config.trainer.keys() else by_the_clock),
         **config.trainer,
         "output_dir": str(phase_folder(config.out, phase) / "checkpoints"),
         "learning_rate": section.learning_rate,
@@ -268,6 +275,28 @@ def trainer_arguments(config: TrainConfig, phase: int, **changes: Any) -> Any:
         return RewardConfig(**given)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(f"trainer settings are refused by transformers: {error}") from error
+
+
+def check_services(arguments: Any, main_process: bool) -> None:
+    """Raises UserError, before a model is loaded, for a tracker that is not installed and for a hub that cannot be
+    reached or does not know the user."""
+    from huggingface_hub import HfApi
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"trainer.report_to={', '.join(arguments.report_to)}: {error}") from error
+    if not arguments.push_to_hub or not main_process:
+        return
+    try:
+        HfApi(token=arguments.hub_token).whoami()
+    except (OSError, ValueError) as error:  # offline, no token, or one that the hub does not know
+        raise UserError(
+            f"trainer.push_to_hub=true needs the hub and a login there ({str(error).strip().splitlines()[0]}); log in "
+            "with `hf auth login`, or leave it out"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,12 +13,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -31,6 +31,7 @@ from rovrm.checks import check_examples
 from rovrm.data import as_examples
 from rovrm.errors import UserError
 from rovrm.examples import Example
+from rovrm.intervals import share_in_words, wilson95
 from rovrm.losses import batch_sums, compare, preference_loss, ranking_metrics
 from rovrm.rows import RewardCollator
 
@@ -49,6 +50,8 @@ class RewardConfig(TrainingArguments):
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "prompts of one evaluation forward, at most"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "the collator needs every column"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss that is not finite stops the run"})
+    first_checkpoint_minutes: float = field(default=0.0, metadata={"help": "from the start, at most; 0 = off"})
+    checkpoint_minutes: float = field(default=0.0, metadata={"help": "from one to the next, at most; 0 = off"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,6 +115,8 @@ class RewardTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(LiveBar())
+        if args.first_checkpoint_minutes or args.checkpoint_minutes:
+            self.add_callback(TimedCheckpoints(args.first_checkpoint_minutes, args.checkpoint_minutes))
         self._reset_metrics()
 
     # ---- batches -----------------------------------------------------------------------------------------------------
@@ -189,6 +194,8 @@ class RewardTrainer(Trainer):
             self._extremes = torch.stack([self._extremes[0].minimum(low), self._extremes[1].maximum(high)])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, without `train_loss`: after a resume that is the mean of the resumed steps alone."""
+        logs = {key: value for key, value in logs.items() if key != "train_loss"}
         if "loss" in logs:
             logs = logs | self._training_metrics()
             if not math.isfinite(logs["loss"]):
@@ -233,6 +240,8 @@ class RewardTrainer(Trainer):
                 "rate, or look for broken weights in the base model"
             )
         metrics = ranking_metrics(self.eval_rewards, [e.ranks for e in examples], [e.margin for e in examples])
+        metrics["accuracy_low"], metrics["accuracy_high"] = wilson95(metrics["accuracy"], len(examples))
+        metrics["examples"] = len(examples)
         metrics["pairs_per_second"] = len(examples) / (time.perf_counter() - started)
         named = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(named)
@@ -281,12 +290,35 @@ def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> lis
 
 
 class LiveBar(ProgressCallback):
-    """Trainer's bar, with loss, accuracy and margin at its end instead of a printed dictionary."""
+    """Trainer's bar, with loss, accuracy and margin of the last steps at its end instead of a printed dictionary; of an
+    evaluation its accuracy, printed above the bar."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = ("loss", "accuracy", "margin", "eval_accuracy")
+            shown = ("loss", "accuracy", "margin")
             self.training_bar.set_postfix({k: f"{logs[k]:.3f}" for k in shown if k in logs})
+            if "eval_accuracy" in logs:
+                told = share_in_words(logs["eval_accuracy"], int(logs["eval_examples"]))
+                self.training_bar.write(f"step {state.global_step}: held-out accuracy {told}")
+
+
+class TimedCheckpoints(TrainerCallback):
+    """Asks for a checkpoint `first` minutes after the start and `every` minutes after the last one, beside those by
+    steps; 0: not at all. Process 0 looks at the clock for all: a save in which one takes no part never ends."""
+
+    def __init__(self, first: float, every: float, clock: Callable[[], float] = time.monotonic):
+        self.first, self.every, self.clock = 60 * first, 60 * every, clock
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.since, self.wait = self.clock(), self.first or self.every
+
+    def on_step_end(self, args, state, control, **kwargs):
+        due = [bool(self.wait) and self.clock() - self.since >= self.wait]
+        if broadcast_object_list(due)[0]:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self.since, self.wait = self.clock(), self.every
 
 
 class LogFile(TrainerCallback):

@@ -34,14 +34,15 @@ def test_tables_of_the_selection_study_are_paired_by_seed(capsys):
     assert line(text, "knn") == ["knn", "0.50", "1.00", "0.25", "0.50", "0.00", "0.00", "0.12", "0.25"]
     deviation = np.std([0.4, 0.3, 0.2], ddof=1)
     half = 4.303 * deviation / 3**0.5  # Student's t, two degrees of freedom
-    assert line(text, "oracle") == ["oracle", "3", "0.900", "+0.300", "+-", f"{half:.3f}", "1.00"]
+    assert line(text, "oracle") == ["oracle", "3", "0.900", "+-", "0.000", "+0.300", "+-", f"{half:.3f}", "1.00"]
     half = 12.71 * np.std([0.1, 0.2], ddof=1) / 2**0.5
-    assert line(text, "knn", 1) == ["knn", "2", "0.700", "+0.150", "+-", f"{half:.3f}", f"{0.15 / 0.35:.2f}"]
+    knn = ["knn", "2", "0.700", "+-", f"{12.71 * 0.1:.3f}"]
+    assert line(text, "knn", 1) == [*knn, "+0.150", "+-", f"{half:.3f}", f"{0.15 / 0.35:.2f}"]
     selection.print_tables(rows, against="knn")  # random minus knn: -.1 -.2; the gap is the same
     other = capsys.readouterr().out
-    assert line(other, "random") == ["random", "3", "0.600", "-0.150", "+-", f"{half:.3f}"]
-    assert line(other, "knn", 1) == ["knn", "2", "0.700", f"{0.15 / 0.35:.2f}"]
-    assert line(text, "knn:unit") == ["knn:unit", "3", "0.600", "+0.000", "+-", "0.000", "0.00"]
+    assert line(other, "random") == ["random", "3", "0.600", "+-", "0.248", "-0.150", "+-", f"{half:.3f}"]
+    assert line(other, "knn", 1) == [*knn, f"{0.15 / 0.35:.2f}"]
+    assert line(text, "knn:unit") == ["knn:unit", "3", "0.600", "+-", "0.248", "+0.000", "+-", "0.000", "0.00"]
 
 
 def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rovrm.intervals import Z95, wilson95
+from rovrm.intervals import Z95, share_in_words, wilson95
+from rovrm.outputs import print_phases
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.5, 10), (0.9, 97), (1.0, 1), (0.0, 4), (0.73, 1000)])
@@ -16,3 +17,10 @@ def test_ends_are_where_the_score_test_turns(share: float, n: int):
 
 def test_known_value():
     assert wilson95(0.8, 50) == pytest.approx([0.6696, 0.8876], abs=1e-4)  # Agresti and Coull's formula, by hand
+
+
+def test_accuracy_is_printed_with_its_interval_and_n(capsys):
+    assert share_in_words(0.8, 50) == "0.800 (0.670 to 0.888, n=50)"
+    older = {"n_train": 200, "n_held_out": 50, "n_skipped": 3, "accuracy": 0.8, "loss": 0.5, "pairs_per_second": 9.0}
+    print_phases({"phase1-text": older})  # a record from before they held the interval
+    assert "0.800 (0.670 to 0.888, n=50)" in capsys.readouterr().out

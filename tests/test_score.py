@@ -1,7 +1,11 @@
 """`python -m rovrm.score`, called as main(argv): results, bad lines, and going on where it was stopped."""
 
+import fcntl
 import json
+import os
 import shutil
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +51,7 @@ def run(model, tmp_path, capsys):
         return status, records, printed.out + printed.err
 
     call.source, call.out, call.partial = source, out, out.with_name("scores.jsonl.partial")
+    call.lock = out.with_name("scores.jsonl.lock")
     return call
 
 
@@ -118,55 +123,102 @@ def test_when_no_line_can_be_scored(run):
     assert len(records) == 2 and "Traceback" not in printed
 
 
-@pytest.mark.parametrize("cut", [0, 1, 40, 7])
-def test_goes_on_where_it_was_stopped(run, monkeypatch, cut):
-    """Stopped behind the second chunk of two lines, the last line cut off by `cut` bytes."""
-    monkeypatch.setattr(command, "CHUNK", 2)
-    lines = [*pairs(3), "not json", *pairs(7)[4:]]
-    _, whole, _ = run(lines)
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(n): the command is interrupted behind so many units; stop_after(None): it is not."""
+    units = command._score_units
+
+    def stop(count):
+        left = [count]
+
+        def some(*given):
+            for records in units(*given):
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] = left[0] and left[0] - 1
+                yield records
+
+        monkeypatch.setattr(command, "_score_units", some)
+
+    return stop
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 700])
+def test_goes_on_behind_the_last_whole_unit_to_the_same_bytes(run, monkeypatch, stop_after, cut):
+    """Stopped behind the second unit of five lines, the file cut off by `cut` bytes. Rows and batches of five differ
+    from those of any other cut in the last digits."""
+    monkeypatch.setattr(command, "UNIT", 5)
+    lines = [*pairs(3), "not json", *pairs(23)[4:]]
+    assert run(lines)[0] == 0
+    whole = run.out.read_bytes()
     run.out.unlink()
-    chunk, left = command._score_chunk, [2]
-
-    def stop(*given):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return chunk(*given)
-
-    monkeypatch.setattr(command, "_score_chunk", stop)
+    stop_after(2)
     assert run(None)[0] == 130  # as after Ctrl-C
     assert not run.out.exists()
     written = run.partial.read_bytes()
-    assert written.count(b"\n") == 5  # its own first line and four results
+    assert written.count(b"\n") == 10 and whole.startswith(written)
     run.partial.write_bytes(written[: len(written) - cut])
-    sizes = []
-    monkeypatch.setattr(command, "_score_chunk", lambda *given: sizes.append(len(given[1])) or chunk(*given))
-    status, records, printed = run(None)
-    done = 4 - bool(cut)
-    assert status == 0 and f"{done} of 7 lines are in" in printed and "1 lines have an error" in printed
-    assert sum(sizes) == 7 - done
-    assert [record["id"] for record in records] == [record["id"] for record in whole]
-    for one, other in zip(records, whole, strict=True):
-        assert one.get("error") == other.get("error")
-        assert one.get("rewards", []) == pytest.approx(other.get("rewards", []), abs=TOLERANCE)
+    stop_after(None)
+    status, _, printed = run(None)
+    done = 5 * (written[: len(written) - cut].count(b"\n") // 5)
+    assert status == 0 and "1 lines have an error" in printed
+    assert f"{done} of 23 lines are in" in printed or not done
+    assert run.out.read_bytes() == whole
+    assert not run.partial.exists() and not run.lock.exists()
 
 
-def test_an_unfinished_file_of_something_else_is_refused(run, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_finish", lambda partial, out: [])
-    assert run(pairs(2))[0] == 0
+def test_lines_are_written_long_before_the_end(run, stop_after):
+    lines = [{"prompt": f"What is {i}?", "responses": ["One.", "A dog " * (1 + i % 7)]} for i in range(150)]
+    stop_after(1)
+    assert run(lines)[0] == 130
+    assert run.partial.read_bytes().count(b"\n") == 64
+
+
+def test_a_second_run_on_the_same_file_is_refused(run):
+    lines = pairs(2)
+    assert run(lines)[0] == 0
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:  # another process: POSIX locks do not keep a process from itself
+        file = open(run.lock, "w")
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        os.write(theirs, b"1")
+        time.sleep(60)
+        os._exit(0)
+    os.read(ours, 1)
+    try:
+        before = run.out.read_bytes()
+        status, _, printed = run(None)
+        assert status == 2 and printed.count("\n") == 1 and f"another run is writing out='{run.out}'" in printed
+        assert run.out.read_bytes() == before and not run.partial.exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert run(None)[0] == 0  # a killed run's lock holds nobody up
+
+
+def test_an_unfinished_file_of_something_else_is_refused(run, model, tmp_path, stop_after, monkeypatch):
+    monkeypatch.setattr(command, "UNIT", 2)
+    stop_after(1)
+    assert run(pairs(4))[0] == 130
+    stop_after(None)
     kept = run.partial.read_bytes()
     for changed in (lambda: run(None, "normalize=true"), lambda: run(pairs(3)), lambda: run(None, "max_length=99")):
         status, _, printed = changed()
         assert status == 2 and str(run.partial) in printed and "remove it" in printed
         assert run.partial.read_bytes() == kept
-        run.source.write_bytes(b"\n".join(json.dumps(row).encode() for row in pairs(2)) + b"\n")
+        run.source.write_bytes(b"\n".join(json.dumps(row).encode() for row in pairs(4)) + b"\n")
     other = shutil.copytree(model, tmp_path / "other")
     status, _, printed = run(None, f"model={other}")
     assert status == 2 and "model" in printed and "remove it" in printed
-    run.partial.write_bytes(b"something else\n")
-    assert run(None)[0] == 2
+    noted = run.lock.read_text()
+    for broken in ("", noted[:20]):  # as a version left it that wrote its settings elsewhere
+        run.lock.write_text(broken)
+        status, _, printed = run(None)
+        assert status == 2 and "begun by another version or command" in printed
+        run.lock.write_text(noted)
     run.partial.write_bytes(kept[:20])  # not even the first line is whole: nothing is lost
-    assert run(None)[0] == 0
+    assert run(None, f"model={other}")[0] == 0
 
 
 def test_line_ends_byte_order_mark_and_separators(run):
@@ -231,7 +283,7 @@ def test_files_that_are_refused(run, tmp_path):
     ):
         status, _, printed = run(lines, *more)
         assert status == 2 and words in printed and printed.count("\n") == 1, printed
-        assert not run.partial.exists()
+        assert not run.partial.exists() and not run.lock.exists()
     assert json.loads(run.source.read_text())["id"] == "row-0"
 
 

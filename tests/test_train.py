@@ -114,6 +114,14 @@ def test_merged_checkpoint_scores_as_the_adapter(run, world):
     assert (merged.mean, merged.std) == (record["reward_mean"], record["reward_std"])
 
 
+def test_the_card_gives_accuracy_with_its_interval(run):
+    record = json.loads((run / "phase3-visual" / "phase.json").read_text())
+    low, high = record["accuracy_ci95"]
+    told = f"{record['accuracy']:.3f} ({low:.3f} to {high:.3f}, n={record['n_held_out']})"
+    assert f"Held-out accuracy {told}" in (run / "phase3-visual" / "README.md").read_text()
+    assert all("train_loss" not in entry for entry in rows(run / "phase3-visual" / "trainer_log.jsonl"))
+
+
 def test_adapter_folder_scores_too(run):
     scorer = RewardScorer.from_pretrained(str(run / "phase1-text"))
     assert len(scorer.score("What is 2 plus 3?", ["It is 5.", "It is 6."])) == 2

@@ -1,6 +1,7 @@
 """RewardTrainer: learns, counts, evaluates the same however it is batched, accumulates rightly, resumes bit-equal."""
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -8,12 +9,16 @@ import torch
 from families import FAMILIES, TEXT_FAMILIES
 from peft import get_peft_model
 from PIL import Image
+from transformers import TrainerCallback, TrainerControl
 
 from rovrm.checkpoints import load_processor, load_reward_model, lora_config, set_trainable
+from rovrm.config import TrainConfig, parse
 from rovrm.errors import UserError
 from rovrm.examples import Example
 from rovrm.images import ImageRef
-from rovrm.trainer import LogFile, RewardConfig, RewardTrainer
+from rovrm.intervals import wilson95
+from rovrm.train import trainer_arguments
+from rovrm.trainer import LogFile, RewardConfig, RewardTrainer, TimedCheckpoints
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 180, 20)}
 
@@ -146,6 +151,71 @@ def test_resume_is_bit_equal(trainer_of):
             assert torch.equal(one, other), name
         assert again.evaluate()["eval_loss"] == whole.evaluate()["eval_loss"]
         assert logged(again, "loss")[-1] == logged(whole, "loss")[-1]
+
+
+class Clock(TrainerCallback):
+    """Each step takes a minute."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.now += 60
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_checkpoints_by_the_clock(trainer_of, monkeypatch):
+    """Three minutes after the start, five after each other; the other process's clock, or answer, says nothing."""
+    clock = Clock()
+    options = {"num_train_epochs": 14, "save_strategy": "steps", "save_steps": 1000, "lora": True}
+    trainer = trainer_of(text_pairs(4), callbacks=[clock, TimedCheckpoints(3, 5, clock)], **options)
+    trainer.train()
+    saved = {int(path.name.split("-")[1]) for path in Path(trainer.args.output_dir).glob("checkpoint-*")}
+    assert saved == {3, 8, 13, 14}  # 14: the end
+    again = trainer_of(text_pairs(4), **options)
+    again.train(resume_from_checkpoint=f"{again.args.output_dir}/checkpoint-8")
+    for one, other in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+    control, mine = TrainerControl(), TimedCheckpoints(3, 5, clock)
+    mine.on_train_begin(None, None, None)
+    monkeypatch.setattr("rovrm.trainer.broadcast_object_list", lambda found: [True])  # process 0 finds it is time
+    mine.on_step_end(None, None, control)
+    assert control.should_save
+    control.should_save = False
+    clock.now += 1e6
+    monkeypatch.setattr("rovrm.trainer.broadcast_object_list", lambda found: [False])
+    mine.on_step_end(None, None, control)
+    assert not control.should_save
+
+
+def test_checkpoints_by_the_clock_are_the_default_of_training_alone(trainer_of, tmp_path):
+    def asked(*given: str):
+        config = parse(TrainConfig, [f"out={tmp_path}", "model=x", "visual.learning_rate=1", *given], "train")
+        arguments = trainer_arguments(config, 3)
+        return arguments.first_checkpoint_minutes, arguments.checkpoint_minutes
+
+    assert asked() == (5, 30) and asked("first_checkpoint_minutes=1", "checkpoint_minutes=0") == (1, 0)
+    assert asked("trainer.save_steps=9") == asked("trainer.save_strategy=epoch") == (0, 0)
+    for minutes, there in ((0.0, False), (1.0, True)):
+        callbacks = trainer_of(text_pairs(4), first_checkpoint_minutes=minutes).callback_handler.callbacks
+        assert any(isinstance(one, TimedCheckpoints) for one in callbacks) is there
+
+
+def test_no_average_of_the_resumed_steps_is_logged(trainer_of, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    trainer_of(text_pairs(8), callbacks=[LogFile(log)], max_steps=2).train()
+    assert "train_loss" not in log.read_text() + capsys.readouterr().out
+    assert "train_runtime" in log.read_text()
+
+
+def test_accuracy_is_logged_with_its_interval(trainer_of):
+    pairs = colour_pairs(12)
+    found = trainer_of(pairs, pairs).evaluate()
+    assert [found["eval_accuracy_low"], found["eval_accuracy_high"]] == wilson95(found["eval_accuracy"], 12)
+    assert found["eval_examples"] == 12
 
 
 def test_gradient_checkpointing_changes_nothing(trainer_of):

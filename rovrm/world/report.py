@@ -23,6 +23,7 @@ import numpy as np
 
 from rovrm.curve import resamples
 from rovrm.examples import Example
+from rovrm.intervals import share_in_words
 from rovrm.messages import text_of
 from rovrm.world.oracle import Verdict, judge
 
@@ -225,11 +226,11 @@ def _phases(model: Path) -> str:
     path = model.parent / "summary.json"
     if not path.is_file():
         return ""
-    lines = ["<table><tr><th>phase<th>trained on<th>held out<th>accuracy<th>loss</tr>"]
+    lines = ["<table><tr><th>phase<th>trained on<th>held-out accuracy<th>loss</tr>"]
     for name, record in json.loads(path.read_text()).items():
         lines.append(
-            f"<tr><td>{html.escape(name)}<td>{record['n_train']}<td>{record['n_held_out']}<td>{record['accuracy']:.3f}"
-            f"<td>{record['loss']:.3f}</tr>"
+            f"<tr><td>{html.escape(name)}<td>{record['n_train']}"
+            f"<td>{share_in_words(record['accuracy'], record['n_held_out'])}<td>{record['loss']:.3f}</tr>"
         )
     return "".join([*lines, "</table>"])
 
