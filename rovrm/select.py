@@ -37,14 +37,15 @@ JUDGES = 0.1  # share of the target that judges
 
 
 def select(argv: list[str]) -> None:
+    config = parse(TrainConfig, argv, PROG)
+    check_trainer_keys(config.trainer)
+
     from rovrm.checkpoints import base_processor, load_config
     from rovrm.phases import section_of
     from rovrm.resume import lock_folder
     from rovrm.rows import RewardCollator
     from rovrm.train import process_state, with_default
 
-    config = parse(TrainConfig, argv, PROG)
-    check_trainer_keys(config.trainer)
     main_process = process_state(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv, PROG)
