@@ -71,7 +71,10 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"model {name!r} is no folder; give a checkpoint folder or a hub id (owner/name)")
     with loading("the config of model", name, CONFIG):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if not all(isinstance(architecture, str) for architecture in config.architectures or []):
+            raise ValueError(f"architectures is {config.architectures!r}")
+        return config
 
 
 @contextmanager
@@ -192,7 +195,7 @@ def check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
         "present but should be fresh": sorted(expected - missing),
     }
     told = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)
-    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check the checkpoint")
+    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check weights and config.json")
 
 
 def four_bit() -> Any:

@@ -102,11 +102,13 @@ def convert(argv: list[str]) -> None:
         model = our_model(folder, source)
     print(*source.notes, sep="\n")
     with new_folder(out) as made:
-        processor.save_pretrained(made)
         save_merged(model, processor, made, "float32", {}, _card(config, source, processor))  # "float32": casts nothing
         del model
         try:
+            processor.save_pretrained(made)
             print_rewards(made)
+        except OSError:  # of the disk
+            raise
         except Exception as error:  # a UserError too: it names a row and not what made the model fail at it
             what = f"no rewards from the weights of {str(folder)!r} with the processor of"
             raise damaged(what, source.processor, PROCESSOR, error) from error

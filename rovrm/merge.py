@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from rovrm.config import MergeConfig, parse, run
 from rovrm.errors import UserError
 
@@ -61,8 +63,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(out / path.name)
         made = False
-    except OSError as error:
-        raise UserError(f"out={str(out)!r} cannot be written: {error.strerror or error}; give another one") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out={str(out)!r} cannot be written: {reason}; give another one") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if made:
