@@ -16,9 +16,8 @@ test: $(READY)
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest
 
 demo: $(READY)
-	.venv/bin/python -m rovrm.select phase=2 out=runs/demo-selection caption.select=capped_ot caption.n=512 \
-	  caption.data='world:caption?n=2048' visual.data='world:visual?n=512'
-	.venv/bin/python -m rovrm.train phase=1..3
+	.venv/bin/python -m rovrm.train phase=1..3 caption.data='world:caption?n=3072&families=faithful' \
+	  caption.select=capped_ot caption.n=1024 selection.targets=512 selection.representatives=random
 	.venv/bin/python -m rovrm.bon --n 8
 
 lint: $(READY)

@@ -27,20 +27,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
-import torch
-from accelerate import PartialState
-from torch import Tensor
-
-from data_selection.gradients import GradientFeatures, lora_layers
 from eval.speed import SpeedConfig, _model, batches_of, examples
-from rovrm import gradients
-from rovrm.batches import split_batch
-from rovrm.checkpoints import add_adapter, set_trainable
 from rovrm.config import TrainConfig, parse, run
-from rovrm.losses import compare, preference_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AT_ONCE = 16  # gradients that LESS projects together
 LIMITS = {"tiny": 1e-4, "7b": 1e-3}  # how far the two sides' gradients may differ in float32, relative
@@ -65,6 +59,13 @@ class ExtractionConfig:
 
 def extraction(argv: list[str]) -> None:
     config = parse(ExtractionConfig, argv, "python -m eval.extraction")
+
+    import torch
+    from accelerate import PartialState
+
+    from data_selection.gradients import GradientFeatures, lora_layers
+    from rovrm import gradients
+
     PartialState(cpu=config.device == "cpu")  # where gradient_model puts the model
     torch.backends.cudnn.allow_tf32 = False  # the check is in float32
     torch.manual_seed(config.seed)
@@ -113,6 +114,12 @@ def extraction(argv: list[str]) -> None:
 
 def _two_models(config: ExtractionConfig, base: Any) -> tuple[Any, Any]:
     """(what `gradient_model` makes, a model that trains): the same tensors but for the adapters, which are equal."""
+    import torch
+
+    from data_selection.gradients import lora_layers
+    from rovrm import gradients
+    from rovrm.checkpoints import add_adapter, set_trainable
+
     twin = copy.deepcopy(base, {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())})
     training = add_adapter(twin, "", config.lora_r, 2 * config.lora_r, 0.0)
     for name, layer in lora_layers(training).items():
@@ -131,6 +138,8 @@ def _batches(
     config: ExtractionConfig, like: SpeedConfig, model: Any, processor: Any, data: list[Any], rows: str
 ) -> list[dict[str, Any]]:
     """eval.speed's; it takes every batch in bfloat16 to hold an image, which is cast here instead."""
+    import torch
+
     batches = batches_of(replace(like, dtype="float32"), model, processor, data, rows)
     for batch in batches:
         if config.images:
@@ -138,16 +147,25 @@ def _batches(
     return batches
 
 
-def _loss(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> Tensor:
+def _loss(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> "Tensor":
     """The mean loss of a batch."""
+    import torch
+
+    from rovrm.batches import split_batch
+    from rovrm.losses import compare, preference_loss
+
     inputs, ours = split_batch(batch)
     with torch.autocast(config.device.split(":")[0], torch.bfloat16, enabled=config.dtype == "bfloat16"):
         logits = model(**inputs).logits
     return preference_loss(compare(logits, ours["labels"], ours["list_ids"]), ours["margins"]) / ours["labels"].numel()
 
 
-def _gradient(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> Tensor:
+def _gradient(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> "Tensor":
     """(p,) the gradient of one pair's loss, as LESS takes it."""
+    import torch
+
+    from data_selection.gradients import lora_layers
+
     _loss(config, model, batch).backward()
     grads = [layer.weight.grad for layer in lora_layers(model).values()]
     found = torch.cat([grad.flatten() for grad in grads if grad is not None])
@@ -155,8 +173,10 @@ def _gradient(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> Te
     return found
 
 
-def _signs(config: ExtractionConfig, p: int) -> list[Tensor]:
+def _signs(config: ExtractionConfig, p: int) -> "list[Tensor]":
     """(p, width) random signs in blocks of columns, as BasicProjector of TRAK draws them; empty where too large."""
+    import torch
+
     kind = getattr(torch, config.dtype)
     size = p * config.width * kind.itemsize / 1e9
     if size > config.matrix_gb:
@@ -178,6 +198,11 @@ def _check(
     """All coordinates of the gradients of some pairs: the loop's are -slope times those of extraction. In
     float32 whatever `dtype` is: with random weights the gradients of a pair's two rewards nearly cancel (to some 3 %),
     and bfloat16 leaves little of the rest."""
+    import torch
+
+    from data_selection.gradients import GradientFeatures, lora_layers
+    from rovrm import gradients
+
     exact = replace(config, dtype="float32")
     kinds = {weight: weight.dtype for weight in (*extracting.parameters(), *training.parameters())}
     for weight in kinds:
@@ -199,6 +224,8 @@ def _check(
 
 def alternate(config: ExtractionConfig, sides: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
     """Seconds of `repeats` runs of each side, taking turns, after one that does not count."""
+    import torch
+
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(config.repeats + 1):
         for name, side in sides.items():

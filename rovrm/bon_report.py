@@ -42,7 +42,8 @@ def summarise(config: BonConfig, examples: list[Example], rows: list[dict[str, A
     if any("names" in row for row in rows):
         summary["names"] = _by_name(rows)
     if all("greedy" in row and e.images and e.images[0].drawing for e, row in zip(examples, rows, strict=True)):
-        from rovrm.world.report import compare_choices, judge_rows, print_choices, write_report
+        from rovrm.world.page import write_report
+        from rovrm.world.report import compare_choices, judge_rows, print_choices
 
         judged = judge_rows(examples, rows)
         summary["choices"] = compare_choices(judged, rows)

@@ -28,6 +28,8 @@ from rovrm.hints import offline
 
 logger = logging.getLogger(__name__)
 
+CONFIG, WEIGHTS = ("config.json",), ("model*.safetensors*",)
+PROCESSOR = ("*token*", "merges.txt", "vocab.json", "*processor_config.json", "chat_template*")
 # Modules between the vision tower and the language model, over all families of transformers that we know.
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
 ADAPTER = "adapter"
@@ -40,10 +42,8 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
     options = {"trust_remote_code": trust_remote_code}
     config = config or load_config(name, trust_remote_code)
     auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
-    try:
+    with loading("the processor of", name, PROCESSOR):
         processor = auto.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise UserError(f"cannot load the processor of {name!r}: {_first_line(error)}{offline(name)}") from error
     if auto is AutoProcessor and not hasattr(processor, "tokenizer"):
         raise UserError(
             f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
@@ -52,7 +52,10 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
         path = Path(chat_template)
         if not path.is_file():
             raise UserError(f"chat_template={chat_template!r} is no file; give a file with a Jinja template")
-        processor.chat_template = path.read_text()
+        try:
+            processor.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"chat_template={chat_template!r} cannot be read ({error}); give UTF-8 text") from error
     return processor
 
 
@@ -77,10 +80,41 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
         raise UserError(f"model {name!r} is a folder without config.json; give a checkpoint folder or a hub id")
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"model {name!r} is no folder; give a checkpoint folder or a hub id (owner/name)")
+    with loading("the config of model", name, CONFIG):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if not all(isinstance(architecture, str) for architecture in config.architectures or []):
+            raise ValueError(f"architectures is {config.architectures!r}")
+        return config
+
+
+@contextmanager
+def loading(what: str, name: str, files: tuple[str, ...]) -> Iterator[None]:
+    """Makes one line of whatever loading a checkpoint raises."""
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}{offline(name)}") from error
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes transformers, tokenizers and safetensors raise any type there is
+        raise damaged(f"cannot load {what}", name, files, error) from error
+
+
+def damaged(what: str, name: str, files: tuple[str, ...], error: Exception) -> UserError:
+    """What went wrong, with which model, why, and which of the files (patterns) in its folder may be the cause; where
+    JSON files among them cannot be read, those alone."""
+    found = sorted({path for pattern in files for path in Path(name).glob(pattern)} if os.path.isdir(name) else ())
+    found = [path for path in found if _is_broken(path)] or found
+    remedy = f"; mend {', '.join(path.name for path in found)} there, or copy it again" if found else ""
+    reason = " ".join(str(error).split())[:300]
+    if not reason or not isinstance(error, OSError | ValueError | UserError):  # whose texts say nothing without it
+        reason = f"{type(error).__name__} {reason}".strip()
+    return UserError(f"{what} {name!r}: {reason}{offline(name)}{remedy}")
+
+
+def _is_broken(path: Path) -> bool:
+    try:
+        return path.suffix == ".json" and not read_json(path)
+    except UserError:
+        return True
 
 
 def weights_mark(name: str) -> str:
@@ -116,16 +150,13 @@ def load_reward_model(
     keys are not exactly the language model's (plus `score.weight`).
     """
     config = load_config(name, trust_remote_code)
-    made: Any = reward_class(name, config)
-    set_head(config)
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
-    try:
-        with no_key_table():
-            model, info = made.from_pretrained(
-                name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-            )
-    except OSError as error:
-        raise UserError(f"cannot load model {name!r}: {_first_line(error)}{offline(name)}") from error
+    with loading("model", name, CONFIG + WEIGHTS), no_key_table():
+        made: Any = reward_class(name, config)
+        set_head(config)
+        model, info = made.from_pretrained(
+            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+        )
     fresh = not is_reward_model(config)
     check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
@@ -174,7 +205,7 @@ def check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
         "present but should be fresh": sorted(expected - missing),
     }
     told = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)
-    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check the checkpoint")
+    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check weights and config.json")
 
 
 def four_bit() -> Any:
@@ -312,9 +343,12 @@ def phase_record(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no keys with values, but {str(content)[:40]!r}; copy it again")
+    return content
 
 
 def processor_of(adapter: Path | None, base: str) -> str:

@@ -13,9 +13,10 @@ The layout is found from the files:
    `v_head.summary.weight` and `.bias`. Processor and chat template stay the folder's own.
 
 Both read the reward at the last token that is not padding, as our models do. Weights keep their numeric type, the head
-becomes float32, every key must find its place. A pickle (.bin) is read as tensors alone, never as code. Writes `out`:
-weights, config, processor, modeling.py, a README card; loads it again and prints its rewards of fixed short answers.
-Where the result departs from the original:
+becomes float32, every key must find its place. A pickle (.bin) is read as tensors alone, never as code; an index may
+name files of its own folder alone. Writes `out`: weights, config, processor, modeling.py, a README card; loads it again
+and prints its rewards of fixed short answers. Where a step fails, `out` is left as it was. Where the result departs
+from the original:
 
 1. Our head has no bias. Theirs adds the same number to every reward, so the order is the same: it is printed, and kept
    in the config as `value_head_bias`. It is no `reward_mean`: normalize=True means the mean of held-out rewards.
@@ -25,16 +26,18 @@ Where the result departs from the original:
 4. Its training (not its scoring) also strips the letters of `USER:` and `ASSISTANT:` off both ends of the question.
 """
 
+import os
 import pickle
 import re
 import sys
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from rovrm.config import ConvertConfig, parse, run
 from rovrm.errors import UserError
+from rovrm.merge import check_new, new_folder
 
 if TYPE_CHECKING:
     import torch
@@ -85,24 +88,31 @@ class Source:
 def convert(argv: list[str]) -> None:
     config = parse(ConvertConfig, argv, "python -m rovrm.convert")
     folder, out = Path(config.input), Path(config.output)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={config.output!r} is not an empty folder; give a new one")
+    check_new(out)
     if not folder.is_dir():
         raise UserError(f"in={config.input!r} is no folder; download the model: hf download ID --local-dir FOLDER")
-    from rovrm.merge import new_folder
+    from rovrm.checkpoints import CONFIG, PROCESSOR, damaged, loading
     from rovrm.outputs import save_merged
 
     source = find_source(folder, config.base)
     print(f"{folder}: {source.layout}")
-    processor = their_processor(source, config.chat_template)
-    model = our_model(folder, source)
+    with loading("the processor of", source.processor, PROCESSOR):
+        processor = their_processor(source, config.chat_template)
+    with loading("the model of", source.config, CONFIG):
+        model = our_model(folder, source)
     print(*source.notes, sep="\n")
-    new_folder(out)
-    processor.save_pretrained(out)
-    save_merged(model, processor, out, "float32", {}, _card(config, source, processor))  # "float32": casts nothing
+    with new_folder(out) as made:
+        save_merged(model, processor, made, "float32", {}, _card(config, source, processor))  # "float32": casts nothing
+        del model
+        try:
+            processor.save_pretrained(made)
+            print_rewards(made)
+        except OSError:  # of the disk
+            raise
+        except Exception as error:  # a UserError too: it names a row and not what made the model fail at it
+            what = f"no rewards from the weights of {str(folder)!r} with the processor of"
+            raise damaged(what, source.processor, PROCESSOR, error) from error
     print(f"wrote {out}")
-    del model, source
-    print_rewards(out)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -174,24 +184,37 @@ def _value_head(folder: Path, weights: "dict[str, torch.Tensor]", head_file: Pat
 def read_weights(folder: Path) -> "dict[str, torch.Tensor]":
     """All tensors of a folder's safetensors, or without any of its pickles; empty where there are neither. Raises
     UserError for a missing shard."""
-    from rovrm.checkpoints import read_json
-
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
-        names = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {name}
-        files = [folder / shard for shard in sorted(names)]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing and index.is_file():
-            raise UserError(f"in={str(folder)!r} lacks {missing[0]}, which {index.name} names; download it again")
-        if not missing:
+        files = _shards(index) if index.is_file() else [folder / name]
+        if index.is_file() or files[0].is_file():
             return {key: tensor for file in files for key, tensor in _tensors(file).items()}
     return {}
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names. Raises UserError for one that is not in the index's folder. A file there may be a
+    link to elsewhere, as all are in the hub's cache: links are made by the owner of the folder, names by a stranger."""
+    from rovrm.checkpoints import read_json
+
+    table = read_json(index).get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{index} names no files of weights under weight_map; download it again")
+    files = []
+    for name in sorted(set(names)):
+        path = PureWindowsPath(name)  # it knows both slashes, roots and drives
+        if path.anchor or ".." in path.parts:
+            raise UserError(f"{index} names {name!r}, outside of its folder: nothing is read there; mend the name")
+        if not os.path.isfile(index.parent / name):
+            raise UserError(f"in={str(index.parent)!r} lacks {name!r}, which {index.name} names; download it again")
+        files.append(index.parent / name)
+    return files
 
 
 def _tensors(file: Path) -> "dict[str, torch.Tensor]":
     """The tensors of one file. A pickle is never run: torch refuses whatever in it is no tensor."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -202,13 +225,23 @@ def _tensors(file: Path) -> "dict[str, torch.Tensor]":
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
             f"{file} is a pickle with more than tensors in it{f' ({name[1]})' if name else ''}, which could run code, "
-            "and was not loaded; ask its author for safetensors"
+            "or a damaged one, and was not loaded; download it again, or ask its author for safetensors"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); download it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    except Exception as error:  # of damaged bytes torch's unpickler raises whatever stumbles first
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{file} cannot be read ({reason}); download it again") from error
+    plain = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
+    if not plain or not all(_is_plain(value) for value in tensors.values()):
         raise UserError(f"{file} holds no plain dictionary of tensors; give the file of the model's weights")
     return tensors
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with real numbers in it, neither sparse nor packed."""
+    import torch
+
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and not value.is_quantized and not value.is_complex()
 
 
 # ---- making ours -----------------------------------------------------------------------------------------------------
@@ -247,6 +280,12 @@ def our_model(folder: Path, source: Source) -> Any:
         raise UserError(
             f"the head of in={str(folder)!r} has shape {tuple(head.shape)}, but the model of {source.config!r} takes "
             f"(1, {width}); give the model that it was trained from: base=..."
+        )
+    layers = settings.get_text_config().num_hidden_layers
+    if layers > len(source.weights):  # building them could take hours
+        raise UserError(
+            f"the config of {source.config!r} asks for {layers} layers, but in={str(folder)!r} holds "
+            f"{len(source.weights)} tensors; give the model that it was trained from: base=..."
         )
     set_head(settings)
     if source.bias:

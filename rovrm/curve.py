@@ -95,9 +95,9 @@ def plot_curve(path: Path, records: Sequence[dict[str, Any]], greedy: float | No
     panels = [[("reward", "by the reward model", "#1769aa")]]
     if "false" in records[0]:
         panels.append([("false", "by the reward model", "#1769aa"), ("oracle", "by the oracle", "#2e7d32")])
-    figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.5, 2.9 * len(panels)), layout="constrained")  # below each other: narrow screens too
     for i, lines in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1, xlabel="n", ylabel=("reward", "hallucinates")[i])
+        axes = figure.add_subplot(len(panels), 1, i + 1, xlabel="n", ylabel=("reward", "hallucinates")[i])
         axes.set_xscale("log", base=2)
         axes.set_xticks([r["n"] for r in records], [str(r["n"]) for r in records])
         for key, label, colour in lines:
@@ -112,5 +112,6 @@ def plot_curve(path: Path, records: Sequence[dict[str, Any]], greedy: float | No
 def _draw(axes: Any, records: Sequence[dict[str, Any]], key: str, label: str, colour: str) -> None:
     numbers = [record["n"] for record in records]
     low, high = zip(*(record[key]["ci95"] for record in records), strict=True)
-    axes.plot(numbers, [record[key]["value"] for record in records], marker="o", color=colour, label=label)
+    look = {"marker": "s", "linestyle": ":"} if key == "oracle" else {"marker": "o"}  # told apart without colour too
+    axes.plot(numbers, [record[key]["value"] for record in records], color=colour, label=label, **look)
     axes.fill_between(numbers, low, high, color=colour, alpha=0.15)

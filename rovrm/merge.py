@@ -6,19 +6,25 @@ Merging is done in float32. save_dtype=bfloat16 halves the folder and rounds sma
 the rewards of a few fixed examples (short answers, some about drawn pictures) moved, beside their spread.
 """
 
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from rovrm.config import MergeConfig, parse, run
 from rovrm.errors import UserError
+
+PARTIAL = "partial.tmp"
 
 
 def merge(argv: list[str]) -> None:
     config = parse(MergeConfig, argv, "python -m rovrm.merge")
     out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={config.out!r} is not an empty folder; give a new one")
+    check_new(out)
     from rovrm.checkpoints import adapter_folder, base_of, load_processor, merge_adapter, phase_record, processor_of
     from rovrm.outputs import save_merged
 
@@ -28,18 +34,42 @@ def merge(argv: list[str]) -> None:
     base = base_of(adapter)
     model: Any = merge_adapter(base, str(adapter), config.trust_remote_code)
     processor = load_processor(processor_of(adapter, base), "", config.trust_remote_code, model.config)
-    new_folder(out)
-    processor.save_pretrained(out)
     card = f"# Reward model\n\n{base} with the adapter {config.model}, merged by rovrm.\n"
-    save_merged(model, processor, out, config.save_dtype, phase_record(adapter.parent), card)
+    with new_folder(out) as folder:
+        processor.save_pretrained(folder)
+        save_merged(model, processor, folder, config.save_dtype, phase_record(adapter.parent), card)
     print(f"wrote {out}")
 
 
-def new_folder(out: Path) -> None:
+def check_new(out: Path) -> None:
+    """Raises UserError unless there is no `out`, or nothing in it but what a killed command left there."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        taken = out.exists() and (not out.is_dir() or any(path.name != PARTIAL for path in out.iterdir()))
     except OSError as error:
-        raise UserError(f"out={str(out)!r} cannot be made: {error.strerror or error}") from error
+        raise UserError(f"out={str(out)!r} cannot be read: {error.strerror or error}; give a new folder") from error
+    if taken:
+        raise UserError(f"out={str(out)!r} is not an empty folder; give a new one")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder inside `out` to write into. In the end all of it is moved up, config.json last; after a failure nothing
+    is left, `out` itself only where it was there before. Raises UserError where it cannot be written."""
+    partial, made = out / PARTIAL, not out.exists()
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(out / path.name)
+        made = False
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out={str(out)!r} cannot be written: {reason}; give another one") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if made:
+            shutil.rmtree(out, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:

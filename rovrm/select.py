@@ -37,6 +37,9 @@ JUDGES = 0.1  # share of the target that judges
 
 
 def select(argv: list[str]) -> None:
+    config = parse(TrainConfig, argv, PROG)
+    check_trainer_keys(config.trainer)
+
     from rovrm.checkpoints import load_config, training_processor
     from rovrm.phases import section_of
     from rovrm.resume import lock_folder, start_of
@@ -44,8 +47,6 @@ def select(argv: list[str]) -> None:
     from rovrm.rows import RewardCollator
     from rovrm.train import check_services, process_state, trainer_arguments, with_default
 
-    config = parse(TrainConfig, argv, PROG)
-    check_trainer_keys(config.trainer)
     main_process = process_state(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv, PROG)

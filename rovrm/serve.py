@@ -81,8 +81,9 @@ def _is_loopback(host: str) -> bool:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(f"host={host!r} port={port}: {error.strerror or error}; give another port or host") from None
+    except (OSError, TypeError, ValueError) as error:  # the last two of names that no host can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"host={host!r} port={port}: {reason}; give another port or host") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -138,6 +138,7 @@ def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsy
     assert {"best", "mean", "first", "random", "greedy"} == set(summary["reward"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 6 and "best of 3 by the oracle" in page
+    assert page.count("★ chosen ") == 6 and page.count('class="why">') == 6 and "<h1>The best of 3 answers" in page
     assert "best of 3 by the reward model" in capsys.readouterr().out
 
 

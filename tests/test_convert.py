@@ -202,8 +202,8 @@ def test_release_in_pickles(release, converted, tmp_path, capsys, layout):
     assert main([f"in={folder}", f"base={base}", f"out={out}"]) == 0
     printed = capsys.readouterr().out
     assert "RoVRM authors" in printed and "weights stay float16" in printed and f"wrote {out}" in printed
-    table = printed[printed.index("read back") :].splitlines()[1:]
-    assert len(table) == 4 and all(len(line.split("?")[1].split()) == 4 for line in table)
+    *table, last = printed[printed.index("read back") :].splitlines()[1:]
+    assert len(table) == 4 and last == f"wrote {out}" and all(len(line.split("?")[1].split()) == 4 for line in table)
     stored = load_file(out / "model.safetensors")
     assert {w.dtype for key, w in stored.items() if key != "score.weight"} == {torch.float16}
     assert stored["score.weight"].dtype == torch.float32
@@ -390,7 +390,7 @@ def test_refused_releases(release, family_folder, tmp_path, refused):
     assert "no padding token of its own" in refused(written()[0], f"base={copy}")
     shards = write_shards(tmp_path / "shards", weights, "model.safetensors", save_file)
     (shards / "model-00002-of-00002.safetensors").unlink()
-    assert "lacks model-00002-of-00002.safetensors" in refused(f"in={shards}", f"base={base}")
+    assert "lacks 'model-00002-of-00002.safetensors'" in refused(f"in={shards}", f"base={base}")
 
 
 def test_refused_heads(family_folder, tmp_path, refused):

@@ -1,12 +1,15 @@
 """The shape of the house: the folders at the top, and the way imports point (eval -> rovrm -> data_selection)."""
 
 import ast
+import configparser
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rovrm.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {".ci", "data_selection", "eval", "recipes", "rovrm", "tests"}
@@ -48,11 +51,50 @@ def test_only_these_folders_at_the_top() -> None:
     assert {name.split("/")[0] for name in files if "/" in name} <= FOLDERS
 
 
-def test_import_is_light() -> None:
-    heavy = ("torch", "transformers", "datasets", "peft")
-    code = f"import sys, rovrm, rovrm.config; print([m for m in {heavy} if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+def command_modules() -> list[str]:
+    """Every module that is a command: it has a `main(argv)`."""
+    files = [file for package in MAY_IMPORT for file in sorted((ROOT / package).rglob("*.py"))]
+    found = [file for file in files if "\ndef main(argv" in file.read_text(encoding="utf-8")]
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in found]
+
+
+WALK = """
+import contextlib, importlib, io, sys
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    heavy = [module for module in ("torch", "transformers", "datasets", "peft") if module in sys.modules]
+    assert printed.getvalue() and not heavy, (name, heavy)
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes --help slow is imports; seconds depend on the machine, these do not."""
+    names = command_modules()
+    assert {"rovrm.train", "rovrm.world.__main__", "data_selection.__main__", "eval.extraction"} <= {*names}
+    walk = subprocess.run([sys.executable, "-c", WALK, *names], cwd=ROOT, capture_output=True, text=True)
+    assert walk.returncode == 0, walk.stderr
+
+
+def test_every_command_is_listed(capsys) -> None:
+    modules = {name for name in command_modules() if name.startswith("rovrm.") and name != "rovrm.__main__"}
+    assert {f"rovrm.{name}" for name in COMMANDS} == {name.removesuffix(".__main__") for name in modules}
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+    assert main(["--help"]) == 0 and capsys.readouterr().out == printed
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.entry_points"]["console_scripts"].strip() == "rovrm = rovrm.__main__:main"
+
+
+def test_commands_by_name(capsys, tmp_path) -> None:
+    assert main(["world", "write", f"out={tmp_path}", "n=2"]) == 0 and (tmp_path / "visual.jsonl").is_file()
+    assert main(["score", "modle=x"]) == 2 and "unknown key modle" in capsys.readouterr().err
+    for name, remedy in (("tarin", "did you mean train?"), ("Score", "did you mean score?"), ("xyz", "rovrm --help")):
+        assert main([name]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1 and f"no command {name!r}" in printed and remedy in printed
 
 
 def test_unknown_attribute() -> None:

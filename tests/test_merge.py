@@ -8,11 +8,13 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rovrm import RewardScorer
 from rovrm.checkpoints import load_processor, load_reward_model, lora_config
-from rovrm.merge import main
+from rovrm.errors import UserError
+from rovrm.merge import main, new_folder
 
 QUESTION, ANSWERS = "What is on the table?", ["A red cup.", "A red cup stands on it.", "", "Two dogs!"]
 
@@ -99,3 +101,16 @@ def test_what_is_refused(phase, tmp_path, capsys):
     assert "/gone/base" in printed and "put it back" in printed and "base_model_name_or_path" in printed
     assert not (tmp_path / "new").exists()
     assert "out: got nothing" in refused(f"model={phase}")
+
+
+def test_a_failed_merge_leaves_nothing(tmp_path):
+    out = tmp_path / "new" / "out"
+    for failure in (OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")):
+        with pytest.raises(UserError, match="'.*out' cannot be written: .*No space left on device"):
+            with new_folder(out) as folder:
+                (folder / "config.json").touch()
+                raise failure
+        assert not out.exists()
+    with new_folder(out) as folder:
+        (folder / "config.json").touch()
+    assert [path.name for path in out.iterdir()] == ["config.json"]

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import struct
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -609,3 +611,25 @@ def test_what_a_refusal_repeats_is_bounded(client, prompt):
     refused(client.post("/score", json={"prompt": prompt, "responses": ["A"]}), 422, "prompt")
     given = prompt if isinstance(prompt, str) else prompt[0]["content"][0]["type"]
     refused(client.post("/get_reward", json={"query": [f"{given} A"], "prompts": [given, given]}), 422, "prompts")
+
+
+def test_a_broken_folder_or_host_is_one_line(reward, capsys, tmp_path):
+    def message(*words):
+        assert serve.main(["port=0", *words]) == 2
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("rovrm.serve: error: ")][0]
+
+    for host in ("no.such.host.invalid", "a..b", "\0", "\udc80"):
+        assert "give another port or host" in message("model=none", "token=x", f"host={host}")
+    folder = tmp_path / "model"
+    for name, content in (
+        ("model.safetensors", (Path(reward) / "model.safetensors").read_bytes()[:1000]),
+        ("config.json", b'{"model_type": "llava", "architectures": [5]}'),
+        ("config.json", b"[]"),
+        ("tokenizer.json", b'{"version": 1}'),
+        ("chat_template.jinja", b"\xff\xfe"),
+    ):
+        shutil.copytree(reward, folder)
+        (folder / name).write_bytes(content)
+        printed = message(f"model={folder}")
+        assert "cannot load" in printed and str(folder) in printed and name in printed
+        shutil.rmtree(folder)

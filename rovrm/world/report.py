@@ -1,9 +1,8 @@
-"""What best-of-n gains where the truth is known: the table of choices, and report.html.
+"""What best-of-n gains where the truth is known: the table of choices, which rovrm/world/page.py also shows.
 
     judged = judge_rows(examples, rows)             # of rovrm.bon: prompts about pictures of the world, and bon.jsonl
     choices = compare_choices(judged, rows)
     print_choices(choices)
-    write_report(Path("runs/demo/bon"), "runs/demo/phase3-visual", examples, rows, judged, choices)
 
 Every way of choosing one of the n candidates is judged by the oracle on the same scenes: greedy decoding, a candidate
 at random (the mean), the shortest, the one the policy itself finds most probable, the reward model's best, and the best
@@ -11,19 +10,13 @@ there is. An answer that the oracle cannot read counts as false, and is also cou
 bootstrap intervals over prompts, paired.
 """
 
-import base64
-import html
-import io
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rovrm.curve import resamples
 from rovrm.examples import Example
-from rovrm.intervals import share_in_words
 from rovrm.messages import text_of
 from rovrm.world.oracle import Verdict, judge
 
@@ -69,7 +62,7 @@ def judge_rows(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> l
     return judged
 
 
-def _best(verdicts: Sequence[Verdict]) -> int:
+def best_by_oracle(verdicts: Sequence[Verdict]) -> int:
     """The oracle's choice, the first of equal ones."""
     return max(range(len(verdicts)), key=lambda i: verdicts[i].worth)
 
@@ -82,7 +75,7 @@ _PICKS: dict[str, Pick] = {
     "shortest": lambda verdicts, row: [int(np.argmin([len(text) for text in row["candidates"]]))],
     "logprob": lambda verdicts, row: [int(np.argmax(row["logprobs"]))],
     "reward": lambda verdicts, row: [row["best"]],
-    "oracle": lambda verdicts, row: [_best(verdicts[:-1])],
+    "oracle": lambda verdicts, row: [best_by_oracle(verdicts[:-1])],
 }
 
 
@@ -174,95 +167,3 @@ def verdict_lines(choices: dict[str, Any]) -> list[str]:
         f"own {own['pairs']} pairs as the oracle does"
     )
     return lines
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}.scene{display:flex;gap:1.25rem;margin:1.5rem 0;border-top:1px solid #ddd;
-padding-top:1rem}.scene img{width:180px;height:180px;border:1px solid #ccc;flex:none}.scene ol{margin:0;padding:0;
-list-style:none}.false{color:#a01818}.true{color:#1a6b2d}.score{display:inline-block;width:4.5rem;
-font-variant-numeric:tabular-nums;color:#555}.pick{font-weight:600}mark{background:#ffd9d3}small{color:#666}"""
-
-
-def write_report(
-    out: Path,
-    model: str,
-    examples: Sequence[Example],
-    rows: Sequence[dict[str, Any]],
-    judged: list[list[Verdict]],
-    choices: dict[str, Any],
-    scenes: int = 20,
-) -> Path:
-    """Writes report.html into `out`: both tables and `scenes` pictures with all their answers and rewards; first those
-    where the reward model gained most over greedy decoding, then those where it was most wrong."""
-    gains = [_gain(verdicts, row) for verdicts, row in zip(judged, rows, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: -gains[i])
-    shown = [*order[: scenes // 2], *order[len(order) - scenes // 2 :]] if len(order) > scenes else order
-    parts = [f"<h1>Best of {choices['n']}</h1>", _phases(Path(model)), _choices_table(choices)]
-    parts.append("<p>" + "<br>".join(html.escape(line) for line in verdict_lines(choices)) + "</p>")
-    parts += ['<img src="curve.svg" alt="reward and hallucinations over n">', "<h2>Pictures</h2>"]
-    parts.append(
-        "<p><small>Rewards before the answers, best first; the answer in bold is the reward model's. False facts are "
-        "listed behind an answer. First the pictures where choosing gained most over greedy decoding, last those where "
-        "the choice was worst.</small></p>"
-    )
-    parts += [_scene_block(examples[i], rows[i], judged[i]) for i in shown]
-    page = out / "report.html"
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>rovrm: best of n</title><style>{STYLE}</style>"
-    page.write_text(head + "\n".join(parts) + "</html>\n", encoding="utf-8")
-    return page
-
-
-def _gain(verdicts: list[Verdict], row: dict[str, Any]) -> float:
-    """False facts saved against greedy decoding; a candidate without false facts that was passed over costs half."""
-    chosen, greedy, best = (len(verdicts[i].hallucinated) for i in (row["best"], -1, _best(verdicts[:-1])))
-    return greedy - chosen - 0.5 * (chosen - best)
-
-
-def _phases(model: Path) -> str:
-    """The table of phases of the run that the reward model belongs to; empty where it is of no run."""
-    path = model.parent / "summary.json"
-    if not path.is_file():
-        return ""
-    lines = ["<table><tr><th>phase<th>trained on<th>held-out accuracy<th>loss</tr>"]
-    for name, record in json.loads(path.read_text()).items():
-        lines.append(
-            f"<tr><td>{html.escape(name)}<td>{record['n_train']}"
-            f"<td>{share_in_words(record['accuracy'], record['n_held_out'])}<td>{record['loss']:.3f}</tr>"
-        )
-    return "".join([*lines, "</table>"])
-
-
-def _choices_table(choices: dict[str, Any]) -> str:
-    lines = ["<table><tr><th>answer<th>hallucinates<th>false facts<th>coverage<th>unreadable</tr>"]
-    for name, rates in choices["rates"].items():
-        cells = "".join(f"<td>{rates[key]:.3f}" for key in ("false", "false_facts", "coverage", "unreadable"))
-        lines.append(f"<tr><td>{CHOICES[name].format(n=choices['n'])}{cells}</tr>")
-    return "".join([*lines, "</table>"])
-
-
-def _scene_block(example: Example, row: dict[str, Any], verdicts: list[Verdict]) -> str:
-    drawing: Any = example.images[0].drawing
-    stored = io.BytesIO()
-    drawing(4).save(stored, "PNG")
-    picture = base64.b64encode(stored.getvalue()).decode()
-    chosen = row["candidates"][row["best"]]
-    answers = {text: (score, v) for text, score, v in zip(row["candidates"], row["scores"], verdicts, strict=False)}
-    ranked = sorted(answers.items(), key=lambda item: -item[1][0])
-    items = [_answer(text, score, v, "pick" if text == chosen else "") for text, (score, v) in ranked]
-    items.append(_answer(row["greedy"]["text"], row["greedy"]["score"], verdicts[-1], "", "greedy: "))
-    prompt = html.escape(text_of(example.prompt[-1]["content"]))
-    return (
-        f'<div class=scene><img src="data:image/png;base64,{picture}" alt="scene"><div><p>{prompt}</p>'
-        f"<ol>{''.join(items)}</ol></div></div>"
-    )
-
-
-def _answer(text: str, score: float, verdict: Verdict, mark: str, before: str = "") -> str:
-    kind = "false" if verdict.false else "true"
-    wrong = "; ".join(sorted(" ".join(str(part) for part in fact) for fact in verdict.hallucinated))
-    wrong = wrong or ("" if verdict.parsed else "unreadable")
-    behind = f" <mark>{html.escape(wrong)}</mark>" if wrong else ""
-    return f'<li class="{kind} {mark}"><span class=score>{score:+.2f}</span>{before}{html.escape(text)}{behind}</li>'
