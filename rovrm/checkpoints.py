@@ -92,13 +92,19 @@ def loading(what: str, name: str, files: tuple[str, ...]) -> Iterator[None]:
     """Makes one line of whatever loading a checkpoint raises."""
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file makes transformers, tokenizers and safetensors raise any type there is
+    except BaseException as error:
+        if isinstance(error, UserError) or not of_damage(error):
+            raise
         raise damaged(f"cannot load {what}", name, files, error) from error
 
 
-def damaged(what: str, name: str, files: tuple[str, ...], error: Exception) -> UserError:
+def of_damage(error: BaseException) -> bool:
+    """Whether a damaged file may have raised it: transformers raises any type there is, and Rust's panics, whose class
+    cannot be imported, are no Exceptions."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def damaged(what: str, name: str, files: tuple[str, ...], error: BaseException) -> UserError:
     """What went wrong, with which model, why, and which of the files (patterns) in its folder may be the cause; where
     JSON files among them cannot be read, those alone."""
     found = sorted({path for pattern in files for path in Path(name).glob(pattern)} if os.path.isdir(name) else ())

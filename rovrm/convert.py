@@ -91,7 +91,7 @@ def convert(argv: list[str]) -> None:
     check_new(out)
     if not folder.is_dir():
         raise UserError(f"in={config.input!r} is no folder; download the model: hf download ID --local-dir FOLDER")
-    from rovrm.checkpoints import CONFIG, PROCESSOR, damaged, loading
+    from rovrm.checkpoints import CONFIG, PROCESSOR, damaged, loading, of_damage
     from rovrm.outputs import save_merged
 
     source = find_source(folder, config.base)
@@ -107,9 +107,9 @@ def convert(argv: list[str]) -> None:
         try:
             processor.save_pretrained(made)
             print_rewards(made)
-        except OSError:  # of the disk
-            raise
-        except Exception as error:  # a UserError too: it names a row and not what made the model fail at it
+        except BaseException as error:  # a UserError too: it names a row and not what made the model fail at it
+            if isinstance(error, OSError) or not of_damage(error):  # an OSError is the disk's
+                raise
             what = f"no rewards from the weights of {str(folder)!r} with the processor of"
             raise damaged(what, source.processor, PROCESSOR, error) from error
     print(f"wrote {out}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-ODD_VALUES: list[Any] = [None, True, -1, 0, 10**9, 1.5, 1e300, "", "x", "\ud800", [], ["a", 1], {}, {"a": [1]}, [[[]]]]
+ODD_VALUES: list[Any] = [None, True, -1, 0, 3, 1.5, 1e300, "", "x", "\ud800", [], ["a", 1], {}, {"a": [1]}, [[[]]]]
 ODD_PICKLES: list[Any] = [
     None,
     [],

@@ -172,3 +172,26 @@ def test_out_is_left_as_it_was(release, tmp_path, capsys, monkeypatch):  # noqa:
     (out / PARTIAL / "old").mkdir(parents=True)  # of a command that was killed
     assert main(words) == 0 and not (out / PARTIAL).exists() and (out / "config.json").is_file()
     assert main(words) == 2 and "not an empty folder" in capsys.readouterr().err
+
+
+class PanicException(BaseException):
+    """As Rust's libraries raise it, which is no Exception."""
+
+
+def test_a_panic_and_absurd_sizes(release, family_folder, tmp_path, monkeypatch, refused):  # noqa: F811
+    folder, words = make("value head", release, family_folder, tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 10**9}))
+    assert "asks for 1000000000 layers" in refused(*words)
+    (folder / "config.json").write_text(json.dumps(settings))
+
+    def panic(*_):
+        raise PanicException("range end index out of range")
+
+    for name in ("their_processor", "print_rewards"):
+        monkeypatch.setattr(convert, name, panic)
+        message = refused(*words)
+        assert "PanicException range end index" in message and "tokenizer.json" in message
+        monkeypatch.undo()
+    monkeypatch.setattr(convert, "print_rewards", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert main([*words, f"out={tmp_path / 'new'}"]) == 130 and not (tmp_path / "new").exists()
