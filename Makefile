@@ -13,7 +13,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest -n 2
 
 demo: $(READY)
 	.venv/bin/python -m rovrm.train phase=1..3 caption.data='world:caption?n=3072&families=faithful' \

@@ -218,7 +218,8 @@ def own_errors() -> Iterator[None]:
     try:
         yield
     except (BadRow, UserError) as error:
-        is_line(str(error), LONGEST)
+        for line in str(error).split("\n"):  # a line for each of several settings, or bad rows
+            is_line(line, LONGEST)
     assert time.process_time() - start < SECONDS
 
 
@@ -355,7 +356,7 @@ def test_lines_to_score(folder: Path, scorer: RewardScorer, times: int) -> None:
 
     def check(line: bytes) -> None:
         start = time.process_time()
-        [record] = score._score_chunk(scorer, [(3, line)], folder / "rows.jsonl", config)
+        [[record]] = score._score_units(scorer, [(3, line)], folder / "rows.jsonl", config)
         assert json.dumps(record) and time.process_time() - start < SECONDS
         if "error" in record:
             is_line(record["error"], LONGEST + 500)
