@@ -66,7 +66,7 @@ def by_gradients(section: "PhaseConfig") -> bool:
 
 
 PAPER_RATES = (2e-5, 1e-6, 1e-6)  # of its full fine-tuning, by phase
-ADAPTER_RATE = 3e-4  # eval.rates: the best of 1e-4 to 3e-4 at each size of data; 1e-6 does not move an adapter
+ADAPTER_RATE = 3e-4  # eval.rates: the best of 1e-4 to 3e-4, but for one size of data; 1e-6 does not move an adapter
 
 
 def with_rates(config: "TrainConfig") -> "TrainConfig":
