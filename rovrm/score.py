@@ -79,7 +79,7 @@ def _report(out: Path, count: int) -> None:
             errors, first = errors + 1, first or error
     told = f"; {errors} lines have an error instead, the first: {first}" if errors else ""
     if errors == count:
-        raise UserError(f"not one of the {count} lines could be scored (see {out}){told.removeprefix('; ')}")
+        raise UserError(f"not one of the {count} lines could be scored (see {out}); the first: {first}")
     print(f"scored {count - errors} lines into {out}{told}")
 
 
