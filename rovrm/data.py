@@ -225,7 +225,8 @@ def _check_shared_columns(columns: dict[str, str], opened: Sequence[Rows]) -> No
 def _generator(seed: int, source: Source) -> random.Random:
     # By the name alone: the same rows are drawn wherever the data lie, and whatever stands beside them. A text seeds
     # through SHA-512, so hash randomisation plays no part.
-    return random.Random(f"{seed}:{Path(source.name).name}")
+    name = Path(source.name).name
+    return random.Random(f"{seed}:{name}".encode("utf-8", "surrogateescape"))  # a name may hold any byte
 
 
 def _shares(parsed: Sequence[Source]) -> list[float | None]:

@@ -10,6 +10,7 @@ literally. Imports stay light so that `--help` answers at once.
 
 import csv
 import inspect
+import io
 import logging
 import os
 import re
@@ -106,6 +107,8 @@ def refuse(wrong: Iterable[str]) -> None:
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
     """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2, and so
     does trouble of the operating system (a full disk, a name too long, no permission); Ctrl-C gives 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: a file's name may hold any byte
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rovrm").setLevel(logging.INFO)  # where images were found, fewer rows than asked for
     try:

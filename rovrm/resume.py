@@ -28,6 +28,8 @@ MARKS = {"images": "its images", "weights": "the weights of its base", "max_pixe
 
 def lock_folder(out: str) -> Any:
     """Takes the run folder for this process. Raises UserError where another run is writing into it."""
+    if not out.isprintable():  # tokenizers and safetensors take no other names, which would show after the training
+        raise UserError(f"out={out!r} holds a byte or character that cannot be printed; give another name")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         file = open(Path(out) / ".lock", "w")

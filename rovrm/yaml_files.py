@@ -9,7 +9,23 @@ from rovrm.errors import UserError, described
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML without the traps: 1e-5 is a number, 1:30 and 2026-01-31 are text, a key given twice is an error."""
+    """Safe YAML without the traps: 1e-5 is a number, 1:30 and 2026-01-31 are text, a key given twice is an error.
+
+    An alias inside an anchored value is one too: nested, a few lines of them stand for millions of values.
+    """
+
+    _anchors = 0  # that the node being read stands inside of
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) and self._anchors:
+            problem = "an alias inside an anchored value; write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        anchored = not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None
+        self._anchors += anchored
+        node = super().compose_node(parent, index)
+        self._anchors -= anchored
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()

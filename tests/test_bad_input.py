@@ -310,3 +310,11 @@ def test_out_with_damaged_settings(refused, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     write(folder / "settings.json", '{"seed": ')
     assert says(refused(VISUAL), str(folder / "settings.json"), "remove that folder")
+
+
+def test_names_with_any_byte(refused, world: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "b\udcff.jsonl"
+    odd.write_bytes((world / "visual.jsonl").read_bytes())
+    line = f"phase=3 model={BASE} image_root={world} out={tmp_path}/odd workers=0 dry_run=true eval_fraction=0.3"
+    assert train.main([*line.split(), f"visual.data={odd}"]) == 0
+    assert says(refused(f"{VISUAL} out={tmp_path}/o\udcff"), "cannot be printed; give another name")

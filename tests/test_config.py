@@ -299,7 +299,7 @@ def test_section_is_not_a_key() -> None:
         ("text: {data: {a: b}}\n", "text.data: got {'a': 'b'}, takes a list a,b or [a,b]"),
         ("text: {data: [a, null]}\n", "text.data: got ['a', None], takes a list a,b or [a,b]"),
         ("phase: [1, 3]\n", "phase: got [1, 3], takes 1, 2, 3, a range 1..3, a list 1,3"),
-        ("trainer: &t {a: *t}\n", "trainer: got {'a': {...}}, takes values by name"),
+        ("trainer: &t {a: *t}\n", "line 1: an alias inside an anchored value; write the value out"),
     ],
 )
 def test_refused_in_a_recipe(recipe, text: str, message: str) -> None:
@@ -471,3 +471,15 @@ def test_words_that_are_odd(value: str, capsys) -> None:
         status = run(lambda argv: train(*argv) and 0, [f"{key}={value}"], "x")
         told = capsys.readouterr().err.removesuffix("\n")
         assert status in (0, 2) and told.isprintable() and len(told) < 2100
+
+
+def test_nested_aliases_are_refused_at_once(tmp_path: Path) -> None:
+    """Seven lines of nine each stand for millions of values."""
+    lines = ["  a0: &a0 [1, 1, 1]"]
+    lines += [f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 8)]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("trainer:\n" + "\n".join(lines))
+    with pytest.raises(UserError, match="line 3: an alias inside an anchored value; write the value out"):
+        train(f"recipe={recipe}")
+    recipe.write_text("text: &base {n: 3, epochs: 2}\ncaption: *base\n")
+    assert train(f"recipe={recipe}").caption.n == 3
