@@ -4,8 +4,8 @@
     python -m eval.rates out=runs/rates phase=1           # the text phase
 
 Everything but rate, size and seed is a newcomer's default (LoRA, one epoch, batches of 8). Accuracy is taken on
-`test` pairs of another seed, about scenes that no training row shares. Results are appended to results.jsonl as they
-come, and what is there is not computed again.
+`test` pairs of another seed, about scenes that no training row shares. Results are appended to
+results-PHASE.jsonl as they come, and what is there is not computed again.
 """
 
 import json

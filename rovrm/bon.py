@@ -198,7 +198,7 @@ def _opened(example: "Example", policy: "Policy | None", max_pixels: int) -> "Ex
     if not example.responses:
         return UserError("the prompt has no candidates")
     try:
-        opened = open_images(example.images, max_pixels)
+        opened = list(open_images(example.images, max_pixels))
         images = [ImageRef(image=image, label=ref.name) for image, ref in zip(opened, example.images, strict=True)]
         if policy is not None:
             policy.chat.prompt(example)  # one that the template refuses must not end the whole batch

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, shown
 from rovrm.examples import Example
 from rovrm.images import find_image
 from rovrm.messages import fence
@@ -117,9 +117,9 @@ def _pool(row: Row, file: str, task: Callable[[Any], dict[str, Any]], image_root
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError("needs candidates or responses, a list of answers (or resps, as lmms-eval logs them)")
     names = list(given) if isinstance(given, Mapping) else [file] * len(texts)
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise UserError(f"a candidate is a text, got {type(wrong).__name__} {str(wrong)[:60]!r}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"a candidate is a text, got {type(text).__name__} {shown(text, 60)!r}; mend or remove it")
     values = {key: value for key, value in values.items() if value is not None}
     values = {"id": values.get("doc_id", f"{file or row.stem}-{row.number}")} | values
     find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)

@@ -23,8 +23,9 @@ from transformers.utils.hub import cached_file
 
 from rovrm import modeling
 from rovrm.chat import prepare_template
-from rovrm.errors import UserError
+from rovrm.errors import UserError, first_line
 from rovrm.hints import offline
+from rovrm.room import PARTIAL
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +129,10 @@ def weights_mark(name: str) -> str:
     file's name, size and header and of evenly spaced samples of its bytes; of a hub id the commit that is in use."""
     if not os.path.isdir(name):
         try:
-            return (
-                f"commit {Path(str(cached_file(name, 'config.json'))).parent.name}"  # .../snapshots/COMMIT/config.json
-            )
+            snapshot = Path(str(cached_file(name, "config.json"))).parent  # .../snapshots/COMMIT
+            return f"commit {snapshot.name}"
         except OSError as error:
-            raise UserError(f"cannot load the config of model {name!r}: {_first_line(error)}{offline(name)}") from error
+            raise UserError(f"cannot load the config of model {name!r}: {first_line(error)}{offline(name)}") from error
     digest = hashlib.sha256()
     for path in sorted(Path(name).glob("*.safetensors")):
         size = path.stat().st_size
@@ -374,26 +374,25 @@ def processor_of(adapter: Path | None, base: str) -> str:
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
-def save_folder(folder: Path, write: Any) -> None:
-    """Calls `write(temporary folder)` and moves what it wrote into `folder`, config files last, so that a crash leaves
-    no half-written file under a final name and no loadable folder without its weights."""
-    temporary = folder / "saving.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
-        target = folder / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(path, target)
-    temporary.rmdir()
+@contextmanager
+def saving(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` to write into. In the end what is in it is moved up, config.json last, so that a crash
+    leaves no half-written file under a final name and no loadable folder without its weights."""
+    partial = folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            target = folder / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def merge_adapter(base: str, adapter: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The adapter merged into its base, in float32 whatever the base was trained in: bfloat16 loses small updates."""
     model = load_reward_model(base, torch.float32, trust_remote_code=trust_remote_code)
     return load_adapter(model, adapter, trainable=False).merge_and_unload()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

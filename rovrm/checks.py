@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from rovrm.errors import BadRows, UserError
 from rovrm.examples import Example
-from rovrm.images import MAX_PIXELS, content_hash
+from rovrm.images import MAX_PIXELS, content_hash, open_images
 from rovrm.messages import is_blank, text_of
 from rovrm.rows import RewardCollator
 
@@ -59,13 +59,13 @@ class _Looks(Dataset):
 
     def _measure(self, example: Example, pictured: Example) -> Finding:
         """Opens the images and counts the tokens, as training will."""
-        opened, left = [], self.max_pixels
-        for number, ref in enumerate(example.images, 1):
-            try:
-                opened.append(ref.open(left))
-            except UserError as error:
-                return Finding(where=f"image {number}", value=ref.name or str(ref), reason=str(error))
-            left -= opened[-1].width * opened[-1].height
+        opened: list[Any] = []
+        try:
+            for image in open_images(example.images, self.max_pixels):
+                opened.append(image)
+        except UserError as error:
+            ref = example.images[len(opened)]
+            return Finding(where=f"image {len(opened) + 1}", value=ref.name or str(ref), reason=str(error))
         hashes = [content_hash(image) for image in opened]
         hashes = hashes or [_hash_or_name(ref, self.max_pixels) for ref in pictured.images]
         try:

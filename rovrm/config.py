@@ -9,8 +9,8 @@ import difflib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from rovrm.errors import UserError
-from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named, parse, refuse, run, save
+from rovrm.errors import UserError, refuse
+from rovrm.front import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named, parse, run, save
 
 __all__ = [
     "PHASES",

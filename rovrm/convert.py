@@ -36,7 +36,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from rovrm.config import ConvertConfig, parse, run
-from rovrm.errors import UserError
+from rovrm.errors import UserError, first_line
 from rovrm.merge import check_new, new_folder
 
 if TYPE_CHECKING:
@@ -122,7 +122,10 @@ def find_source(folder: Path, base: str) -> Source:
     """What the folder holds, told by its files. Raises UserError for neither layout, or half of one."""
     where = f"in={str(folder)!r}"
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{where} is an adapter; merge it first (llamafactory-cli export with stage: rm), convert that")
+        raise UserError(
+            f"{where} is an adapter; merge it first and convert that (llamafactory-cli export with stage: rm); one of "
+            "rovrm's own needs no converting: give its phase folder as model=, or merge it with rovrm.merge"
+        )
     weights = read_weights(folder)
     head_file = next((folder / name for name in HEAD_FILES if (folder / name).is_file()), None)
     if any(key.startswith(PREFIX) for key in weights):
@@ -228,8 +231,7 @@ def _tensors(file: Path) -> "dict[str, torch.Tensor]":
             "or a damaged one, and was not loaded; download it again, or ask its author for safetensors"
         ) from None
     except Exception as error:  # of damaged bytes torch's unpickler raises whatever stumbles first
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{file} cannot be read ({reason}); download it again") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)[:120]}); download it again") from error
     plain = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
     if not plain or not all(_is_plain(value) for value in tensors.values()):
         raise UserError(f"{file} holds no plain dictionary of tensors; give the file of the model's weights")

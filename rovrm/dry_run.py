@@ -64,7 +64,8 @@ def image_tokens(collator: "RewardCollator", example: Any) -> int:
 
 def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> None:
     costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
-    batches, steps = len(_batches(config, found, collator)), optimizer_steps(config, phase, found, collator)
+    batches = _batches_of_an_epoch(config, found, collator)
+    steps = _steps(config, phase, batches)
     tokens = sum(rows * longest for rows, longest in costs)
     rate = section_of(config, phase).learning_rate or 0.0
     print(f"  {batches} batches an epoch, {tokens} tokens; {steps} optimizer steps in all")
@@ -73,21 +74,25 @@ def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "R
 
 def optimizer_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> int:
     """Of a phase on these rows; of a pool that rows are chosen from, on the first of them."""
-    from accelerate import PartialState
-
     section = section_of(config, phase)
     if by_gradients(section):
         found = replace(found, train=found.train[: section.n])
+    return _steps(config, phase, _batches_of_an_epoch(config, found, collator))
+
+
+def _steps(config: TrainConfig, phase: int, batches: int) -> int:
+    from accelerate import PartialState
+
     world, accumulation = PartialState().num_processes, int(config.trainer.get("gradient_accumulation_steps", 1))
-    an_epoch = math.ceil(len(_batches(config, found, collator)) / (world * accumulation))
     limit = int(config.trainer.get("max_steps", -1))
-    return limit if limit > 0 else math.ceil(an_epoch * section.epochs)
+    epochs = section_of(config, phase).epochs
+    return limit if limit > 0 else math.ceil(math.ceil(batches / (world * accumulation)) * epochs)
 
 
-def _batches(config: TrainConfig, found: PhaseData, collator: "RewardCollator") -> list[list[int]]:
+def _batches_of_an_epoch(config: TrainConfig, found: PhaseData, collator: "RewardCollator") -> int:
     costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
     kinds = [bool(e.images) and not collator.shared for e in found.train]
-    return plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed)
+    return len(plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed))
 
 
 def _print_memory(config: TrainConfig, model_config: Any) -> None:

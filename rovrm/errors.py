@@ -47,6 +47,20 @@ def shown(value: Any, longest: int = 200) -> str:
         return f"{type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def refuse(wrong: Iterable[str]) -> None:
+    """Raises UserError for all settings that are wrong, with a line for each; there may be none."""
+    lines = list(dict.fromkeys(wrong))
+    if len(lines) == 1:
+        raise UserError(lines[0])
+    if lines:
+        raise UserError(f"{len(lines)} settings are wrong:", *(f"  {line}" for line in lines))
+
+
 def described(error: BaseException) -> str:
     """The type and the message of an error that nobody expected."""
     return f"{type(error).__name__}: {shown(error, LONGEST)}"

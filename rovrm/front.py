@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import yaml
 from omegaconf import OmegaConf
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, refuse
 from rovrm.hints import right_key
 from rovrm.room import is_full, trouble_in_words
 from rovrm.yaml_files import Dumper, Loader, read_recipe, show
@@ -93,15 +93,6 @@ def parse(config_class: type[Config], argv: list[str], prog: str, below: dict[st
         if empty:  # an empty folder name would mean the working directory
             raise UserError(f"{setting.key}: got nothing, takes {setting.takes} ({setting.comment})")
     return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
-
-
-def refuse(wrong: Iterable[str]) -> None:
-    """Raises UserError for all settings that are wrong, with a line for each; there may be none."""
-    lines = list(dict.fromkeys(wrong))
-    if len(lines) == 1:
-        raise UserError(lines[0])
-    if lines:
-        raise UserError(f"{len(lines)} settings are wrong:", *(f"  {line}" for line in lines))
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:

@@ -35,7 +35,7 @@ from rovrm.checkpoints import (
     load_reward_model,
     numeric_type,
     read_json,
-    save_folder,
+    saving,
     set_trainable,
     weights_mark,
 )
@@ -87,7 +87,8 @@ def warm_up(config: TrainConfig, folder: Path, examples: list[Example], processo
             for key in ("exp_avg", "exp_avg_sq")
         }
         save_file(moments, folder / MOMENTS)
-        save_folder(folder, lambda path: unwrapped.save_pretrained(path / ADAPTER))
+        with saving(folder) as partial:
+            unwrapped.save_pretrained(partial / ADAPTER)
     state.wait_for_everyone()
     return folder / ADAPTER
 

@@ -13,7 +13,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,13 @@ class ImageRef:
         return _not_empty(io.BytesIO(data), len(data))
 
 
-def open_images(images: Sequence[ImageRef], max_pixels: int) -> list[PIL.Image.Image]:
-    """The decoded images of a row, of at most `max_pixels` together. Raises UserError as `ImageRef.open`."""
-    opened: list[PIL.Image.Image] = []
+def open_images(images: Sequence[ImageRef], max_pixels: int) -> Iterator[PIL.Image.Image]:
+    """The images of a row, decoded one after the other, of at most `max_pixels` together. Raises UserError as
+    `ImageRef.open`."""
     for ref in images:
-        opened.append(ref.open(max_pixels))
-        max_pixels -= opened[-1].width * opened[-1].height
-    return opened
+        opened = ref.open(max_pixels)
+        max_pixels -= opened.width * opened.height
+        yield opened
 
 
 def content_hash(image: PIL.Image.Image) -> str:

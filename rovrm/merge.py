@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 
 from rovrm.config import MergeConfig, parse, run
 from rovrm.errors import UserError
-
-PARTIAL = "partial.tmp"
+from rovrm.room import PARTIAL
 
 
 def merge(argv: list[str]) -> None:
@@ -53,21 +52,19 @@ def check_new(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder inside `out` to write into. In the end all of it is moved up, config.json last; after a failure nothing
-    is left, `out` itself only where it was there before. Raises UserError where it cannot be written."""
-    partial, made = out / PARTIAL, not out.exists()
+    """A folder to write into, moved up into `out` in the end (`rovrm.checkpoints.saving`); after a failure nothing is
+    left, `out` itself only where it was there before. Raises UserError where it cannot be written."""
+    from rovrm.checkpoints import saving
+
+    made = not out.exists()
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-            path.replace(out / path.name)
+        with saving(out) as partial:
+            yield partial
         made = False
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"out={str(out)!r} cannot be written: {reason}; give another one") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         if made:
             shutil.rmtree(out, ignore_errors=True)
 

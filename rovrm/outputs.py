@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rovrm.checkpoints import ADAPTER, load_reward_model, merge_adapter, save_folder
+from rovrm.checkpoints import ADAPTER, load_reward_model, merge_adapter, saving
 from rovrm.config import PHASES, TrainConfig, phase_numbers
 from rovrm.data import write_jsonl
 from rovrm.intervals import share_in_words
@@ -54,7 +54,8 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
         trainer.save_model(str(temporary))  # every process takes part where weights are sharded
     if not trainer.is_world_process_zero():
         return
-    save_folder(folder, lambda path: processor.save_pretrained(path))
+    with saving(folder) as partial:
+        processor.save_pretrained(partial)
     write_scores(folder / "scores.jsonl", trainer)
     if full:
         card = _card(config, record, phase, processor)
@@ -63,21 +64,18 @@ def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", recor
             save_merged(stored, processor, folder, config.save_dtype, record, card)
             shutil.rmtree(temporary)
         else:
-            save_folder(folder, lambda path: _move_full(temporary, path, card))
+            with saving(folder) as partial:
+                _move_full(temporary, partial, card)
     else:
-        save_folder(folder, lambda path: _write_adapter(model, processor, path / ADAPTER))
+        with saving(folder) as partial:  # with its processor: a copy of the adapter alone is read in its own template
+            model.save_pretrained(partial / ADAPTER)
+            processor.save_pretrained(partial / ADAPTER)
         if last:
             base = model.peft_config["default"].base_model_name_or_path
             merged = merge_adapter(base, str(folder / ADAPTER), config.trust_remote_code)
             card = _card(config, record, phase, processor)
             save_merged(merged, processor, folder, config.save_dtype, record, card)
     write_json(folder / "phase.json", record)
-
-
-def _write_adapter(model: Any, processor: Any, folder: Path) -> None:
-    """With its processor, so that a copy of the folder alone is scored in the chat template it was trained in."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
 
 
 def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, record: dict[str, Any], card: str) -> None:
@@ -94,11 +92,9 @@ def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, reco
             parameter.data = parameter.data.bfloat16()
         merged.config.dtype = torch.bfloat16
 
-    def write(path: Path) -> None:
-        merged.save_pretrained(path)
-        (path / "README.md").write_text(card)
-
-    save_folder(folder, write)
+    with saving(folder) as partial:
+        merged.save_pretrained(partial)
+        (partial / "README.md").write_text(card)
 
 
 def sample_rewards(model: Any, processor: Any) -> list[float]:
@@ -193,7 +189,7 @@ def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
     elif high < 0.5:
         found.append(
             f"{name}: held-out accuracy {accuracy} is below chance: does the held-out data prefer what the training "
-            "data reject? Look at scores.jsonl"
+            "data reject? Look at scores.jsonl, and exchange chosen and rejected where they are the wrong way round"
         )
     return found
 

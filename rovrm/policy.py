@@ -47,6 +47,8 @@ class Policy:
         # A model's own generation settings may filter or penalise (min_p, repetition_penalty): then these would not be
         # samples of the policy, and their log-probabilities and the bound on their KL divergence would be another's.
         given = {key: getattr(model.generation_config, key, None) for key in TOKEN_IDS}
+        if given["eos_token_id"] is None:  # answers would never end
+            given["eos_token_id"] = self.tokenizer.eos_token_id
         model.generation_config = GenerationConfig(**{key: ids for key, ids in given.items() if ids is not None})
 
     @classmethod

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rovrm.errors import UserError
+from rovrm.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from rovrm.config import TrainConfig
     from rovrm.phases import PhaseData
 
+PARTIAL = "saving.tmp"  # inside a folder that is being written: what is not whole yet
 # How libraries say it that do not raise an OSError: safetensors, and torch.save, which tells no reason.
 FULL_WORDS = ("No space left on device", "PytorchStreamWriter", "inline_container")
 
@@ -42,7 +43,7 @@ def room_for(folder: str | os.PathLike, needed: float, what: str) -> Iterator[No
             raise
         free = shutil.disk_usage(folder).free
         raise UserError(
-            f"{folder}: no room left ({_first_line(error)}); {what} need about {in_units(needed)}, and "
+            f"{folder}: no room left ({first_line(error)}); {what} need about {in_units(needed)}, and "
             f"{in_units(free)} are free; make room, and the same command goes on where it was stopped"
         ) from error
 
@@ -62,7 +63,7 @@ def trouble_in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or ("no room left on a disk" if is_full(error) else "")
         return f"{where}: {error.strerror}" if where else error.strerror
-    return _first_line(error)
+    return first_line(error)
 
 
 def in_units(size: float) -> str:
@@ -70,10 +71,6 @@ def in_units(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{math.ceil(size / 1e3)} kB"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---- what a training leaves ------------------------------------------------------------------------------------------

@@ -181,9 +181,9 @@ class RewardScorer:
         a list or None; where it is None, the images inside the prompt's content blocks are used, and where these hold
         more than it, since TRL adds it to them. White space that leads a completion is dropped: a policy begins with
         a space where its chat template ends without one. Samples of the same prompt and images (by path or pixels)
-        that follow each other share their row. A completion that cannot be scored (too long, or with the text of
-        the image token) gets None, by which TRL leaves it out, and is logged; if none of a call can be, UserError
-        is raised. Other columns are ignored, but video is refused.
+        that follow each other share their row. A completion that cannot be scored (too long, or with the text of the
+        image token or of one that ends turns) gets None, by which TRL leaves it out, and is logged; if none of a call
+        can be, UserError is raised. Other columns are ignored, but video is refused.
         """
         images = columns.get("image") if images is None else images
         groups: list[Example] = []
@@ -323,7 +323,7 @@ class _Lengths(Dataset):
     def __getitem__(self, index: int) -> tuple[int, list[int]] | str:
         example = self.examples[index]
         try:
-            return self.collator.lengths(example, open_images(example.images, self.max_pixels))
+            return self.collator.lengths(example, list(open_images(example.images, self.max_pixels)))
         except UserError as error:
             return f"example {example.id}: {error}"
         except Exception as error:  # an image processor may refuse an odd image with any exception: the row says which

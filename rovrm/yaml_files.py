@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from rovrm.errors import UserError, described
 
@@ -20,7 +21,7 @@ class Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) and self._anchors:
             problem = "an alias inside an anchored value; write the value out"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, event.start_mark)
         anchored = not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None
         self._anchors += anchored
         node = super().compose_node(parent, index)

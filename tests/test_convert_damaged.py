@@ -17,7 +17,7 @@ from test_convert import TheirHead, converted, refused, release, write_shards  #
 
 from rovrm import convert, outputs
 from rovrm.convert import main
-from rovrm.merge import PARTIAL
+from rovrm.room import PARTIAL
 
 watched: dict[str, list[str]] = {}  # folder -> what was opened in it
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from eval import extraction, selection, speed, transport
+from eval import extraction, rates, selection, speed, transport
 
 SETTINGS = {"pool": 96, "n": 24, "visual": 48, "test": 20, "epochs": 1.0, "visual_epochs": 1.0, "warmup_pool": 32}
 
@@ -81,3 +81,19 @@ def test_extraction_compares_equal_gradients(capsys):
 def test_speed_compares_equal_rewards(capsys):
     assert speed.main(["pairs=2", "responses=2", "repeats=1", "trl=false"]) == 0
     assert "rewards" in capsys.readouterr().out
+
+
+def test_the_study_of_rates_trains_each_once_and_prints_means(tmp_path, capsys):
+    command = [f"out={tmp_path}", "sizes=16", "seeds=0,1", "rates=1e-6,1e-3", "test=20"]
+    assert rates.main(command) == 0
+    rows = rates.read_results(tmp_path / "results-visual.jsonl")
+    assert [(row["seed"], row["rate"], row["n_train"]) for row in rows] == [
+        (seed, rate, 16) for seed in (0, 1) for rate in (1e-6, 1e-3)
+    ]
+    printed = capsys.readouterr().out
+    for rate in (1e-6, 1e-3):
+        found = [row["accuracy"] for row in rows if row["rate"] == rate]
+        assert line(printed, f"{rate:g}")[1:3] == [f"{np.mean(found):.3f}", f"({min(found):.3f})"]
+    assert rates.main(command) == 0  # nothing is trained again
+    assert "phase 3 (visual)" not in capsys.readouterr().out
+    assert rates.main([f"out={tmp_path}", "phase=1..3"]) == 2

@@ -193,7 +193,7 @@ def test_the_images_of_a_row_have_a_limit_together(photo: Path, monkeypatch: pyt
     refs = [ImageRef(path=str(photo)), ImageRef(image=PIL.Image.new("1", (6, 4)))]
     assert [image.size for image in open_images(refs, 48)] == [(6, 4), (6, 4)]
     with pytest.raises(UserError, match=r"in memory.*: 6 x 4 pixels, where max_pixels leaves 23 for it .*; shrink it"):
-        open_images(refs, 47)
+        list(open_images(refs, 47))
     monkeypatch.setattr(images, "_upright_rgb", lambda image: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"photo\.png: 6 x 4 pixels.* leaves 23 .*raise max_pixels or drop"):
-        open_images(refs, 23)
+        list(open_images(refs, 23))

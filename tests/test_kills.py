@@ -38,10 +38,13 @@ PHASES = ("text", "caption", "visual")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads do not live on in a fork, and waiting for one of them would never end."""
+    """Threads do not live on in a fork, and waiting for one of them would never end; nor does torch's pool of them,
+    which transformers would use to load weights."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+        yield
     torch.set_num_threads(before)
 
 
