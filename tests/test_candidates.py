@@ -81,6 +81,7 @@ def test_logs_of_two_models_are_joined_with_the_images_of_the_task(tmp_path, pho
         ([{"prompt": "What?"}], "row 1: needs candidates or responses"),
         ([{"prompt": "What?", "candidates": "A."}], "row 1: needs candidates or responses"),
         ([{"prompt": "What?", "candidates": ["A.", 3]}], "row 1: a candidate is a text, got int '3'"),
+        ([{"prompt": "What?", "candidates": {"a": "A.", "b": None}}], "row 1: a candidate is a text, got NoneType"),
         ([{"candidates": ["A."]}], "row 1: example pools-1: "),
         ([{"prompt": "What?", "candidates": ["A."], "image": "http://a/b.png"}], "row 1: .*URLs are not fetched"),
         ([{"id": 1, "prompt": "W", "candidates": ["A."]}] * 2, "row 2: the id '1' stands in two rows"),

@@ -402,6 +402,17 @@ def test_samples_are_not_filtered_by_the_models_own_settings(family_folder, tmp_
     assert filtered.sample(prompt, temperature=0) == plain.sample(prompt, temperature=0)
 
 
+def test_a_policy_that_names_no_end_takes_its_tokenizers(family_folder, tmp_path: Path):
+    folder = tmp_path / "policy"
+    shutil.copytree(family_folder("llava"), folder)
+    (folder / "generation_config.json").write_text("{}")
+    policy = Policy.from_pretrained(folder, device="cpu")
+    assert policy.model.generation_config.eos_token_id == policy.tokenizer.eos_token_id
+    prompt = [Example("1", "", [{"role": "user", "content": "What is it?"}], [""], [0])]
+    [[one, other]] = policy.sample(prompt, 2, max_new_tokens=3)
+    assert one.tokens == other.tokens == 3 and one.cut
+
+
 def test_answers_of_the_same_tokens_are_no_pair(family_folder):
     """Qwen3's template writes an empty thought before an answer without one."""
     folder = str(family_folder("qwen3"))
