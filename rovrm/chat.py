@@ -11,7 +11,7 @@ is checked for every conversation, and one that a template cuts or doubles is re
 
 The reward is read at a conversation's last token, which must mean something. Where a template writes no token behind
 the last answer (LLaVA-1.5 and v1.6-Vicuna end it with a blank), `prepare_template` adds the end-of-sequence token to
-the template itself, which is saved with the model: every engine then reads the reward at the same token. It also fixes
+the template itself, which is saved with the model: whoever renders it reads the reward at the same token. It also fixes
 the date of templates that would write today's, or rewards would change daily.
 """
 
