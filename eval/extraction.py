@@ -7,7 +7,7 @@
 
 Alternated `repeats` times in one run, on the same weights (LoRA with a random B, no dropout) and the same pairs:
 
-    extraction   rovrm.gradients: shared rows in batches, one backward for all pairs of a batch, sketched to `width`
+    extraction   shared rows in batches, one backward for all pairs of a batch, sketched to `width`
     training     the same batches: forward, loss, backward and a step of AdamW on the adapter, as RewardTrainer takes
     loop         a pair at a time as two separate rows, backward of its loss, every .grad concatenated, and LESS's dense
                  projection, 16 gradients at once, by random signs
@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
-from eval.speed import SpeedConfig, _model, batches_of, examples
-from rovrm.config import TrainConfig, parse, run
+from eval.shared.timing import SpeedConfig, batches_of, examples, make_model
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.keys import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,13 +65,13 @@ def extraction(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from data_selection.gradients import GradientFeatures, lora_layers
-    from rovrm import gradients
+    from rovrm.selection import extraction as gradients
 
     PartialState(cpu=config.device == "cpu")  # where gradient_model puts the model
     torch.backends.cudnn.allow_tf32 = False  # the check is in float32
     torch.manual_seed(config.seed)
     like = SpeedConfig(size=config.size, device=config.device, dtype=config.dtype, seed=config.seed)
-    base, processor = _model(like)
+    base, processor = make_model(like)
     extracting, training = _two_models(config, base)
     data = examples(like, config.pairs, 2, images=config.images)
     batches, lone = (
@@ -117,8 +118,8 @@ def _two_models(config: ExtractionConfig, base: Any) -> tuple[Any, Any]:
     import torch
 
     from data_selection.gradients import lora_layers
-    from rovrm import gradients
-    from rovrm.checkpoints import add_adapter, set_trainable
+    from rovrm.model.adapters import add_adapter, set_trainable
+    from rovrm.selection import extraction as gradients
 
     twin = copy.deepcopy(base, {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())})
     training = add_adapter(twin, "", config.lora_r, 2 * config.lora_r, 0.0)
@@ -129,7 +130,7 @@ def _two_models(config: ExtractionConfig, base: Any) -> tuple[Any, Any]:
     if config.checkpointing:
         training.activation_checkpointing_enable()
     settings = TrainConfig(trainer={"gradient_checkpointing": config.checkpointing})
-    with tempfile.TemporaryDirectory() as folder, patch.object(gradients, "_base", lambda _: base):
+    with tempfile.TemporaryDirectory() as folder, patch.object(gradients, "base_model", lambda _: base):
         training.save_pretrained(folder, save_embedding_layers=False)
         return gradients.gradient_model(settings, Path(folder)), training.train()
 
@@ -151,8 +152,8 @@ def _loss(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> "Tenso
     """The mean loss of a batch."""
     import torch
 
-    from rovrm.batches import split_batch
-    from rovrm.losses import compare, preference_loss
+    from rovrm.model.batches import split_batch
+    from rovrm.training.losses import compare, preference_loss
 
     inputs, ours = split_batch(batch)
     with torch.autocast(config.device.split(":")[0], torch.bfloat16, enabled=config.dtype == "bfloat16"):
@@ -201,7 +202,7 @@ def _check(
     import torch
 
     from data_selection.gradients import GradientFeatures, lora_layers
-    from rovrm import gradients
+    from rovrm.selection import extraction as gradients
 
     exact = replace(config, dtype="float32")
     kinds = {weight: weight.dtype for weight in (*extracting.parameters(), *training.parameters())}

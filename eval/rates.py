@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rovrm.config import PHASES, parse, phase_numbers, run
-from rovrm.errors import UserError
-from rovrm.intervals import wilson95
+from rovrm.common.errors import UserError
+from rovrm.common.intervals import wilson95
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.phases import PHASES, phase_numbers
 
 TEST_SEED = 77
 

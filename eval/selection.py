@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rovrm.config import parse, run
-from rovrm.errors import UserError
-from rovrm.intervals import share_in_words
+from rovrm.common.errors import UserError
+from rovrm.common.intervals import share_in_words
+from rovrm.settings.command_line import parse, run
 
 METHODS = ["random", "oracle", "all", "paper", "mean_l2", "max_cos", "gotd", "round_robin", "soft_nn", "knn"]
 METHODS += ["capped_ot", "capped_sinkhorn"]
@@ -72,7 +72,7 @@ def study(argv: list[str]) -> None:
 
 def _write_pools(config: SelectionStudyConfig, seed: int) -> None:
     """text.jsonl and caption.jsonl of the seed, and the same with the faithful rows alone."""
-    from rovrm.data import write_jsonl
+    from rovrm.common.files import write_jsonl
     from rovrm.world.pairs import pair_row
 
     folder = Path(config.out) / f"seed{seed}"
@@ -143,7 +143,7 @@ def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]
 def _accuracy(model: Path, test: int) -> float:
     """Of a reward model on the visual pairs that the visual phase is judged by."""
     from rovrm import RewardScorer
-    from rovrm.data import load_examples
+    from rovrm.data.loading import load_examples
 
     examples = load_examples(f"world:visual?n={test}&seed=77&split=test").examples
     rewards = RewardScorer.from_pretrained(str(model)).score_batch(examples)

@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rovrm.config import parse, run
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import parse, run
 
 TOLERANCE = 2e-5
 BIG = 50_000_000  # bytes of the largest body
@@ -90,7 +90,7 @@ def serve_load(argv: list[str]) -> int:
 def untrained(folder: Path) -> str:
     import torch
 
-    from rovrm.checkpoints import load_processor, load_reward_model
+    from rovrm.model.loading import load_processor, load_reward_model
     from rovrm.world.default import BASE
 
     torch.manual_seed(0)

@@ -10,16 +10,16 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval.speed import SpeedConfig
+    from eval.shared.timing import SpeedConfig
 
 
 def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 110, per_step: int = 8) -> None:
     import torch
     from transformers import LlamaConfig
 
-    from eval.speed import WORDS, examples, report
-    from rovrm import modeling
-    from rovrm.world.base import make_processor
+    from eval.shared.timing import WORDS, examples, report
+    from rovrm.model import modeling
+    from rovrm.tiny_base.base import make_processor
 
     tokenizer = make_processor([" ".join(WORDS)] * 20, image_size=48, patch_size=16).tokenizer
     tokenizer.chat_template = (
@@ -101,7 +101,7 @@ def _run_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any],
 
 def _run_ours(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any], per_step: int) -> tuple[float, float]:
     """Seconds of our train(); batches hold the same number of pairs, without a token budget that would split them."""
-    from rovrm.trainer import RewardConfig, RewardTrainer
+    from rovrm.training.trainer import RewardConfig, RewardTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = RewardConfig(**_common(config, folder, per_step), batch_tokens=10**7, dataloader_pin_memory=False)

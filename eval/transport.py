@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rovrm.config import parse, run
+from rovrm.settings.command_line import parse, run
 
 BLOCK = 8192  # rows drawn at once
 

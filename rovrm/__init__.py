@@ -12,13 +12,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rovrm.scorer import RewardScorer
-    from rovrm.trainer import RewardConfig, RewardTrainer
+    from rovrm.model.scorer import RewardScorer
+    from rovrm.training.trainer import RewardConfig, RewardTrainer
 
 __version__ = "0.1.0"
 __all__ = ["RewardConfig", "RewardScorer", "RewardTrainer", "__version__"]
 
-_HOME = {"RewardScorer": "rovrm.scorer", "RewardTrainer": "rovrm.trainer", "RewardConfig": "rovrm.trainer"}
+_HOME = {
+    "RewardScorer": "rovrm.model.scorer",
+    "RewardTrainer": "rovrm.training.trainer",
+    "RewardConfig": "rovrm.training.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The commands, one after the other: `rovrm NAME ...` is the same as `python -m rovrm.NAME ...`.
 
-    rovrm train phase=1..3
-    rovrm train --help
+rovrm train phase=1..3
+rovrm train --help
 """
 
 import difflib
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from rovrm.errors import UserError
-from rovrm.front import run
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import run
 
 COMMANDS = {
     "train": "train a reward model in up to three phases: text, caption, visual",

@@ -2,7 +2,7 @@
 
     python -m rovrm.bon --n 8                          # the tiny policy of the world and the demo's reward model
     python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon
-    python -m rovrm.bon model=runs/mine/phase3-visual candidates=answers.jsonl out=bon     # see rovrm/candidates.py
+    python -m rovrm.bon model=runs/mine/phase3-visual candidates=answers.jsonl out=bon
 
 `data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read, and a policy must be
 named for it. All candidates of a prompt are scored in one shared-prefix row, equal texts once. Writes into `out`:
@@ -26,22 +26,25 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rovrm.config import BonConfig, parse, run, save
-from rovrm.errors import UserError
-from rovrm.room import room_for
+from rovrm.best_of_n.choose import best_of_n, best_place
+from rovrm.common.disk import room_for
+from rovrm.common.errors import UserError
+from rovrm.data.prompts import check_images, load_prompts
+from rovrm.settings.command_line import parse, run, save
+from rovrm.settings.keys import BonConfig
+
+if TYPE_CHECKING:
+    from rovrm.data.example import Example
+    from rovrm.model.policy import Policy
+    from rovrm.model.scorer import RewardScorer
+
 
 WORLD = "world:visual?split=test&questions=describe&n=800"
 CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
 AT_ONCE = {True: 320, False: 32}  # candidates sampled at once: by the tiny policy, by others
-
-if TYPE_CHECKING:
-    from rovrm.examples import Example
-    from rovrm.policy import Policy
-    from rovrm.scorer import RewardScorer
 
 
 def bon(argv: list[str]) -> None:
@@ -50,7 +53,7 @@ def bon(argv: list[str]) -> None:
 
     from tqdm.auto import tqdm
 
-    from rovrm.bon_report import summarise
+    from rovrm.best_of_n.report import summarise
 
     examples, names = _prompts(config)
     path, size = Path(config.out) / "bon.jsonl", config.batch_size or 1
@@ -93,8 +96,8 @@ def _settled(config: BonConfig) -> BonConfig:
 
 def _check_world(data: Sequence[str]) -> None:
     """Raises UserError for data of which the shipped policy, which knows the world alone, would say noise."""
-    from rovrm.sources import WORLD as PREFIX
-    from rovrm.sources import parse_sources
+    from rovrm.data.sources import WORLD as PREFIX
+    from rovrm.data.sources import parse_sources
 
     other = next((source.text for source in parse_sources(data) if not source.name.startswith(PREFIX)), None)
     if other is not None:
@@ -108,7 +111,7 @@ def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:
     """The prompts, with the candidates of a file; and by id, where they are known, the names of who gave them."""
     if not config.candidates:
         return load_prompts(config.data, config.image_root), {}
-    from rovrm.candidates import load_candidates
+    from rovrm.best_of_n.candidates import load_candidates
 
     pools = load_candidates(config.candidates, config.data, config.image_root, max(config.n, default=0))
     check_images([pool.example for pool in pools])
@@ -116,8 +119,8 @@ def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:
 
 
 def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
-    from rovrm.policy import Policy
-    from rovrm.scorer import RewardScorer
+    from rovrm.model.policy import Policy
+    from rovrm.model.scorer import RewardScorer
     from rovrm.world.default import BASE
 
     if config.model == BonConfig.model and not os.path.isdir(config.model):
@@ -133,164 +136,6 @@ def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
     return scorer, policy
 
 
-def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
-    """The prompts of all sources as Examples with one empty response each. Raises UserError for the first bad row."""
-    from rovrm.images import find_image
-    from rovrm.scorer import ANSWERS, as_example
-    from rovrm.sources import load_rows, parse_sources
-
-    examples: list[Example] = []
-    for source in parse_sources(data):
-        rows = load_rows(source)
-        for row in rows.take(range(min(len(rows), source.n or len(rows)))):
-            if row.values is None:
-                raise UserError(f"{row.location}: {row.problem}")
-            find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)
-            asked = {key: value for key, value in row.values.items() if key not in ANSWERS}
-            values = {"id": f"{row.stem}-{row.number}"} | asked | {"responses": [""]}
-            examples.append(as_example(values, row.number, find))
-    check_images(examples)
-    names = [example.id for example in examples]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"data: two prompts have the id {twice!r}; give every row its own id")
-    bare = next((example.id for example in examples if not example.images), None)
-    if bare is not None and any(example.images for example in examples):
-        raise UserError(f"data: prompt {bare!r} has no image, others have; give prompts with and without in two runs")
-    return examples
-
-
-def check_images(examples: Sequence["Example"]) -> None:
-    """Raises UserError where not one image file can be found, which is no matter of single prompts."""
-    paths = [ref.path for example in examples for ref in example.images if ref.path is not None]
-    if paths and not any(map(os.path.isfile, paths)):
-        raise UserError(
-            f"image {paths[0]}: no such file, and so with all of them; mend the paths or set image_root=FOLDER"
-        )
-
-
-def best_of_n(
-    scorer: "RewardScorer", examples: Sequence["Example"], config: BonConfig, policy: "Policy | None", number: int
-) -> list[dict[str, Any]]:
-    """One record per prompt. Without a policy the examples' responses are the candidates. number: of the first prompt;
-    it and config.seed seed the sampling."""
-    from rovrm.examples import Example
-
-    opened = [_opened(example, policy, config.max_pixels) for example in examples]
-    good = [example for example in opened if isinstance(example, Example)]
-    seed = config.seed if policy is None else config.seed * 1_000_003 + number
-    answers = (
-        [([], [], example.responses) for example in good] if policy is None else _sample(policy, good, config, seed)
-    )
-    scores = _scores(scorer, good, [texts for *_, texts in answers], config.batch_tokens)
-    found = iter(zip(answers, scores, strict=True))
-    return [
-        _record(example, config, seed, *(next(found) if isinstance(ready, Example) else (([], [], []), ready)))
-        for example, ready in zip(examples, opened, strict=True)
-    ]
-
-
-def _opened(example: "Example", policy: "Policy | None", max_pixels: int) -> "Example | UserError":
-    """The example with its images decoded, once for sampling and scoring; or why they cannot be, or why the policy
-    cannot read the prompt."""
-    from rovrm.images import ImageRef, open_images
-
-    if not example.responses:
-        return UserError("the prompt has no candidates")
-    try:
-        opened = list(open_images(example.images, max_pixels))
-        images = [ImageRef(image=image, label=ref.name) for image, ref in zip(opened, example.images, strict=True)]
-        if policy is not None:
-            policy.chat.prompt(example)  # one that the template refuses must not end the whole batch
-        return replace(example, images=images)
-    except UserError as error:
-        return error
-
-
-def _sample(policy: "Policy", examples: list["Example"], config: BonConfig, seed: int) -> list[tuple[list, list, list]]:
-    """Per example the sampled candidates, the greedy one (one in a list), and the texts of both."""
-    if not examples:
-        return []
-    length = config.max_new_tokens
-    sampled = policy.sample(
-        examples, max(config.n), temperature=config.temperature, top_p=config.top_p, max_new_tokens=length, seed=seed
-    )
-    greedy = policy.sample(examples, temperature=0, max_new_tokens=length)
-    return [(some, first, [c.text for c in (*some, *first)]) for some, first in zip(sampled, greedy, strict=True)]
-
-
-def _scores(
-    scorer: "RewardScorer", examples: list["Example"], texts: list[list[str]], batch_tokens: int
-) -> list[list[float] | UserError]:
-    """Per example the scores of its texts, or why there are none. Equal texts are scored once: apart they would
-    differ by noise, and noise would choose."""
-    distinct = [list(dict.fromkeys(many)) for many in texts]
-    asked = [replace(e, responses=some, ranks=[0] * len(some)) for e, some in zip(examples, distinct, strict=True)]
-    found: list[list[float] | UserError] = []
-    for many, some, rewards in zip(texts, distinct, scorer.score_or_error(asked, batch_tokens), strict=True):
-        if not isinstance(rewards, UserError):
-            by_text = dict(zip(some, rewards, strict=True))
-            rewards = [by_text[text] for text in many]
-        found.append(rewards)
-    return found
-
-
-def _record(
-    example: "Example", config: BonConfig, seed: int, answers: tuple[list, list, list], scores: list[float] | UserError
-) -> dict[str, Any]:
-    """A line of bon.jsonl. answers: sampled and greedy candidates, if any, and all texts."""
-    from rovrm.messages import is_blank
-
-    found = {"id": example.id, "prompt": example.prompt, "images": _image_paths(example, config.out)}
-    if isinstance(scores, UserError):
-        return found | {"error": str(scores)}
-    sampled, greedy, texts = answers
-    count = len(sampled) or len(texts)
-    words = [" ".join(text.split()) for text in texts[:count]]
-    found |= {
-        "candidates": texts[:count],
-        "scores": scores[:count],
-        "best": best_place(texts[:count], scores[:count], config.allow_empty),
-        "empty": [i for i in range(count) if is_blank(texts[i])],
-        "repeated": [i for i in range(count) if words[i] in words[:i]],
-        "seed": seed,
-    }
-    if sampled:
-        found |= {
-            "logprobs": [c.logprob for c in sampled],
-            "tokens": [c.tokens for c in sampled],
-            "cut": [i for i, c in enumerate(sampled) if c.cut],
-            "greedy": {"text": texts[-1], "score": scores[-1], "logprob": greedy[0].logprob, "cut": greedy[0].cut},
-        }
-    return found
-
-
-def best_place(texts: Sequence[str], scores: Sequence[float], allow_empty: bool) -> int:
-    from rovrm.curve import standing
-
-    return max(range(len(texts)), key=lambda i: standing(texts[i], scores[i], allow_empty))
-
-
-def _image_paths(example: "Example", out: str) -> list[str]:
-    """Absolute paths; for an image without a file of its own that of a copy in `out`, relative to it."""
-    from rovrm.images import content_hash
-
-    paths = []
-    for ref in example.images:
-        path = os.path.abspath(ref.path) if ref.path is not None else ""
-        try:
-            picture = None if path else ref.open()
-        except UserError:  # the record says so
-            path, picture = ref.name, None
-        if picture is not None:
-            path = f"images/{content_hash(picture)}.png"
-            file = Path(out) / path
-            file.parent.mkdir(exist_ok=True)
-            picture.save(file)
-        paths.append(path)
-    return paths
-
-
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +143,7 @@ def _take_folder(config: BonConfig) -> Any:
     """Locks `out` and notes the settings there. Raises UserError where it holds candidates made with other settings."""
     import yaml
 
-    from rovrm.resume import lock_folder
+    from rovrm.common.files import lock_folder
 
     lock = lock_folder(config.out)
     noted = Path(config.out) / "config.yaml"
@@ -317,7 +162,7 @@ def _take_folder(config: BonConfig) -> Any:
 
 def _check_models(config: BonConfig) -> None:
     """Notes which models made the candidates. Raises UserError where another now lies in the place of one of them."""
-    from rovrm.outputs import write_json
+    from rovrm.common.files import write_json
 
     path, now = Path(config.out) / "models.json", {"model": _mark(config.model), "policy": _mark(config.policy)}
     if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
@@ -357,7 +202,7 @@ def _done(path: Path, batch_size: int, examples: Sequence["Example"], given: boo
 def _chosen_rows(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
     """The lines of bon.jsonl. Those of an earlier version, by which an empty answer could win, are chosen again: in the
     file too, and their number is printed."""
-    from rovrm.data import write_jsonl
+    from rovrm.common.files import write_jsonl
 
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

@@ -35,9 +35,10 @@ from functools import reduce
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from rovrm.config import ConvertConfig, parse, run
-from rovrm.errors import UserError, first_line
-from rovrm.merge import check_new, new_folder
+from rovrm.common.errors import UserError, first_line
+from rovrm.common.files import check_new, new_folder
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.keys import ConvertConfig
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +92,8 @@ def convert(argv: list[str]) -> None:
     check_new(out)
     if not folder.is_dir():
         raise UserError(f"in={config.input!r} is no folder; download the model: hf download ID --local-dir FOLDER")
-    from rovrm.checkpoints import CONFIG, PROCESSOR, damaged, loading, of_damage
-    from rovrm.outputs import save_merged
+    from rovrm.model.loading import CONFIG, PROCESSOR, damaged, loading, of_damage
+    from rovrm.model.saving import save_merged
 
     source = find_source(folder, config.base)
     print(f"{folder}: {source.layout}")
@@ -198,7 +199,7 @@ def read_weights(folder: Path) -> "dict[str, torch.Tensor]":
 def _shards(index: Path) -> list[Path]:
     """The files that an index names. Raises UserError for one that is not in the index's folder. A file there may be a
     link to elsewhere, as all are in the hub's cache: links are made by the owner of the folder, names by a stranger."""
-    from rovrm.checkpoints import read_json
+    from rovrm.common.files import read_json
 
     table = read_json(index).get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
@@ -251,7 +252,7 @@ def _is_plain(value: Any) -> bool:
 
 def their_processor(source: Source, chat_template: str) -> Any:
     """The processor with the chat template of the training. Raises UserError where there is none."""
-    from rovrm.checkpoints import load_config, load_processor
+    from rovrm.model.loading import load_config, load_processor
 
     settings = load_config(source.config)
     if source.template and settings.model_type != "llava":
@@ -273,7 +274,7 @@ def our_model(folder: Path, source: Source) -> Any:
     finds its place."""
     import torch
 
-    from rovrm.checkpoints import check_keys, load_config, no_key_table, reward_class, set_head
+    from rovrm.model.loading import check_keys, load_config, no_key_table, reward_class, set_head
 
     settings: Any = load_config(source.config)
     made: Any = reward_class(source.config, settings)
@@ -307,8 +308,8 @@ def our_model(folder: Path, source: Source) -> Any:
 
 def print_rewards(out: Path) -> None:
     """Loads the folder as any user would and prints what it thinks of a few fixed short answers."""
-    from rovrm.outputs import ANSWERS, QUESTIONS, sample_rewards
-    from rovrm.scorer import RewardScorer
+    from rovrm.model.saving import ANSWERS, QUESTIONS, sample_rewards
+    from rovrm.model.scorer import RewardScorer
 
     scorer = RewardScorer.from_pretrained(out)
     rewards = sample_rewards(scorer.model, scorer.processor)
@@ -319,7 +320,7 @@ def print_rewards(out: Path) -> None:
 
 
 def _card(config: ConvertConfig, source: Source, processor: Any) -> str:
-    from rovrm.outputs import quick_start
+    from rovrm.model.saving import quick_start
 
     notes = "\n".join(f"- {note}" for note in source.notes)
     return f"""---

@@ -31,13 +31,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rovrm.config import RankConfig, parse, run
-from rovrm.errors import UserError, shown
-from rovrm.messages import is_blank
+from rovrm.common.errors import UserError, shown
+from rovrm.data.messages import is_blank
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.keys import RankConfig
 
 if TYPE_CHECKING:
-    from rovrm.examples import Example
-    from rovrm.sources import Row
+    from rovrm.data.example import Example
+    from rovrm.data.raw_rows import Row
 
 SUFFIXES = (".jsonl", ".parquet")
 COUNTED = ("prompts", "errors", "images", "without", "empty", "not_finite", "duplicates", "noise", "over_max_pairs")
@@ -56,8 +57,8 @@ def rank(argv: list[str]) -> None:
     source, out = Path(config.input), Path(config.output)
     _check_files(config, source, out)
 
-    from rovrm.messages import fence
-    from rovrm.sources import read_json
+    from rovrm.data.json_files import read_json
+    from rovrm.data.messages import fence
 
     counts: Counts = {name: 0 for name in COUNTED}
     rows: list[dict[str, Any]] = []
@@ -147,8 +148,8 @@ def _listed(row: "Row", name: str, takes: Any) -> list[Any]:
 
 def _prompt(row: "Row", config: RankConfig) -> "Example":
     """Prompt and images as the trainer will read them. Raises UserError for what it would refuse."""
-    from rovrm.images import find_image
-    from rovrm.readers import read_row
+    from rovrm.data.images import find_image
+    from rovrm.data.reader import read_row
 
     find = partial(find_image, image_root=config.image_root or None, data_file=row.data_file)
     values = (row.values or {}) | {"responses": [""], "ranks": None, "scores": None, "margin": None}

@@ -25,12 +25,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rovrm.config import ScoreConfig, parse, run
-from rovrm.errors import UserError
-from rovrm.room import room_for
+from rovrm.common.disk import room_for
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.keys import ScoreConfig
 
 if TYPE_CHECKING:
-    from rovrm.scorer import RewardScorer
+    from rovrm.model.scorer import RewardScorer
 
 UNIT = 64  # lines that are scored apart from others, and written together: what a resumed run cuts back to
 BATCH = 32  # lines of one forward, at most
@@ -58,7 +59,7 @@ def _score_rest(config: ScoreConfig, source: Path, lines: Lines, done: int, part
         return
     from tqdm.auto import tqdm
 
-    from rovrm.scorer import load_scorer
+    from rovrm.model.scorer import load_scorer
 
     scorer = load_scorer(config, config.workers)
     if done:
@@ -102,7 +103,7 @@ def _read_lines(source: Path) -> tuple[Lines, str]:
 
 def _items(content: bytes) -> list[bytes]:
     """The rows of a file that is one JSON list, or an object that holds one; none of a JSONL file."""
-    from rovrm.sources import whole_json
+    from rovrm.data.json_files import whole_json
 
     try:
         found = whole_json(content.decode("utf-8-sig"))
@@ -197,7 +198,7 @@ def _score_units(
     scorer: "RewardScorer", lines: Lines, source: Path, config: ScoreConfig
 ) -> Iterator[list[dict[str, Any]]]:
     """A record per line, unit by unit: what cannot be read or measured gets its error, the rest is scored together."""
-    from rovrm.images import find_image
+    from rovrm.data.images import find_image
 
     find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
     rows = [_row(line, f"{source.stem}-{number}") for number, line in lines]

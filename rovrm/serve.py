@@ -38,8 +38,9 @@ import socket
 import sys
 from dataclasses import replace
 
-from rovrm.config import ServeConfig, parse, run
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.keys import ServeConfig
 
 
 def serve(argv: list[str]) -> None:
@@ -55,13 +56,13 @@ def serve(argv: list[str]) -> None:
     try:
         import uvicorn
 
-        from rovrm.serve_http import make_app
+        from rovrm.serving.app import make_app
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "pydantic", "starlette"):
             raise
         raise UserError(f"{error.name} is not installed; pip install 'rovrm[serve]'") from None
 
-    from rovrm.scorer import load_scorer
+    from rovrm.model.scorer import load_scorer
 
     listening = _listen(config.host, config.port)  # before the model is loaded in vain
     scorer = load_scorer(config)

@@ -19,16 +19,19 @@ import os
 import sys
 import time
 import warnings
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rovrm.config import PHASES, TrainConfig, check_trainer_keys, parse, phase_numbers, run, save, with_rates
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import parse, run, save
+from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import PHASES, phase_numbers
+from rovrm.settings.trainer_keys import check_trainer_keys
+from rovrm.training.setup import check_services, process_state, trainer_arguments, with_default
 
 if TYPE_CHECKING:
-    from rovrm.phases import PhaseData
+    from rovrm.training.phase_data import PhaseData
+
 
 PROG = "python -m rovrm.train"
 
@@ -42,17 +45,20 @@ def train(argv: list[str]) -> None:
 
     from accelerate import PartialState
 
-    from rovrm.checkpoints import load_config, training_processor
-    from rovrm.dry_run import optimizer_steps, print_dry_run
-    from rovrm.outputs import summarise
-    from rovrm.resume import is_finished, lock_folder, say_start, start_of
-    from rovrm.room import room_for, run_bytes
-    from rovrm.rows import RewardCollator
-    from rovrm.select import check_selection, read_phases, select_data
+    from rovrm.common.disk import room_for
+    from rovrm.common.files import lock_folder
+    from rovrm.model.adapters import training_processor
+    from rovrm.model.collator import RewardCollator
+    from rovrm.model.loading import load_config
+    from rovrm.selection.stage import check_selection, read_phases, select_data
+    from rovrm.training.dry_run import optimizer_steps, print_dry_run
+    from rovrm.training.estimates import run_bytes
+    from rovrm.training.outputs import summarise
+    from rovrm.training.plan import is_finished, say_start, start_of
 
     main_process = process_state(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
-    config = with_default(config, argv)
+    config = with_default(config, argv, PROG)
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
     if main_process and phases[0] in todo:
         say_start(config)
@@ -83,34 +89,6 @@ def train(argv: list[str]) -> None:
     del lock
 
 
-def process_state(config: TrainConfig) -> Any:
-    """The process group, set up as Trainer would: on the CPU with `trainer.use_cpu=true`, and as patient."""
-    from accelerate import PartialState
-
-    patience = timedelta(seconds=config.trainer.get("ddp_timeout", 1800))  # others wait while one chooses rows
-    state = PartialState(cpu=bool(config.trainer.get("use_cpu", False)), timeout=patience)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if state.num_processes != launched:
-        raise UserError(
-            f"{launched} processes were launched, but each runs alone (it sees {state.num_processes}); "
-            "on the CPU launch with torchrun and trainer.use_cpu=true"
-        )
-    return state
-
-
-def with_default(config: TrainConfig, argv: list[str], prog: str = PROG) -> TrainConfig:
-    """With what was not given: learning rates by `tuning`; with no model the tiny base shipped in the package, and its
-    world's pairs, rates and epochs for every key that neither the command line nor the recipe gives."""
-    if config.model:
-        return with_rates(config)
-    from rovrm.world.default import BASE, SECTIONS, SETTINGS
-
-    if process_state(config).is_main_process:
-        print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
-    # Read again: of the first reading nobody can tell a key that was given from one that has its default.
-    return with_rates(replace(parse(TrainConfig, argv, prog, SETTINGS | SECTIONS), model=BASE))
-
-
 # ---- one phase -------------------------------------------------------------------------------------------------------
 
 
@@ -118,19 +96,14 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
     """Trains one phase, evaluates it on the held-out examples, and writes its folder."""
     from transformers import set_seed
 
-    from rovrm.intervals import wilson95
-    from rovrm.outputs import doubts, print_warnings, write_json, write_phase
-    from rovrm.phases import phase_folder
-    from rovrm.resume import (
-        check_same_plan,
-        complete_checkpoint,
-        epochs_done,
-        fingerprint,
-        images_mark,
-        settings_of,
-        start_of,
-    )
-    from rovrm.trainer import LogFile, RewardTrainer
+    from rovrm.common.files import write_json
+    from rovrm.common.intervals import wilson95
+    from rovrm.settings.phases import phase_folder
+    from rovrm.training.callbacks import LogFile
+    from rovrm.training.outputs import doubts, print_warnings, write_phase
+    from rovrm.training.plan import settings_of, start_of
+    from rovrm.training.resume import check_same_plan, complete_checkpoint, epochs_done, fingerprint, images_mark
+    from rovrm.training.trainer import RewardTrainer
 
     folder = phase_folder(config.out, phase)
     main_process, processes = process_state(config).is_main_process, process_state(config).num_processes
@@ -184,8 +157,9 @@ def _run_phase(config: TrainConfig, phase: int, data: "PhaseData", processor: An
 
 def _check_start(config: TrainConfig, phases: list[int], model_config: Any) -> None:
     """Raises UserError for a model or an `init_from` that nothing could be trained from."""
-    from rovrm.checkpoints import base_of, four_bit, load_config, reward_class
-    from rovrm.resume import start_of
+    from rovrm.model.adapters import base_of
+    from rovrm.model.loading import four_bit, load_config, reward_class
+    from rovrm.training.plan import start_of
 
     if config.tuning == "qlora":
         four_bit()
@@ -215,14 +189,8 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
     continue), or all weights of the previous phase's checkpoint."""
     import torch
 
-    from rovrm.checkpoints import (
-        add_adapter,
-        base_of,
-        load_adapter,
-        load_reward_model,
-        numeric_type,
-        set_trainable,
-    )
+    from rovrm.model.adapters import add_adapter, base_of, load_adapter, set_trainable
+    from rovrm.model.loading import load_reward_model, numeric_type
 
     full, from_adapter = config.tuning == "full", os.path.isfile(os.path.join(start, "adapter_config.json"))
     dtype = torch.float32 if full else numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False)))
@@ -234,69 +202,6 @@ def _model_for(config: TrainConfig, phase: int, start: str) -> Any:
         model = add_adapter(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
     set_trainable(model, visual=phase == 3, full=full)
     return model
-
-
-def trainer_arguments(config: TrainConfig, phase: int, **changes: Any) -> Any:
-    """The trainer's arguments of a phase, with changes. Raises UserError for what transformers refuses."""
-    import torch
-
-    from rovrm.checkpoints import numeric_type
-    from rovrm.phases import phase_folder, section_of
-    from rovrm.trainer import RewardConfig
-
-    section = section_of(config, phase)
-    bfloat16 = numeric_type(config.dtype, bool(config.trainer.get("use_cpu", False))) == torch.bfloat16
-    by_the_clock = {key: getattr(config, key) for key in ("first_checkpoint_minutes", "checkpoint_minutes")}
-    given: dict[str, Any] = {
-        "logging_steps": 10,
-        "save_steps": 200,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "dataloader_num_workers": config.workers,
-        "bf16": bfloat16,
-        "warmup_steps": 0.03,  # a share of all steps
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "ddp_find_unused_parameters": False,
-        **({} if {"save_strategy", "save_steps"} & config.trainer.keys() else by_the_clock),
-        **config.trainer,
-        "output_dir": str(phase_folder(config.out, phase) / "checkpoints"),
-        "learning_rate": section.learning_rate,
-        "num_train_epochs": section.epochs,
-        "per_device_train_batch_size": config.batch_size,
-        "per_device_eval_batch_size": config.batch_size,
-        "seed": config.seed,
-        "rows": config.rows,
-        "batch_tokens": config.batch_tokens,
-        "max_length": config.max_length,
-        "center_rewards_coefficient": config.center_rewards_coefficient,
-        **changes,
-    }
-    try:
-        return RewardConfig(**given)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UserError(f"trainer settings are refused by transformers: {error}") from error
-
-
-def check_services(arguments: Any, main_process: bool) -> None:
-    """Raises UserError, before a model is loaded, for a tracker that is not installed and for a hub that cannot be
-    reached or does not know the user."""
-    from huggingface_hub import HfApi
-    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-
-    try:
-        for tracker in get_reporting_integration_callbacks(arguments.report_to):
-            tracker()
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"trainer.report_to={', '.join(arguments.report_to)}: {error}") from error
-    if not arguments.push_to_hub or not main_process:
-        return
-    try:
-        HfApi(token=arguments.hub_token).whoami()
-    except (OSError, ValueError) as error:  # offline, no token, or one that the hub does not know
-        raise UserError(
-            f"trainer.push_to_hub=true needs the hub and a login there ({str(error).strip().splitlines()[0]}); log in "
-            "with `hf auth login`, or leave it out"
-        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,7 +35,7 @@ def reward(tmp_path_factory) -> str:
     """The folder of a reward model with a random head on the shipped base. Do not write into it."""
     import torch
 
-    from rovrm.checkpoints import load_processor, load_reward_model
+    from rovrm.model.loading import load_processor, load_reward_model
     from rovrm.world.default import BASE
 
     folder = tmp_path_factory.mktemp("reward")

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from rovrm import checkpoints, resume, train
-from rovrm.config import TrainConfig, parse, with_rates
+from rovrm import train
+from rovrm.model import loading as checkpoints
+from rovrm.settings.command_line import parse
+from rovrm.settings.keys import TrainConfig, with_rates
+from rovrm.training import plan
 from rovrm.world.default import BASE
 from rovrm.world.files import write_world
 
@@ -289,13 +292,13 @@ def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.Mon
     def denied(*given):  # root may write everywhere
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rovrm.resume.open", denied, raising=False)
+    monkeypatch.setattr("rovrm.common.files.open", denied, raising=False)
     assert says(refused(VISUAL), "out=", f"{tmp_path}/run", "cannot be written to (Permission denied); give another")
 
 
 def test_out_begun_with_other_settings(refused, world: Path, tmp_path: Path) -> None:
     line = f"phase=3 model={BASE} out={tmp_path}/run workers=0 visual.data={world}/visual.jsonl"
-    begun = resume.settings_of(with_rates(parse(TrainConfig, line.split(), "train")), 3)
+    begun = plan.settings_of(with_rates(parse(TrainConfig, line.split(), "train")), 3)
     folder = tmp_path / "run" / "phase3-visual"
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(begun))

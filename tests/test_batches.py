@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rovrm.batches import PlannedBatches, plan_batches
+from rovrm.model.batches import PlannedBatches, plan_batches
 
 COSTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 400)), min_size=1, max_size=120)
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from rovrm import bon, rank
-from rovrm.config import BonConfig
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.policy import Policy
-from rovrm.scorer import RewardScorer
+from rovrm.best_of_n.world_table import compare_choices, judge_rows, print_choices
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.model.policy import Policy
+from rovrm.model.scorer import RewardScorer
+from rovrm.settings.keys import BonConfig
+from rovrm.tiny_base.measure import picture_example
 from rovrm.world.default import BASE
 from rovrm.world.language import describe
-from rovrm.world.measure import picture_example
-from rovrm.world.report import compare_choices, judge_rows, print_choices
 from rovrm.world.scenes import Drawing, draw_scene
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "owleval" / "best_of_n_candidates.jsonl"
@@ -82,7 +82,7 @@ def test_long_prompts_are_sampled_apart(policy, monkeypatch):
     sizes: list[int] = []
     inner = policy.model.generate
     monkeypatch.setattr(policy.model, "generate", lambda **kw: sizes.append(len(kw["input_ids"])) or inner(**kw))
-    monkeypatch.setattr("rovrm.policy.AT_ONCE", 400)
+    monkeypatch.setattr("rovrm.model.policy.AT_ONCE", 400)
     assert [found[0].text for found in policy.sample(examples, temperature=0, max_new_tokens=32)] == [
         found[0].text for found in whole
     ]

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from rovrm.candidates import load_candidates
-from rovrm.errors import UserError
+from rovrm.best_of_n.candidates import load_candidates
+from rovrm.common.errors import UserError
 
 
 @pytest.fixture

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rovrm.chat import ChatTemplate, prepare_template
-from rovrm.checkpoints import load_config, load_processor, training_processor
-from rovrm.checks import check_examples
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef
-from rovrm.policy import Policy
-from rovrm.rows import RewardCollator
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef
+from rovrm.model.adapters import training_processor
+from rovrm.model.chat import ChatTemplate, prepare_template
+from rovrm.model.collator import RewardCollator
+from rovrm.model.loading import load_config, load_processor
+from rovrm.model.policy import Policy
+from rovrm.training.checks import check_examples
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "shared" / "data" / "chat_templates"
 LLAVA = TEMPLATES / "llava-hf__llava-1.5-7b-hf"
@@ -293,7 +294,7 @@ def test_llava_reward_is_read_at_the_end_of_sequence(tiny_llava: Path):
 
 def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, tmp_path: Path, capsys):
     from rovrm import RewardScorer, merge, train
-    from rovrm.outputs import quick_start
+    from rovrm.model.saving import quick_start
 
     rows = []
     for i in range(12):
@@ -347,8 +348,8 @@ def test_a_phase_goes_on_in_the_template_of_its_start(tiny_llava: Path, tmp_path
 
 
 def test_the_trainer_prepares_a_processor_it_is_given(tiny_llava: Path, tmp_path: Path):
-    from rovrm.checkpoints import load_reward_model
-    from rovrm.trainer import RewardConfig, RewardTrainer
+    from rovrm.model.loading import load_reward_model
+    from rovrm.training.trainer import RewardConfig, RewardTrainer
 
     processor = load_processor(str(tiny_llava))
     arguments = RewardConfig(str(tmp_path), report_to="none", use_cpu=True)
@@ -359,7 +360,7 @@ def test_the_trainer_prepares_a_processor_it_is_given(tiny_llava: Path, tmp_path
 
 def test_a_reward_model_keeps_the_template_it_was_trained_with(tiny_llava: Path, tmp_path: Path):
     """A checkpoint whose reward was trained at the template's blank is read there for ever."""
-    from rovrm.checkpoints import load_reward_model
+    from rovrm.model.loading import load_reward_model
 
     folder = tmp_path / "old"
     load_reward_model(str(tiny_llava)).save_pretrained(folder)

@@ -10,12 +10,12 @@ import PIL.Image
 import pytest
 import torch
 
-from rovrm.checkpoints import load_config, load_processor
-from rovrm.checks import check_examples, check_responses, stop_if_too_bad
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef, content_hash
-from rovrm.rows import RewardCollator
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef, content_hash
+from rovrm.model.collator import RewardCollator
+from rovrm.model.loading import load_config, load_processor
+from rovrm.training.checks import check_examples, check_responses, stop_if_too_bad
 
 FIELDS = {"location", "id", "field", "value", "reason"}
 LONG = 10_000

@@ -8,21 +8,13 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from rovrm.config import (
-    PHASES,
-    MergeConfig,
-    ScoreConfig,
-    TrainConfig,
-    check_trainer_keys,
-    parse,
-    phase_numbers,
-    run,
-    save,
-    with_rates,
-)
-from rovrm.errors import UserError
-from rovrm.front import settings
-from rovrm.hints import ELSEWHERE, TRAINER
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import parse, run, save
+from rovrm.settings.fields import settings
+from rovrm.settings.hints import ELSEWHERE, TRAINER
+from rovrm.settings.keys import MergeConfig, ScoreConfig, TrainConfig, with_rates
+from rovrm.settings.phases import PHASES, phase_numbers
+from rovrm.settings.trainer_keys import check_trainer_keys
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

@@ -15,9 +15,10 @@ from damage import damage
 from safetensors.torch import load_file, save_file
 from test_convert import TheirHead, converted, refused, release, write_shards  # noqa: F401  (fixtures)
 
-from rovrm import convert, outputs
+from rovrm import convert
+from rovrm.common.files import PARTIAL
 from rovrm.convert import main
-from rovrm.room import PARTIAL
+from rovrm.model import saving
 
 watched: dict[str, list[str]] = {}  # folder -> what was opened in it
 
@@ -158,7 +159,7 @@ def test_out_is_left_as_it_was(release, tmp_path, capsys, monkeypatch):  # noqa:
         raise ZeroDivisionError()
 
     for module, name, failure, told in (
-        (outputs, "save_merged", full, "No space left on device"),
+        (saving, "save_merged", full, "No space left on device"),
         (convert, "print_rewards", broken, "ZeroDivisionError"),
     ):
         monkeypatch.setattr(module, name, failure)

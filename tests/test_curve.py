@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rovrm.curve import curve, expected_best, kl_bound, mean_ci95, plot_curve, print_curve, standing
+from rovrm.best_of_n.curve import curve, expected_best, kl_bound, mean_ci95, plot_curve, print_curve, standing
 
 
 def over_all_sets(values: np.ndarray, rewards: np.ndarray, n: int) -> float:

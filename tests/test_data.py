@@ -12,11 +12,12 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from rovrm.captions import caption_example, load_captions
-from rovrm.data import as_examples, load_examples, use_captions, write_jsonl
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef
+from rovrm.common.errors import UserError
+from rovrm.common.files import write_jsonl
+from rovrm.data.captions import caption_example, load_captions
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef
+from rovrm.data.loading import as_examples, load_examples, use_captions
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -152,7 +153,8 @@ def test_n_is_drawn_with_the_seed(hundred: str) -> None:
 
 
 def test_drawing_does_not_depend_on_the_process(hundred: str) -> None:
-    code = f"from rovrm.data import load_examples; print([e.id for e in load_examples({hundred!r}, n=10).examples])"
+    code = "from rovrm.data.loading import load_examples; "
+    code += f"print([e.id for e in load_examples({hundred!r}, n=10).examples])"
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

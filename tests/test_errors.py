@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rovrm.errors import LONGEST, UserError, one_line, shown
-from rovrm.messages import BadRow, fence
+from rovrm.common.errors import LONGEST, UserError, one_line, shown
+from rovrm.data.messages import BadRow, fence
 
 
 def nested(depth: int) -> list[Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from rovrm import images
-from rovrm.errors import UserError
-from rovrm.images import ImageRef, content_hash, find_image, open_images
+from rovrm.common.errors import UserError
+from rovrm.data import images
+from rovrm.data.images import ImageRef, content_hash, find_image, open_images
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_find_under_root_folder_and_parents(tmp_path: Path, photo: Path, caplog:
     data = tmp_path / "a" / "b" / "train.jsonl"
     data.parent.mkdir(parents=True)
     data.touch()
-    with caplog.at_level(logging.INFO, logger="rovrm.images"):
+    with caplog.at_level(logging.INFO, logger="rovrm.data.images"):
         assert [find_image("photo.png", None, data) for _ in range(3)] == [str(photo)] * 3
     assert len(caplog.records) == 1  # said once
     assert find_image("photo.png", tmp_path, data) == str(photo)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rovrm.intervals import Z95, share_in_words, wilson95
-from rovrm.outputs import print_phases
+from rovrm.common.intervals import Z95, share_in_words, wilson95
+from rovrm.training.outputs import print_phases
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.5, 10), (0.9, 97), (1.0, 1), (0.0, 4), (0.73, 1000)])

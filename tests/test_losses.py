@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rovrm.losses import batch_sums, compare, preference_loss, ranking_metrics
+from rovrm.training.losses import batch_sums, compare, preference_loss, ranking_metrics
 
 
 def loss_of(rewards, ranks, margin=0.0, center=0.0):

@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rovrm import RewardScorer
-from rovrm.checkpoints import load_processor, load_reward_model, lora_config
-from rovrm.errors import UserError
-from rovrm.merge import main, new_folder
+from rovrm.common.errors import UserError
+from rovrm.common.files import new_folder
+from rovrm.merge import main
+from rovrm.model.adapters import lora_config
+from rovrm.model.loading import load_processor, load_reward_model
 
 QUESTION, ANSWERS = "What is on the table?", ["A red cup.", "A red cup stands on it.", "", "Two dogs!"]
 

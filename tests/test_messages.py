@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rovrm.examples import Example
-from rovrm.messages import BadRow, normalise, parse_content, parsed, text_of, to_messages
-from rovrm.readers import read_row
+from rovrm.data.example import Example
+from rovrm.data.messages import BadRow, normalise, parse_content, parsed, text_of, to_messages
+from rovrm.data.reader import read_row
 
 
 def with_images(prompt: Any, *images: str) -> Example:

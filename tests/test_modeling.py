@@ -13,16 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from rovrm import modeling
-from rovrm.checkpoints import (
-    load_adapter,
-    load_reward_model,
-    lora_config,
-    merge_adapter,
-    projector_names,
-    set_trainable,
-)
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.model import modeling
+from rovrm.model.adapters import load_adapter, lora_config, merge_adapter, projector_names, set_trainable
+from rovrm.model.loading import load_reward_model
 
 
 def keys_of(folder) -> set[str]:

@@ -26,16 +26,20 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from PIL import Image
 
-from rovrm import RewardScorer, rank, score, sources
-from rovrm.candidates import load_candidates
-from rovrm.checks import check_responses
-from rovrm.config import BonConfig, RankConfig, ScoreConfig, ServeConfig, TrainConfig, parse, run, save
-from rovrm.data import load_examples, use_captions, write_jsonl
-from rovrm.errors import LONGEST, UserError
-from rovrm.images import FORMATS, MAX_PIXELS, ImageRef, find_image
-from rovrm.messages import BadRow
-from rovrm.readers import READERS, read_row
-from rovrm.scorer import as_example
+from rovrm import RewardScorer, rank, score
+from rovrm.best_of_n.candidates import load_candidates
+from rovrm.common.errors import LONGEST, UserError
+from rovrm.common.files import write_jsonl
+from rovrm.data import sources
+from rovrm.data.formats import READERS
+from rovrm.data.images import FORMATS, MAX_PIXELS, ImageRef, find_image
+from rovrm.data.loading import load_examples, use_captions
+from rovrm.data.messages import BadRow
+from rovrm.data.prompts import as_example
+from rovrm.data.reader import read_row
+from rovrm.settings.command_line import parse, run, save
+from rovrm.settings.keys import BonConfig, RankConfig, ScoreConfig, ServeConfig, TrainConfig
+from rovrm.training.checks import check_responses
 
 SECONDS, BYTES = 10, 2**30
 SLOW = 30  # times as many cases
@@ -484,7 +488,7 @@ def client(scorer: RewardScorer, folder: Path) -> Iterator[Any]:
     pytest.importorskip("httpx2")
     from fastapi.testclient import TestClient
 
-    from rovrm.serve_http import make_app
+    from rovrm.serving.app import make_app
 
     config = ServeConfig(model="tiny", image_root=str(folder), max_tokens=20_000)
     with TestClient(make_app(scorer, config), raise_server_exceptions=False) as client:

@@ -11,15 +11,16 @@ import PIL.Image
 import pytest
 import torch
 
-from rovrm import data
-from rovrm.checkpoints import load_config, load_processor
-from rovrm.config import PHASES, CaptionConfig, PhaseConfig, TrainConfig
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import content_hash
-from rovrm.phases import PhaseData, phase_folder, prepare_phases
-from rovrm.resume import settings_of
-from rovrm.rows import RewardCollator
+from rovrm.common import files
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.images import content_hash
+from rovrm.model.collator import RewardCollator
+from rovrm.model.loading import load_config, load_processor
+from rovrm.settings.keys import CaptionConfig, PhaseConfig, TrainConfig
+from rovrm.settings.phases import PHASES, phase_folder
+from rovrm.training.phase_data import PhaseData, prepare_phases
+from rovrm.training.plan import settings_of
 from rovrm.world.default import BASE
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -518,7 +519,7 @@ def test_the_list_is_whole_or_the_old_one(collator, settings, tmp_path: Path, mo
     def full(*paths: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(UserError, match=r"rejected.jsonl cannot be written \(No space left on device\); .* out="):
         prepare_phase(config, 1, collator, write=True)
     assert listed(config, 1) == before and len(before) == 1

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rovrm import rank as command
-from rovrm.checks import check_responses
-from rovrm.data import load_examples
+from rovrm.data.loading import load_examples
 from rovrm.rank import Candidate, distinct, likeness
+from rovrm.tiny_base.measure import picture_example
+from rovrm.training.checks import check_responses
 from rovrm.world.default import BASE
 from rovrm.world.language import describe
-from rovrm.world.measure import picture_example
 from rovrm.world.scenes import Drawing, draw_scene
 
 WORDS = {"cup": "A red cup stands on it.", "dog": "Nothing but one dog!", "two": "Two.", "sky": "The sky is so blue."}
@@ -169,8 +169,8 @@ def test_the_order_of_candidates_does_not_matter(whole, rng, strategy):
 
 
 def preferences(texts, scores, strategy) -> list[Any]:
-    from rovrm.config import RankConfig
-    from rovrm.sources import Row
+    from rovrm.data.raw_rows import Row
+    from rovrm.settings.keys import RankConfig
 
     row = Row({"prompt": "Q", "candidates": texts, "scores": scores}, "file, row 1", "file", 1)
     counts = dict.fromkeys(command.COUNTED, 0)

@@ -8,13 +8,14 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from rovrm.checks import check_responses
-from rovrm.data import as_examples, load_examples
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef, find_image
-from rovrm.messages import text_of
-from rovrm.readers import READERS, BadRow, check_columns, find_reader, read_row, rename
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.formats import READERS, check_columns, find_reader, rename
+from rovrm.data.images import ImageRef, find_image
+from rovrm.data.loading import as_examples, load_examples
+from rovrm.data.messages import BadRow, text_of
+from rovrm.data.reader import read_row
+from rovrm.training.checks import check_responses
 
 
 def find(name: str) -> str:

@@ -9,10 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rovrm import front, room, score, train
-from rovrm.config import TrainConfig, parse, with_rates
-from rovrm.errors import UserError
-from rovrm.room import in_units, is_full, parameter_counts, room_for
+from rovrm import score, train
+from rovrm.common.disk import in_units, is_full, room_for
+from rovrm.common.errors import UserError
+from rovrm.settings import command_line as front
+from rovrm.settings.command_line import parse
+from rovrm.settings.keys import TrainConfig, with_rates
+from rovrm.training import estimates
+from rovrm.training.estimates import parameter_counts
 from rovrm.world.default import BASE
 
 Usage = namedtuple("Usage", "total used free")
@@ -94,8 +98,8 @@ def test_training_asks_before_it_loads_a_model(tmp_path, free, monkeypatch, caps
 def test_the_room_asked_for_is_what_a_run_takes(tmp_path, monkeypatch, more):
     """Within a tenth and 2 MB of what lies there at the end: tokenizers and logs are not counted."""
     asked = []
-    inner = room.run_bytes
-    monkeypatch.setattr(room, "run_bytes", lambda *given: asked.append(inner(*given)) or asked[-1])
+    inner = estimates.run_bytes
+    monkeypatch.setattr(estimates, "run_bytes", lambda *given: asked.append(inner(*given)) or asked[-1])
     command = ["phase=3", f"out={tmp_path}", f"model={BASE}", "workers=0", "trainer.use_cpu=true", "eval_fraction=0.3"]
     command += [f"{name}.data=world:{name}?n=60" for name in ("text", "caption", "visual")]
     assert train.main([*command, "trainer.disable_tqdm=true", *more]) == 0

@@ -7,13 +7,14 @@ import torch
 from families import TEXT_FAMILIES, VISION_FAMILIES
 from PIL import Image
 
-from rovrm import modeling, rows
-from rovrm.batches import LOSS_KEYS
-from rovrm.checkpoints import load_processor, load_reward_model
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef
-from rovrm.losses import compare, preference_loss
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef
+from rovrm.model import collator as rows
+from rovrm.model import modeling
+from rovrm.model.batches import LOSS_KEYS
+from rovrm.model.loading import load_processor, load_reward_model
+from rovrm.training.losses import compare, preference_loss
 
 TOLERANCE = 1e-5
 SHARED = [

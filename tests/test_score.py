@@ -14,7 +14,7 @@ from PIL import Image
 
 from rovrm import RewardScorer
 from rovrm import score as command
-from rovrm.checkpoints import load_processor, load_reward_model
+from rovrm.model.loading import load_processor, load_reward_model
 
 TOLERANCE = 1e-5
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from rovrm import RewardScorer
-from rovrm.checkpoints import load_processor, load_reward_model, lora_config
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.model.adapters import lora_config
+from rovrm.model.loading import load_processor, load_reward_model
 
 TOLERANCE = 1e-5
 ANSWERS = ["A red cup.", "A red cup stands on it.", "", "No", "Two dogs!", "A red cup."]
@@ -238,7 +239,7 @@ def test_pairs_and_rankings_of_a_preference_data_set(scorer):
 
 def test_rows_score_as_they_train(scorer):
     """Prompts inside transcripts or messages, answers in columns of other names: the conversations of training."""
-    from rovrm.data import as_examples
+    from rovrm.data.loading import as_examples
 
     user, good, bad = (
         {"role": role, "content": text} for role, text in (("user", "Q?"), *[("assistant", t) for t in "AB"])

@@ -18,16 +18,20 @@ from safetensors.torch import load_file, save_file
 
 from data_selection.gradients import GradientFeatures, lora_layers
 from data_selection.store import Store
-from rovrm.checkpoints import load_adapter, load_config, load_processor, load_reward_model
-from rovrm.config import TrainConfig, parse
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.gradients import _features_of, adam_weigh, chosen_layers, gradient_model
-from rovrm.losses import ascents, compare, list_losses, preference_loss
-from rovrm.resume import settings_of
-from rovrm.rows import RewardCollator
-from rovrm.select import check_selection, main, selection_settings, target_phase
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.model.adapters import load_adapter
+from rovrm.model.collator import RewardCollator
+from rovrm.model.loading import load_config, load_processor, load_reward_model
+from rovrm.select import main
+from rovrm.selection.extraction import _features_of, adam_weigh, gradient_model
+from rovrm.selection.stage import check_selection
+from rovrm.selection.warm_up import chosen_layers
+from rovrm.settings.command_line import parse
+from rovrm.settings.keys import TrainConfig
 from rovrm.train import main as train
+from rovrm.training.losses import ascents, compare, list_losses, preference_loss
+from rovrm.training.plan import selection_settings, settings_of, target_phase
 from rovrm.world.default import BASE
 from rovrm.world.files import write_world
 
@@ -262,7 +266,7 @@ def parts(run):
 
 
 def examples() -> list[Example]:
-    from rovrm.data import load_examples
+    from rovrm.data.loading import load_examples
 
     pictures = load_examples("world:visual?n=3&seed=5").examples
     notes = load_examples("world:text?n=2&seed=5").examples

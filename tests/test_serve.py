@@ -24,10 +24,10 @@ pytest.importorskip("httpx2")
 from fastapi.testclient import TestClient
 
 from rovrm import RewardScorer, serve
-from rovrm.chat import ChatTemplate
-from rovrm.checkpoints import load_processor, load_reward_model
-from rovrm.config import ServeConfig
-from rovrm.serve_http import make_app
+from rovrm.model.chat import ChatTemplate
+from rovrm.model.loading import load_processor, load_reward_model
+from rovrm.serving.app import make_app
+from rovrm.settings.keys import ServeConfig
 from rovrm.world.default import BASE
 
 QUESTION = "What is in the picture?"
@@ -404,7 +404,7 @@ def test_how_far_a_body_that_is_too_long_is_read(client, length, chunks, read_ch
 
 
 def test_a_body_that_does_not_arrive(client, monkeypatch):
-    monkeypatch.setattr("rovrm.serve_http.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("rovrm.serving.app.BODY_SECONDS", 0.05)
     sent = []
 
     async def receive():

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rovrm import sources
-from rovrm.errors import UserError
-from rovrm.images import ImageRef
-from rovrm.sources import Rows, load_rows, parse_source, parse_sources
+from rovrm.common.errors import UserError
+from rovrm.data import sources
+from rovrm.data.images import ImageRef
+from rovrm.data.raw_rows import Rows
+from rovrm.data.sources import load_rows, parse_source, parse_sources
 
 GARBAGE = b"these bytes are no image: reading them would fail"
 

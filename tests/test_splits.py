@@ -8,11 +8,11 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef, content_hash
-from rovrm.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, TRAIN, Part, groups_of, members_of, split
-from rovrm.splits import hold_out as held_groups
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef, content_hash
+from rovrm.data.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, TRAIN, Part, groups_of, members_of, split
+from rovrm.data.splits import hold_out as held_groups
 
 
 def example(prompt: list[dict[str, Any]] | None = None) -> Example:

@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rovrm.checkpoints import weights_mark
-from rovrm.config import PHASES, TrainConfig, parse, with_rates
-from rovrm.scorer import RewardScorer
-from rovrm.train import main, with_default
+from rovrm.model.loading import weights_mark
+from rovrm.model.scorer import RewardScorer
+from rovrm.settings.command_line import parse
+from rovrm.settings.keys import TrainConfig, with_rates
+from rovrm.settings.phases import PHASES
+from rovrm.train import main
+from rovrm.training.setup import with_default
 from rovrm.world.default import BASE, SECTIONS, SETTINGS
 from rovrm.world.files import write_world
 
@@ -510,7 +513,7 @@ def test_full_tuning_is_stored_in_bfloat16_too(world, tmp_path, capsys):
 
 
 def defaulted(*argv: str) -> TrainConfig:
-    return with_default(parse(TrainConfig, list(argv), "train"), list(argv))
+    return with_default(parse(TrainConfig, list(argv), "train"), list(argv), "train")
 
 
 def test_no_model_means_the_shipped_default(capsys):
@@ -523,7 +526,7 @@ def test_no_model_means_the_shipped_default(capsys):
         assert section == vars(getattr(TrainConfig(), name)) | SECTIONS[name]
         assert section["data"] and all(source.startswith(f"world:{name}?") for source in section["data"])
     given = parse(TrainConfig, ["model=some/where"], "train")
-    assert with_default(given, ["model=some/where"]) == with_rates(given)
+    assert with_default(given, ["model=some/where"], "train") == with_rates(given)
     assert not capsys.readouterr().out
 
 

@@ -11,14 +11,17 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl
 
-from rovrm.checkpoints import load_processor, load_reward_model, lora_config, set_trainable
-from rovrm.config import TrainConfig, parse
-from rovrm.errors import UserError
-from rovrm.examples import Example
-from rovrm.images import ImageRef
-from rovrm.intervals import wilson95
-from rovrm.train import trainer_arguments
-from rovrm.trainer import LogFile, RewardConfig, RewardTrainer, TimedCheckpoints
+from rovrm.common.errors import UserError
+from rovrm.common.intervals import wilson95
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef
+from rovrm.model.adapters import lora_config, set_trainable
+from rovrm.model.loading import load_processor, load_reward_model
+from rovrm.settings.command_line import parse
+from rovrm.settings.keys import TrainConfig
+from rovrm.training.callbacks import LogFile, TimedCheckpoints
+from rovrm.training.setup import trainer_arguments
+from rovrm.training.trainer import RewardConfig, RewardTrainer
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 180, 20)}
 
@@ -181,12 +184,14 @@ def test_checkpoints_by_the_clock(trainer_of, monkeypatch):
 
     control, mine = TrainerControl(), TimedCheckpoints(3, 5, clock)
     mine.on_train_begin(None, None, None)
-    monkeypatch.setattr("rovrm.trainer.broadcast_object_list", lambda found: [True])  # process 0 finds it is time
+    monkeypatch.setattr(
+        "rovrm.training.callbacks.broadcast_object_list", lambda found: [True]
+    )  # process 0 finds it is time
     mine.on_step_end(None, None, control)
     assert control.should_save
     control.should_save = False
     clock.now += 1e6
-    monkeypatch.setattr("rovrm.trainer.broadcast_object_list", lambda found: [False])
+    monkeypatch.setattr("rovrm.training.callbacks.broadcast_object_list", lambda found: [False])
     mine.on_step_end(None, None, control)
     assert not control.should_save
 

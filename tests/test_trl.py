@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 
-from rovrm.scorer import RewardScorer
+from rovrm.model.scorer import RewardScorer
 from rovrm.world.default import BASE
 from rovrm.world.scenes import Drawing, draw_scene
 

@@ -10,8 +10,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from rovrm.data import load_examples
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.data.loading import load_examples
 from rovrm.world.language import KINDS, ask
 from rovrm.world.pairs import POOL, faithful_pair, pair_row
 from rovrm.world.scenes import COLOURS, HELD_OUT, Drawing, draw_scene, edit, values

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rovrm.world import base
-from rovrm.world.base import encode, make_model, padded, pixels, train_language, train_tower
+from rovrm.tiny_base import base
+from rovrm.tiny_base.base import encode, make_model, padded, pixels, train_language, train_tower
+from rovrm.tiny_base.lessons import REPAIRABLE, SLIPPED, Sample, base_sample, repaired
+from rovrm.tiny_base.measure import fact_accuracy, measure_base
 from rovrm.world.default import BASE
 from rovrm.world.language import KINDS, ask
-from rovrm.world.lessons import REPAIRABLE, SLIPPED, Sample, base_sample, repaired
-from rovrm.world.measure import fact_accuracy, measure_base
 from rovrm.world.oracle import judge
 from rovrm.world.scenes import HELD_OUT, Drawing, draw_scene
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rovrm.data import load_examples
-from rovrm.errors import UserError
-from rovrm.images import content_hash
+from rovrm.common.errors import UserError
+from rovrm.data.images import content_hash
+from rovrm.data.loading import load_examples
 from rovrm.world import files
 from rovrm.world.__main__ import main
 from rovrm.world.files import write_world

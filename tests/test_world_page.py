@@ -2,16 +2,14 @@
 
 import pytest
 
-from rovrm.examples import Example
-from rovrm.images import ImageRef
+from rovrm.best_of_n.world_page import explain, headline, write_report
+from rovrm.best_of_n.world_table import compare_choices, judge_rows
+from rovrm.data.example import Example
+from rovrm.data.images import ImageRef
 from rovrm.world.oracle import judge
-from rovrm.world.page import explain, headline, write_report
-from rovrm.world.report import compare_choices, judge_rows
 from rovrm.world.scenes import Drawing, Scene, Thing
 
-SCENE = Scene(
-    "picture", (Thing("large", "blue", "circle", "top left"), Thing("small", "red", "ring", "bottom right"))
-)
+SCENE = Scene("picture", (Thing("large", "blue", "circle", "top left"), Thing("small", "red", "ring", "bottom right")))
 TRUE = "I see a large blue circle in the top left and a small red ring in the bottom right."
 
 
@@ -53,4 +51,3 @@ def test_a_page(tmp_path):
     assert "its reward, +2.50, is the highest of 3 different answers (the next: +1.00)" in items[0]
     assert "a true answer was there, with +1.00" in items[0] and "<script>" not in page
     assert 'name="viewport"' in page and "large blue circle, top left" in page  # for those who do not see the picture
-

@@ -10,8 +10,9 @@
 import sys
 from pathlib import Path
 
-from rovrm.config import WorldConfig, WorldMeasureConfig, WorldTrainConfig, parse, run
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.settings.command_line import parse, run
+from rovrm.settings.keys import WorldConfig, WorldMeasureConfig, WorldTrainConfig
 
 
 def world(argv: list[str]) -> None:
@@ -36,8 +37,8 @@ def _train(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"out={config.out!r} cannot be written ({error.strerror}); give another folder") from error
 
-    from rovrm.world.base import make_base
-    from rovrm.world.measure import measure_base
+    from rovrm.tiny_base.base import make_base
+    from rovrm.tiny_base.measure import measure_base
 
     model, processor = make_base(out, config.samples, config.seed, compiled=config.compile)
     _print(measure_base(model, processor))
@@ -46,9 +47,9 @@ def _train(argv: list[str]) -> None:
 def _measure(argv: list[str]) -> None:
     config = parse(WorldMeasureConfig, argv, "python -m rovrm.world measure")
 
-    from rovrm.policy import Policy
+    from rovrm.model.policy import Policy
+    from rovrm.tiny_base.measure import measure_base
     from rovrm.world.default import BASE
-    from rovrm.world.measure import measure_base
 
     policy = Policy.from_pretrained(config.model or BASE, device="cpu")
     _print(measure_base(policy.model, policy.processor))

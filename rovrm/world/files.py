@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from rovrm.data import write_jsonl
-from rovrm.errors import UserError
+from rovrm.common.errors import UserError
+from rovrm.common.files import write_jsonl
 from rovrm.world.pairs import INPUTS, pair_row
 
 

@@ -1,0 +1,1 @@
+"""What several measuring scripts share."""

@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, the room on a disk, intervals."""

@@ -1,0 +1,1 @@
+"""From a source (a file, a folder, a hub id, the world) to examples."""

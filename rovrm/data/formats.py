@@ -1,0 +1,356 @@
+"""Readers: one raw row of a known preference format -> one Example. Which format it is, is found from the columns.
+
+Each `read_X(row)` is pure and returns `(prompt, responses, ranks)`. Images, ids, captions and margins sit in the same
+columns in every format and are read by `read_row`. The schemas are those of the hub cards and of the original code; a
+reader's name is what `reader=` takes.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rovrm.common.errors import UserError
+from rovrm.data.messages import (
+    IMAGE_COLUMNS,
+    BadRow,
+    parsed,
+    to_messages,
+)
+
+Read = tuple[Any, list[Any], list[int]]  # prompt (string or messages), responses (strings or messages), ranks
+
+VIDEO_COLUMNS = ("video", "videos", "video_path")
+OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "scores", "system")
+PAIR_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VLFeedback's three ratings
+
+
+# ---- the formats -----------------------------------------------------------------------------------------------------
+
+
+def ranks_of(scores: Sequence[float]) -> list[int]:
+    """Dense ranks, 0 for the highest score; equal scores tie."""
+    levels = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
+    return [levels[score] for score in scores]
+
+
+def _field(row: Mapping[str, Any], *names: str) -> Any:
+    """The first of these fields that has a value."""
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise BadRow(names[0], None, f"no value in {' or '.join(names)}; fill it in or drop the row")
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of dicts, also from the dict of lists as which `datasets` returns a Sequence of dicts."""
+    if isinstance(value, Mapping):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    return list(value)
+
+
+def _rated(row: Mapping[str, Any], score: Callable[[Mapping[str, Any]], float | None]) -> tuple[list[Any], list[int]]:
+    """Answers with their ranks by score; those whose score is None are dropped."""
+    completions = listed(_field(row, "completions"))
+    scored = [(c["response"], s) for c in completions if (s := score(c)) is not None and c.get("response") is not None]
+    if len(scored) < 2:
+        raise BadRow("completions", completions, f"{len(scored)} of {len(completions)} have ratings, a ranking needs 2")
+    return [response for response, _ in scored], ranks_of([s for _, s in scored])
+
+
+def rating_in(value: Any) -> float | None:
+    """UltraFeedback and VLFeedback store ratings as strings; "N/A" and nonsense give None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):  # the last of a whole number beyond every float
+        return None
+    return number if math.isfinite(number) else None
+
+
+def number_in(value: Any) -> float | None:
+    """As `rating_in`, but true and false are no numbers."""
+    return None if isinstance(value, bool) else rating_in(value)
+
+
+def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = None) -> float | None:
+    """Mean over the aspects; None when one is missing, since a mean of fewer cannot be compared with the others'."""
+    annotations = completion.get("annotations") or {}
+    ratings = [rating_in((annotations.get(name) or {}).get("Rating")) for name in aspects or annotations]
+    known = [rating for rating in ratings if rating is not None]
+    return sum(known) / len(known) if known and len(known) == len(ratings) else None
+
+
+def read_ultrafeedback(row: Mapping[str, Any]) -> Read:
+    """openbmb/UltraFeedback: by overall_score; by the mean of the aspects where no completion of the row has one."""
+    if any(c.get("overall_score") is not None for c in listed(_field(row, "completions"))):
+        return _field(row, "instruction"), *_rated(row, lambda c: rating_in(c.get("overall_score")))
+    return _field(row, "instruction"), *_rated(row, _mean_rating)
+
+
+def read_vlfeedback(row: Mapping[str, Any]) -> Read:
+    """MMInstruction/VLFeedback: by the mean of the three ratings."""
+    return _field(row, "prompt"), *_rated(row, lambda c: _mean_rating(c, ASPECTS))
+
+
+def read_ultrafeedback_binarized(row: Mapping[str, Any]) -> Read:
+    """HuggingFaceH4/ultrafeedback_binarized: a TRL pair with scores, which `_judged` looks at."""
+    for column in PAIR_SCORES[0]:
+        _field(row, column)
+    return read_trl(row)
+
+
+def read_plain(row: Mapping[str, Any]) -> Read:
+    """prompt | question | instruction (+ input, as in Alpaca files), chosen, rejected. RLAIF-V is this too."""
+    chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    _refuse_texts(chosen, rejected)
+    return _prompt_text(row), [chosen, rejected], [0, 1]
+
+
+def _prompt_text(row: Mapping[str, Any]) -> Any:
+    prompt = _field(row, "prompt", "question", "instruction", "input")
+    both = prompt is row.get("instruction") and isinstance(row.get("input"), str) and row["input"].strip()
+    return f"{prompt}\n\n{row['input']}" if both else prompt
+
+
+def read_rlhf_v(row: Mapping[str, Any]) -> Read:
+    """openbmb/RLHF-V-Dataset: question, chosen and rejected are a JSON text in `text`."""
+    text = parsed(_field(row, "text"), "text")
+    if not isinstance(text, Mapping):
+        raise BadRow("text", text, 'takes a JSON text {"question", "chosen", "rejected"}; mend the row')
+    return read_plain(text)
+
+
+def _conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    turns = parsed(_field(row, "conversations"), "conversations")
+    if not isinstance(turns, Sequence) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRow("conversations", turns, "takes a list of {from, value}; mend the row")
+    return list(turns)
+
+
+def read_llava_human_preference(row: Mapping[str, Any]) -> Read:
+    """zhiqings/LLaVA-Human-Preference-10K: the last turn, by gpt, is a placeholder for the two outputs."""
+    turns = _conversation(row)
+    prompt = turns[:-1] if turns[-1].get("from") in ("gpt", "assistant") else turns
+    return prompt, [_field(row, "output_1"), _field(row, "output_2")], _preferred(row)
+
+
+def read_two_outputs(row: Mapping[str, Any]) -> Read:
+    """output_1, output_2 and which is better: 1 or 2, or a float between (LLMBar, AlpacaEval)."""
+    return _prompt_text(row), [_field(row, "output_1"), _field(row, "output_2")], _preferred(row)
+
+
+def _preferred(row: Mapping[str, Any]) -> list[int]:
+    value = _field(row, "label", "preference") if "label" in row else _field(row, "preference", "label")
+    number = number_in(value)
+    if number is None or not 1 <= number <= 2:
+        field = "label" if row.get("label") is not None else "preference"
+        raise BadRow(field, value, "takes 1 (output_1 is better), 2, or a number between (1.5 is a tie); mend the row")
+    return [0, 0] if number == 1.5 else [0, 1] if number < 1.5 else [1, 0]
+
+
+def read_vision_feedback_mix(row: Mapping[str, Any]) -> Read:
+    """wangclnlp/vision-feedback-mix-binarized: conversations is a *string*; the last turn has preference_values."""
+    turns = _conversation(row)
+    answers = turns[-1].get("preference_values")
+    if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) < 2:
+        raise BadRow("conversations", turns[-1], "the last turn needs preference_values [preferred, dispreferred]")
+    return turns[:-1], list(answers), list(range(len(answers)))
+
+
+def read_rovrm_ranked(row: Mapping[str, Any]) -> Read:
+    """The RoVRM authors' JSON: the last turn's value is the list of answers, best to worst."""
+    turns = _conversation(row)
+    answers = turns[-1].get("value")
+    if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) < 2:
+        raise BadRow("conversations", turns[-1], "the last turn's value is the list of two or more answers, best first")
+    return turns[:-1], list(answers), list(range(len(answers)))
+
+
+def read_sharegpt_ranking(row: Mapping[str, Any]) -> Read:
+    """LLaMA-Factory's ShareGPT ranking file: conversations, and chosen and rejected as one message each."""
+    return _conversation(row), [_field(row, "chosen"), _field(row, "rejected")], [0, 1]
+
+
+def read_hh_rlhf(row: Mapping[str, Any]) -> Read:
+    """Anthropic/hh-rlhf: two transcripts; the prompt is what they share up to the last "Assistant:"."""
+    chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise BadRow("chosen", chosen, "takes transcripts, two texts; set reader=trl for lists of messages")
+    shared = os.path.commonprefix([chosen, rejected])
+    cut = shared.rfind("\n\nAssistant:") + len("\n\nAssistant:")
+    if cut < len("\n\nAssistant:") or not shared.startswith("\n\nHuman:"):
+        raise BadRow("chosen", chosen, 'the transcripts share no "\\n\\nHuman: ... \\n\\nAssistant:"; set reader=NAME')
+    answers = [chosen[cut:].strip(), rejected[cut:].strip()]
+    if any("\n\nHuman:" in answer for answer in answers):
+        raise BadRow("chosen", chosen, "the transcripts part before their last answers; drop the row")
+    parts = re.split(r"\n\n(Human|Assistant):", shared[: cut - len("\n\nAssistant:")])
+    turns: list[dict[str, Any]] = []
+    for speaker, text in zip(parts[1::2], parts[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:  # some transcripts repeat a speaker; chat templates want turns
+            turns[-1]["content"] += "\n\n" + text.strip()
+        else:
+            turns.append({"role": role, "content": text.strip()})
+    return turns, answers, [0, 1]
+
+
+def read_trl(row: Mapping[str, Any]) -> Read:
+    """TRL's preference formats: strings or messages, the prompt in its own column or as the answers' shared start."""
+    chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    prompt = row.get("prompt")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is not None:
+            return prompt, [chosen, rejected], [0, 1]
+        shared = os.path.commonprefix([chosen, rejected])
+        shared = shared.removesuffix(" ")  # as in TRL's extract_prompt: the blank belongs to the answers
+        return shared, [chosen[len(shared) :], rejected[len(shared) :]], [0, 1]
+    _refuse_texts(chosen, rejected)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise BadRow("rejected", rejected, "chosen and rejected are both texts or both lists of messages; mend the row")
+    if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
+        return prompt, [chosen, rejected], [0, 1]
+    same = 0
+    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+        same += 1
+    if len(chosen) - same != 1 or len(rejected) - same != 1:
+        where = f"message {same + 1} of {len(chosen)} and {len(rejected)}"
+        reason = f"chosen and rejected part at {where}, and may differ in their last message only; "
+        raise BadRow("chosen", chosen, reason + "cut both behind the first one that differs, or drop the row")
+    return _with_turns(prompt, list(chosen[:same])), [chosen[-1], rejected[-1]], [0, 1]
+
+
+def _refuse_texts(*answers: Any) -> None:
+    """Raises BadRow for several texts where one answer, or a list of messages, is expected."""
+    for column, listed in zip(("chosen", "rejected"), answers, strict=True):
+        if isinstance(listed, (list, tuple)) and len(listed) > 1 and any(isinstance(item, str) for item in listed):
+            reason = f"a list of {len(listed)} texts, where one answer is expected; write all answers as one list "
+            raise BadRow(column, listed, reason + "`responses`, best first or with `ranks` beside it")
+
+
+def _with_turns(prompt: Any, turns: list[Any]) -> Any:
+    """The explicit prompt and the shared turns, where the turns may repeat the prompt (ultrafeedback_binarized)."""
+    if not turns or prompt is None:
+        return turns or prompt
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages, shared = to_messages(given), to_messages(turns)
+    repeated = any(shared[i : i + len(messages)] == messages for i in range(len(shared)))
+    return turns if repeated else [*given, *turns]
+
+
+def read_ranked(row: Mapping[str, Any]) -> Read:
+    """prompt, responses and their order: by `ranks` (lower is better, equal is a tie), without them by `scores` (higher
+    is better), without both best first. Where both are given, `_judged` has them agree."""
+    responses = _field(row, "responses")
+    if isinstance(responses, str) or not isinstance(responses, Sequence):
+        raise BadRow("responses", responses, "takes a list of two or more texts; mend the row")
+    scores, ranks = (_numbers(row, column, len(responses)) for column in ("scores", "ranks"))
+    if ranks is not None:
+        scores = [-rank for rank in ranks]
+    order = list(range(len(responses))) if scores is None else ranks_of(scores)
+    return _prompt_text(row), list(responses), order
+
+
+def _numbers(row: Mapping[str, Any], column: str, count: int) -> list[float] | None:
+    """A column with one number for each of the `count` responses; None where it is null or not there."""
+    if row.get(column) is None:
+        return None
+    values = row[column]
+    numbers = [number_in(value) for value in values]
+    known = [number for number in numbers if number is not None]
+    if isinstance(values, str) or not len(known) == len(numbers) == count:
+        raise BadRow(column, values, f"takes one number for each of the {count} responses; mend the row")
+    return known
+
+
+# ---- which reader ----------------------------------------------------------------------------------------------------
+
+
+class Reader(NamedTuple):
+    """columns: what it needs ("a|b": either). read: the function. fits: a further look at columns and a row, if any."""
+
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], Read]
+    fits: Callable[[set[str], Mapping[str, Any]], bool] = lambda columns, row: True
+
+
+PROMPT = "prompt|question|instruction"
+# Ours -> theirs: `response` is a list there, `human_ranking` the rank of each (0 is the best).
+VL_REWARDBENCH = {"prompt": "query", "responses": "response", "ranks": "human_ranking"}
+PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
+TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in these may end as an image's name does
+
+
+def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
+    return not columns & {*PROMPT.split("|")} and str(row.get("chosen", "\n\nHuman:")).startswith("\n\nHuman:")
+
+
+def _is_trl(columns: set[str], row: Mapping[str, Any]) -> bool:
+    # Two texts alone start with their prompt; beside an unknown column they would lose it.
+    listed = any(isinstance(row.get(name), (list, tuple)) for name in ("prompt", "chosen", "rejected"))
+    return listed or columns <= {"chosen", "rejected", *OPTIONAL}
+
+
+# From the most to the least particular: the first that fits is taken.
+READERS: dict[str, Reader] = {
+    "ultrafeedback": Reader(("instruction", "completions"), read_ultrafeedback),
+    "ultrafeedback_binarized": Reader(
+        ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), read_ultrafeedback_binarized
+    ),
+    "rlaif-v": Reader(("ds_name", "image", "question", "chosen", "rejected"), read_plain),
+    "rlhf-v": Reader(("ds_name", "image", "text"), read_rlhf_v),
+    "llava-human-preference": Reader(("conversations", "output_1", "output_2"), read_llava_human_preference),
+    "vlfeedback": Reader(("prompt", "completions"), read_vlfeedback),
+    "vision-feedback-mix": Reader(("conversations", "origin_pre_dataset"), read_vision_feedback_mix),
+    "sharegpt-ranking": Reader(("conversations", "chosen", "rejected"), read_sharegpt_ranking),
+    "rovrm-ranked": Reader(("conversations",), read_rovrm_ranked),
+    "ranked": Reader((PROMPT, "responses"), read_ranked),
+    "two-outputs": Reader((f"{PROMPT}|input", "output_1", "output_2", "label|preference"), read_two_outputs),
+    "hh-rlhf": Reader(("chosen", "rejected"), read_hh_rlhf, _is_transcript),
+    "trl": Reader(("chosen", "rejected"), read_trl, _is_trl),
+    "plain": Reader((PROMPT, "chosen", "rejected"), read_plain),
+}
+
+
+def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) -> str:
+    """The name of the reader for these columns; `row`, one of the rows, tells apart formats with the same columns.
+
+    Raises UserError listing the columns, what the nearest readers need, and the remedy.
+    """
+    found = set(columns)
+    for name, reader in READERS.items():
+        if not _missing(reader, found) and reader.fits(found, row or {}):
+            return name
+    # The general formats stand last, and are the better advice among equals.
+    nearest = sorted(
+        reversed(READERS), key=lambda name: len(_missing(READERS[name], found)) / len(READERS[name].columns)
+    )[:3]
+    needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], found)) or 'nothing'}" for name in nearest)
+    remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: "
+    remedy += "reader=NAME"
+    if found >= {*VL_REWARDBENCH.values()}:
+        mapping = "&".join(f"columns.{ours}={theirs}" for ours, theirs in VL_REWARDBENCH.items())
+        remedy = f"These are rows of VL-RewardBench: read them by SOURCE?{mapping}; to score them, call the columns so"
+    raise UserError(f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. {remedy}")
+
+
+def _missing(reader: Reader, found: set[str]) -> list[str]:
+    return [needed for needed in reader.columns if not found & set(needed.split("|"))]
+
+
+def check_columns(mapping: Mapping[str, str], found: Sequence[str]) -> None:
+    """Raises UserError for a canonical name that no reader knows, and for a column that the data do not have."""
+    known = {*OPTIONAL, *(name for r in READERS.values() for needed in r.columns for name in needed.split("|"))}
+    for canonical, theirs in mapping.items():
+        if canonical not in known:
+            raise UserError(f"columns.{canonical}: no reader knows this name; takes {', '.join(sorted(known))}")
+        if theirs not in found:
+            raise UserError(f"columns.{canonical}={theirs}: the data have no such column; they have {', '.join(found)}")
+
+
+def rename(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+    """The row with `mapping` {canonical: theirs} applied; a column of a canonical name that is mapped gives way."""
+    taken = {*mapping.values(), *mapping}
+    kept = {key: value for key, value in row.items() if key not in taken}
+    return kept | {canonical: row[theirs] for canonical, theirs in mapping.items() if theirs in row}

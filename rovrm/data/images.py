@@ -1,0 +1,264 @@
+"""Lazy images: a handle that costs nothing until it is opened, and the rule by which an image file is found.
+
+    ref = ImageRef(path=find_image("images/1.jpg", image_root=None, data_file="data/train.jsonl"), label="images/1.jpg")
+    ref.open()                      # PIL image, RGB, upright
+
+The pixels are those of the hub's own loader (`datasets.Image`, which turns the image upright by its EXIF orientation),
+converted to RGB as image processors do (`convert("RGB")`: transparency is dropped, not blended). A path, an embedded
+image and a PIL image therefore give the same pixels. One departure: 16-bit greyscale is scaled to 8 bits, where
+`convert("RGB")` would clip almost every pixel to white.
+"""
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from rovrm.common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(".mp4 .avi .mov .webm .mkv .m4v .mpg .mpeg .flv .wmv".split())
+# Only raster formats: PIL would hand an EPS file to Ghostscript.
+PIL.Image.init()
+KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)  # a name that this Pillow lacks is a KeyError in open
+MAX_PIXELS = 50_000_000  # of all images of a row together, where nothing else is asked for: 200 MB decoded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRef:
+    """One image, not read before `open()`: a file, a cell of a data set, a PIL image in memory, or one drawn on demand.
+
+    path: the file. image: the PIL image. drawing: a hashable function that draws the image, the same each time.
+    dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives the
+        stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
+    label: the image's name in the data, on which captions are joined; without it the path, or the name embedded.
+
+    Equal and hashable by what it points to (a PIL image: by identity). Picklable: a memory-mapped data set is pickled
+    as the names of its files.
+    """
+
+    path: str | None = None
+    image: PIL.Image.Image | None = None
+    dataset: Any = None
+    row: int = 0
+    column: str = ""
+    item: int | None = None
+    label: str | None = None
+    drawing: Callable[[], PIL.Image.Image] | None = None
+
+    def open(self, left: int | None = None) -> PIL.Image.Image:
+        """The decoded image, (height, width) RGB, upright.
+
+        left: the pixels that its row may still have. Raises UserError naming the image and what is wrong: missing,
+        empty, truncated, not an image, or more pixels than these or than PIL's limit against decompression bombs
+        (checked before decoding).
+        """
+        try:
+            if self.image is not None:
+                self._check_left(self.image, left)
+                return _upright_rgb(self.image)
+            if self.drawing is not None:
+                return self.drawing()
+            with PIL.Image.open(self._source(), formats=FORMATS) as image:
+                _check_size(image)
+                self._check_left(image, left)
+                return _upright_rgb(image)
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"{self}: no such file; mend the path or set image_root=FOLDER") from error
+        except PIL.Image.DecompressionBombError as error:
+            raise UserError(f"{self}: {error}; shrink the image or drop the row") from error
+        except PIL.UnidentifiedImageError as error:
+            raise UserError(f"{self}: not an image in a format read here ({', '.join(FORMATS)}); convert it") from error
+        except Exception as error:  # decoders have no common class of errors
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self}: cannot be decoded ({reason}); replace the file or drop the row") from error
+
+    @property
+    def name(self) -> str:
+        """The name captions are joined on: as written in the data, else the path, else "". Reads no image bytes."""
+        if self.label is not None:
+            return self.label
+        if self.path is not None:
+            return self.path
+        if self.dataset is not None:
+            return self._cell()["path"].as_py() or ""
+        return getattr(self.image, "filename", "") or ""
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"image {self.path}"
+        if self.dataset is not None:
+            place = "" if self.item is None else f", image {self.item + 1}"
+            named = f" ({self.label})" if self.label else ""
+            return f"image in column {self.column!r}, row {self.row + 1}{place}{named}"
+        return f"image {self.name}" if self.name else f"image in memory {getattr(self.image, 'size', '')}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageRef) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        # A data set's fingerprint survives pickling, its identity does not.
+        fingerprint = getattr(self.dataset, "_fingerprint", None)
+        image = id(self.image) if self.image else None
+        return self.path, image, fingerprint, self.row, self.column, self.item, self.drawing
+
+    def _check_left(self, image: PIL.Image.Image, left: int | None) -> None:
+        if left is not None and image.width * image.height > left:
+            raise UserError(
+                f"{self}: {image.width} x {image.height} pixels, where max_pixels leaves {max(left, 0)} for it (all "
+                "images of a row count together); shrink it, raise max_pixels or drop the row"
+            )
+
+    def _cell(self) -> Any:
+        """The Arrow scalar {"bytes", "path"}; its members are copied out of the file only by as_py()."""
+        cell = self.dataset[self.row].column(self.column)[0]
+        return cell if self.item is None else cell[self.item]
+
+    def _source(self) -> str | io.BytesIO:
+        if self.path is not None:
+            return _not_empty(self.path, os.path.getsize(self.path))
+        if self.dataset is None:
+            raise ValueError("the handle holds neither a path nor an image")
+        cell = self._cell()
+        data, path = cell["bytes"].as_py(), cell["path"].as_py()
+        if data is None and path is None:
+            raise ValueError("neither bytes nor a path are stored")
+        if data is None:
+            return path
+        return _not_empty(io.BytesIO(data), len(data))
+
+
+def open_images(images: Sequence[ImageRef], max_pixels: int) -> Iterator[PIL.Image.Image]:
+    """The images of a row, decoded one after the other, of at most `max_pixels` together. Raises UserError as
+    `ImageRef.open`."""
+    for ref in images:
+        opened = ref.open(max_pixels)
+        max_pixels -= opened.width * opened.height
+        yield opened
+
+
+def content_hash(image: PIL.Image.Image) -> str:
+    """sha1 over the size and the RGB bytes: the same for the same pixels, whatever the file is called."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    digest = hashlib.sha1(f"{rgb.width}x{rgb.height}:".encode(), usedforsecurity=False)
+    digest.update(rgb.tobytes())
+    return digest.hexdigest()
+
+
+def _not_empty(source: Any, size: int) -> Any:
+    if not size:
+        raise EOFError("the file is empty, 0 bytes")
+    return source
+
+
+def _check_size(image: PIL.Image.Image) -> None:
+    """PIL only warns between one and two times its limit; here the limit is one."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ValueError(f"its size is {width} x {height}")
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise PIL.Image.DecompressionBombError(f"{width} x {height} pixels, above the limit of {limit} pixels")
+
+
+def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    image.load()
+    if image.getexif().get(PIL.Image.ExifTags.Base.Orientation) is not None:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    # A copy also of RGB: what the caller gets must not share pixels with an image the user still holds.
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+# ---- finding files ---------------------------------------------------------------------------------------------------
+
+_roots: dict[str, str] = {}  # data folder -> the folder under which its images were last found
+
+
+def find_image(
+    name: str,
+    image_root: str | os.PathLike | None = None,
+    data_file: str | os.PathLike | None = None,
+    must_exist: bool = True,
+) -> str:
+    """The path of an image named in a data file.
+
+    An absolute path is taken as it is. A relative one is looked up under `image_root` if given, else in the folder of
+    `data_file` (itself, if it is a folder; none: the working folder), else in that folder's parents, nearest first. The
+    folder that worked is tried first for the next name of the same data folder, so that many rows cost one look each;
+    it is logged once. Raises UserError for a URL, a video, an empty name, and a file found nowhere (must_exist=False:
+    that one keeps its name).
+    """
+    _refuse(name)
+    try:
+        return _search(expanded(name), name, image_root, data_file)
+    except UserError:
+        if must_exist:
+            raise
+        return name
+
+
+def _search(path: str, name: str, image_root: str | os.PathLike | None, data_file: str | os.PathLike | None) -> str:
+    if os.path.isabs(path):
+        return _existing(path)
+    if image_root is not None:
+        return _existing(os.path.join(expanded(image_root), path))
+    folder = _folder_of(data_file)
+    root = _roots.get(folder)
+    if root is not None and os.path.isfile(os.path.join(root, path)):
+        return os.path.join(root, path)
+    for parent in (Path(folder), *Path(folder).parents):
+        if os.path.isfile(parent / path):
+            _say_root(folder, str(parent))
+            return str(parent / path)
+    raise UserError(f"image {name}: not found in {folder} or the folders above it; set image_root=FOLDER")
+
+
+def expanded(path: str | os.PathLike) -> str:
+    """The path with the home folder for a leading `~`; as it is where no user can have such a name."""
+    try:
+        return os.path.expanduser(os.fspath(path))
+    except ValueError:  # ~ and a zero byte, or half a character
+        return os.fspath(path)
+
+
+def _refuse(name: str) -> None:
+    if not name.strip():
+        raise UserError("image '': the name is empty; give a path, or null for a row without an image")
+    if "://" in name or name.startswith("data:"):
+        raise UserError(f"image {name[:120]}: URLs are not fetched; download the image and give its path")
+    if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+        raise UserError(f"image {name}: this is a video, and only images can be scored; drop the row or give a frame")
+
+
+def _existing(path: str) -> str:
+    if os.path.isfile(path):
+        return path
+    raise UserError(f"image {path}: no such file; mend the path or set image_root=FOLDER")
+
+
+def _folder_of(data_file: str | os.PathLike | None) -> str:
+    path = os.path.abspath(expanded(data_file)) if data_file is not None else os.getcwd()
+    return path if os.path.isdir(path) else os.path.dirname(path)
+
+
+def _say_root(folder: str, root: str) -> None:
+    if _roots.get(folder) != root:
+        logger.info("images of %s are looked up under %s", folder, root)
+    _roots[folder] = root

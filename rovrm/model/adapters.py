@@ -1,0 +1,160 @@
+"""What trains: adapters, their folders, the projector and the head; and how an adapter is merged."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from rovrm.common.errors import UserError
+from rovrm.common.files import read_json
+from rovrm.model.chat import prepare_template
+from rovrm.model.loading import PROJECTORS, is_reward_model, load_config, load_processor, load_reward_model, logger
+
+ADAPTER = "adapter"
+
+
+def training_processor(
+    base: str, start: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None
+) -> Any:
+    """The processor that a reward model is trained and saved with: that of what training starts from (a base, a
+    checkpoint, or an adapter's folder), whose rewards are read in its own chat template. A language model's template,
+    and one that a file gives, is prepared for that (`rovrm.model.chat.prepare_template`)."""
+    config = config or load_config(base, trust_remote_code)
+    adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
+    place = start if not adapter else processor_of(Path(start), base)
+    processor = load_processor(place, chat_template, trust_remote_code, config)
+    if chat_template or (place == base and not is_reward_model(config)):
+        prepare_template(processor)
+    return processor
+
+
+# ---- what trains -----------------------------------------------------------------------------------------------------
+
+
+def projector_names(model: nn.Module) -> list[str]:
+    """Dotted names of the projector modules; the members of a ModuleList one by one, as PEFT wants them."""
+    names = []
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] not in PROJECTORS:
+            continue
+        names += [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+    return names
+
+
+def lora_config(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Any:
+    """LoRA on every linear layer of the language model (and of nothing else: `all-linear` would adapt the vision tower
+    too); `score` and the projector are trained and saved in full, in the adapter."""
+    from peft import LoraConfig
+
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    layers = {name.rsplit(".", 1)[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(layers))})"
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=pattern,
+        modules_to_save=["score", *projector_names(model)],
+    )
+
+
+def add_adapter(model: PreTrainedModel, base: str, r: int, alpha: int, dropout: float) -> Any:
+    """The model with a fresh adapter on it, which remembers its base by name, or by its absolute folder."""
+    from peft import get_peft_model
+
+    if os.path.isdir(base):
+        model.name_or_path = os.path.abspath(base)
+    return get_peft_model(model, lora_config(model, r, alpha, dropout))
+
+
+def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
+    """The model with the adapter of a folder on it."""
+    from peft import PeftModel
+
+    if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
+        raise UserError(f"{folder!r} holds no adapter_model.safetensors; give a folder that rovrm.train wrote")
+    if trainable:  # PEFT loads what it saves in full in the base's type: bfloat16 would round it
+        for name in ("score", *projector_names(model)):
+            model.get_submodule(name).float()
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+
+
+def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
+    """Chooses what trains, in float32: adapter (or language model, with `full`) and score; the projector only in the
+    visual phase; the vision tower never. bfloat16 weights would round the paper's updates of 1e-6 away."""
+    projectors = [f".{name}." for name in PROJECTORS]
+    if full:
+        decoder = {id(p) for p in model.get_decoder().parameters()}  # type: ignore[operator]
+    for name, parameter in model.named_parameters():
+        if any(part in f".{name}" for part in projectors):
+            active = visual and (full or ".modules_to_save." in name)
+        elif full:
+            active = id(parameter) in decoder or name.startswith("score.")
+        else:
+            active = "lora_" in name or ".score.modules_to_save." in name
+        parameter.requires_grad_(active)
+        if active and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+# ---- adapters of finished phases -------------------------------------------------------------------------------------
+
+
+def adapter_folder(name: str | os.PathLike) -> Path:
+    """The folder of a phase's adapter: `name` itself or its `adapter/`. Raises UserError where there is none."""
+    for folder in (Path(name), Path(name) / ADAPTER):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise UserError(
+        f"{os.fspath(name)!r} holds neither config.json nor {ADAPTER}/adapter_config.json; give a phase folder of "
+        "rovrm.train"
+    )
+
+
+def base_of(adapter: Path) -> str:
+    """The base model that an adapter was trained on, a folder or a hub id. Raises UserError when it is not there."""
+    settings = adapter / "adapter_config.json"
+    base = read_json(settings).get("base_model_name_or_path")
+    if not base or ((os.path.isabs(base) or base.startswith(".")) and not os.path.isdir(base)):
+        raise UserError(
+            f"the base model {base!r} of the adapter {str(adapter)!r} is not there; put it back, or write its place "
+            f"into base_model_name_or_path of {settings}"
+        )
+    return base
+
+
+def brings_head(adapter: Path) -> bool:
+    """Whether the adapter holds a trained `score`; PEFT takes one without, and leaves the head random."""
+    return "score" in (read_json(adapter / "adapter_config.json").get("modules_to_save") or [])
+
+
+def phase_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished phase (phase.json), empty where there is none."""
+    path = folder / "phase.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def processor_of(adapter: Path | None, base: str) -> str:
+    """Where the processor lies: with the adapter or beside it, with the chat template of the training, else with the
+    base, which is said."""
+    nearby = [] if adapter is None else [adapter, adapter.parent]
+    found = next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
+    if adapter is not None and found == base:
+        logger.warning(
+            "%s holds no processor, as an earlier version wrote it: the base's is taken; was it trained with another "
+            "chat template, copy the processor files of its phase folder into it",
+            adapter,
+        )
+    return found
+
+
+def merge_adapter(base: str, adapter: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The adapter merged into its base, in float32 whatever the base was trained in: bfloat16 loses small updates."""
+    model = load_reward_model(base, torch.float32, trust_remote_code=trust_remote_code)
+    return load_adapter(model, adapter, trainable=False).merge_and_unload()

@@ -1,0 +1,352 @@
+"""Chat templates: how a conversation becomes text, the same for policies and reward models.
+
+    chat = ChatTemplate(processor)
+    chat.conversations(example)     # one full conversation per response, as a reward model reads it
+    chat.prompt(example)            # up to where the answer begins, as a policy reads it
+
+Templates differ in what they print. Many loop over content blocks and print nothing for a string; others print a list
+of blocks as Python would; some read the first block alone. So each template is tried once with marked texts, and each
+role gets the form that the template prints. **Every part of a conversation must stand in the text exactly once**: that
+is checked for every conversation, and one that a template cuts or doubles is refused with a UserError.
+
+The reward is read at a conversation's last token, which must mean something. Where a template writes no token behind
+the last answer (LLaVA-1.5 and v1.6-Vicuna end it with a blank), `prepare_template` adds the end-of-sequence token to
+the template itself, which is saved with the model: whoever renders it reads the reward at the same token. It also fixes
+the date of templates that would write today's, or rewards would change daily.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rovrm.common.errors import UserError
+from rovrm.data.example import Example
+from rovrm.data.messages import text_of
+
+BLOCKS, STRING = "blocks", "string"
+ROLES = ("system", "user", "assistant")
+END_OF_SEQUENCE = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+DATE = "26 Jul 2024"  # what Llama's templates write where they know no date
+FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}"
+PRINTED, MARKED_UP = 100_000, 10  # characters that a template may print of its own, and for each one given to it
+HALF = re.compile(r"[\ud800-\udfff]")
+TEMPLATE_REMEDY = "give another template with chat_template=FILE"
+
+
+class ChatTemplate:
+    """The chat template of a processor, or of a text model's tokenizer. Raises UserError where there is none."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self.takes_images = hasattr(processor, "tokenizer")
+        if getattr(processor, "chat_template", None) is None:
+            name = getattr(getattr(processor, "tokenizer", processor), "name_or_path", "")
+            raise UserError(f"the processor of {name!r} has no chat template; give one with chat_template=FILE")
+        self._forms: dict[str, str] = {}
+        self._pieces: dict[Any, list[str] | UserError] = {}  # by structure: the text around its parts
+        self._placeholder: str | None = None
+        self._tokens: list[str] | None = None
+
+    def conversations(self, example: Example) -> list[str]:
+        """The k full conversations. Raises UserError where the template refuses, cuts or doubles one."""
+        prompt = self._placed(example)
+        for text in example.responses:
+            self._check_answer(text)
+        answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in example.responses]
+        return [self._text([*prompt, answer], answering=False) for answer in answers]
+
+    def prompt(self, example: Example) -> str:
+        """The conversation up to where the answer begins. A policy that could think first is asked to answer."""
+        return self._text(self._placed(example), answering=True)
+
+    def ending(self) -> str:
+        """What the template writes behind the last answer."""
+        marks = [_mark(0), _mark(1)]
+        messages = [_message(role, mark) for role, mark in zip(ROLES[1:], marks, strict=True)]
+        return self._apply(messages, answering=False).partition(marks[1])[2]
+
+    # ---- rendering ---------------------------------------------------------------------------------------------------
+
+    def _text(self, messages: list[dict[str, Any]], answering: bool) -> str:
+        parts = [(m["role"], block["text"]) for m in messages for block in m["content"] if _has_text(block)]
+        pieces = self._structure(messages, answering)
+        text = self._apply(_set_apart(messages, pieces), answering)
+        expected = pieces[0]
+        for (_, part), piece in zip(parts, pieces[1:], strict=True):
+            expected += part + piece
+        if _squeezed(text) != _squeezed(expected):
+            raise UserError(_first_cut(text, parts))
+        return text
+
+    def _check_answer(self, answer: str) -> None:
+        """Raises UserError for an answer that would end its own turn: what follows could be anything to the model."""
+        token = next((token for token in self._turn_tokens() if token in answer), None)
+        if token is not None:
+            raise UserError(
+                f"the response {answer[:60]!r} holds {token!r}, by which this model's chat template marks turns; "
+                "remove it from the text"
+            )
+
+    def _turn_tokens(self) -> list[str]:
+        """The special tokens that the template writes into a conversation, and the end of sequence."""
+        if self._tokens is None:
+            tokenizer = getattr(self.processor, "tokenizer", self.processor)
+            written = self._apply([_message(role, _mark(i)) for i, role in enumerate(ROLES[1:])], answering=False)
+            written = re.sub("<think>.*?</think>", "", written, flags=re.DOTALL)  # thoughts are texts like others
+            special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+            self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
+        return self._tokens
+
+    def _structure(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
+        """The text around the parts of conversations of this structure, found with marks in their place."""
+        key = (answering, tuple((m["role"], tuple(_kind(block) for block in m["content"])) for m in messages))
+        if key not in self._pieces:
+            try:
+                self._pieces[key] = self._tried(messages, answering)
+            except UserError as error:
+                self._pieces[key] = error
+        found = self._pieces[key]
+        if isinstance(found, UserError):
+            raise UserError(str(found))
+        return found
+
+    def _tried(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
+        marked, roles = _marked(messages)
+        text = self._apply(marked, answering)
+        pieces = [text]
+        for i, role in enumerate(roles):
+            if problem := _problem(text, _mark(i)):
+                raise UserError(f"the chat template {problem} the {role}'s text; {_remedy(role)}")
+            before, _, behind = pieces[-1].partition(_mark(i))
+            if not behind and _mark(i) not in pieces[-1]:
+                raise UserError(f"the chat template moves the {role}'s text out of its place; {TEMPLATE_REMEDY}")
+            pieces[-1:] = [before, behind]
+        asked = sum(block["type"] == "image" for m in messages for block in m["content"])
+        if asked and (written := text.count(self._image_text())) != asked:
+            raise UserError(f"the chat template writes {written} placeholders for {asked} images; {TEMPLATE_REMEDY}")
+        return pieces
+
+    def _image_text(self) -> str:
+        """What the template writes for an image: what a question with two has more than the same with one."""
+        if self._placeholder is None:
+            text = _message("user", _mark(0))["content"]
+            pictured = [{"role": "user", "content": [{"type": "image"}] * count + text} for count in (1, 2)]
+            one, two = (self._apply([message], answering=True) for message in pictured)
+            same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
+            self._placeholder = two[same:].partition(_mark(0))[0].strip() or "an image"
+        return self._placeholder
+
+    def _apply(self, messages: list[dict[str, Any]], answering: bool) -> str:
+        given = [message | {"content": self._content(message)} for message in messages]
+        options = {"add_generation_prompt": True} if answering else {}
+        if answering and "enable_thinking" in self.processor.chat_template:
+            options["enable_thinking"] = False
+        return _apply(self.processor, given, options)
+
+    def _content(self, message: dict[str, Any]) -> str | list[dict[str, Any]]:
+        """A message's blocks in the form that the template prints for its role."""
+        blocks = message["content"]
+        if any(block["type"] == "image" for block in blocks):
+            return blocks
+        return text_of(blocks) if self._form(message["role"]) == STRING else blocks
+
+    def _form(self, role: str) -> str:
+        if not self._forms:
+            self._forms = _forms_of(self.processor, [BLOCKS, STRING] if self.takes_images else [STRING, BLOCKS])
+        return self._forms[role]
+
+    def _placed(self, example: Example) -> list[dict[str, Any]]:
+        """The prompt with content as blocks, one image block per image; those without a place lead the first user's
+        text. In other turns than the user's the texts are one block: some templates read no second one."""
+        if example.images and not self.takes_images:
+            raise UserError(f"this is a text model, and the row has {len(example.images)} images; give a vision model")
+        messages = [message | {"content": _blocks(message)} for message in example.prompt]
+        placed = sum(block["type"] == "image" for message in messages for block in message["content"])
+        count = len(example.images)
+        if placed > count:
+            raise UserError(
+                f"the prompt has {placed} image placeholders for {count} images; add images or drop placeholders"
+            )
+        if placed < count:
+            user = next((m for m in messages if m["role"] == "user"), None)
+            if user is None:
+                raise UserError("the prompt has no user message to put the image in; add one")
+            user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
+        return messages
+
+
+def prepare_template(processor: Any) -> None:
+    """Gives a language model's processor the template that a reward model is trained and saved with: its date is fixed,
+    and where nothing but white space follows the last answer, the end-of-sequence token does."""
+    template = processor.chat_template
+    if not isinstance(template, str):
+        return
+    if "strftime_now" in template and not template.startswith(FIXED_DATE):
+        template = FIXED_DATE + template
+        _set_template(processor, template)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.eos_token and not ChatTemplate(processor).ending().strip():
+        _set_template(processor, template.removesuffix("\n") + END_OF_SEQUENCE)
+
+
+def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]], **options: Any) -> dict[str, Any]:
+    """Rendered texts and the images of each as the processor's padded batch; the tokenizer's where no text has images,
+    which some processors refuse."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    special = not has_bos(tokenizer, texts[0])
+    options = {"return_tensors": "pt", "padding": True, "add_special_tokens": special} | options
+    if any(images):
+        batch = dict(processor(text=list(texts), images=list(images), **options))
+        batch.pop("labels", None)  # PaliGemma's processor adds some
+        return batch
+    batch = dict(tokenizer(list(texts), **options))
+    if "token_type_ids" in getattr(processor, "model_input_names", []):
+        batch["token_type_ids"] = batch["input_ids"].new_zeros(batch["input_ids"].shape)
+    return batch
+
+
+def has_bos(tokenizer: Any, text: str) -> bool:
+    """Whether no beginning-of-sequence token may be added: the template has written it, or the tokenizer has none."""
+    bos = tokenizer.bos_token
+    return bos is None or text.startswith(bos)
+
+
+# ---- what a template prints ------------------------------------------------------------------------------------------
+
+
+def _forms_of(processor: Any, preferred: list[str]) -> dict[str, str]:
+    """By role the form of content that the template prints once; the first of `preferred` where none does."""
+    tried = [(user, assistant) for user in preferred for assistant in preferred]
+    fitting = (pair for pair in tried if _prints(processor, dict(zip(ROLES[1:], pair, strict=True))))
+    forms = dict(zip(ROLES[1:], next(fitting, tried[0]), strict=True))
+    system = next((form for form in preferred if _prints(processor, {"system": form} | forms)), preferred[0])
+    return forms | {"system": system}
+
+
+def _prints(processor: Any, forms: dict[str, str]) -> bool:
+    """Whether a turn of each role, in these forms, stands in the text once."""
+    marks = {role: _mark(i) for i, role in enumerate(forms)}
+    given = [_message(role, marks[role]) for role in forms]
+    for message in given:
+        message["content"] = marks[message["role"]] if forms[message["role"]] == STRING else message["content"]
+    try:
+        text = _apply(processor, given, {})
+    except UserError:
+        return False
+    return not any(_problem(text, mark) for mark in marks.values())
+
+
+def _problem(text: str, mark: str) -> str:
+    """What a template does wrong with a marked text: empty for nothing."""
+    if text.count(mark) != 1:
+        return "repeats" if mark in text else "drops"
+    as_python = re.search(rf"""['"]text['"]:\s*['"]{mark}""", text)
+    return "prints as a Python list" if as_python else ""
+
+
+def _first_cut(text: str, parts: list[tuple[str, str]]) -> str:
+    """The message about a conversation that the template does not write as it writes others."""
+    rest = _squeezed(text)
+    for role, part in parts:
+        _, found, behind = rest.partition(_squeezed(part))
+        if not found:
+            return f"the chat template does not write all of the {role}'s text {part[:80]!r}; {_remedy(role)}"
+        rest = behind
+    return f"the chat template treats a text of this conversation as its own mark-up; {TEMPLATE_REMEDY}"
+
+
+def _remedy(role: str) -> str:
+    where = "put it into the user's turn, or " if role == "system" else "change it, or "
+    return where + TEMPLATE_REMEDY
+
+
+def _apply(processor: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    try:
+        text = processor.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:  # jinja2 and the templates' own raise_exception have no common narrower type
+        raise UserError(
+            f"the chat template refuses this conversation ({type(error).__name__}: {error}); "
+            "mend the roles of the prompt, or give another template with chat_template=FILE"
+        ) from error
+    given = len(str(messages))
+    if len(text) > PRINTED + MARKED_UP * given:  # tokenising megabytes takes minutes, and a batch holds many of them
+        raise UserError(
+            f"the chat template prints {len(text)} characters for a conversation of {given}; {TEMPLATE_REMEDY}"
+        )
+    if half := HALF.search(text):
+        raise UserError(f"the conversation holds {half[0]!r}, half a character: no tokenizer takes it; mend the text")
+    return text
+
+
+def _set_template(processor: Any, template: str) -> None:
+    processor.chat_template = template
+    tokenizer = getattr(processor, "tokenizer", None)
+    if getattr(tokenizer, "chat_template", None) is not None:  # a second copy, which saving would write as well
+        tokenizer.chat_template = template  # type: ignore[union-attr]
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if message["role"] == "user" or any(block["type"] == "image" for block in content):
+        return list(content)
+    return [{"type": "text", "text": text_of(content)}]
+
+
+def _set_apart(messages: list[dict[str, Any]], pieces: list[str]) -> list[dict[str, Any]]:
+    """The messages with a line break between texts that the template would write as one word: some move the images of a
+    turn in front, and join what stood around them."""
+    number = 0
+    apart = []
+    for message in messages:
+        blocks = []
+        for block in message["content"]:
+            if _has_text(block):
+                number += 1
+                later = number < len(pieces) - 1 and not pieces[number] and not block["text"][-1].isspace()
+                block = block | {"text": block["text"] + "\n"} if later else block
+            blocks.append(block)
+        apart.append(message | {"content": blocks})
+    return apart
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _has_text(block: dict[str, Any]) -> bool:
+    return block["type"] == "text" and bool(block["text"].strip())
+
+
+def _kind(block: dict[str, Any]) -> str:
+    """Of a block in a structure: image, text, or nothing (a text that is empty)."""
+    return block["type"] if block["type"] == "image" or _has_text(block) else ""
+
+
+def _marked(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The messages with a mark for each text, and whose texts they are."""
+    roles: list[str] = []
+    marked = []
+    for message in messages:
+        blocks = []
+        for block in message["content"]:
+            if _has_text(block):
+                block = {"type": "text", "text": _mark(len(roles))}
+                roles.append(message["role"])
+            blocks.append(block)
+        marked.append(message | {"content": blocks})
+    return marked, roles
+
+
+def _mark(number: int) -> str:
+    return f"Part{number}OfTheConversation"
+
+
+def _squeezed(text: str) -> str:
+    """Without white space, which templates trim and add, and without the empty thoughts that some put before an
+    answer."""
+    return re.sub(r"\s+", "", text).replace("<think></think>", "")

@@ -1,0 +1,217 @@
+"""Loading and saving: base models, reward models, adapters, processors, and what trains in which phase.
+
+Loading goes through the classes of rovrm/model/modeling.py and stops unless the checkpoint's keys are exactly right: a
+missing key would leave weights random with only a log line to tell. Everything is safetensors.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+
+from rovrm.common.errors import UserError, first_line, offline
+from rovrm.common.files import read_json
+from rovrm.model import modeling
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS = ("config.json",), ("model*.safetensors*",)
+PROCESSOR = ("*token*", "merges.txt", "vocab.json", "*processor_config.json", "chat_template*")
+# Modules between the vision tower and the language model, over all families of transformers that we know.
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
+SAMPLES, SAMPLE = 1024, 2**14  # of a file of weights, for its mark: files of up to 16 MiB are read whole
+
+
+def load_processor(name: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None) -> Any:
+    """The processor of a checkpoint (the tokenizer, for a text model); `chat_template` names a file that replaces its
+    template. config: the model's, where `name` is a folder with a processor alone."""
+    options = {"trust_remote_code": trust_remote_code}
+    config = config or load_config(name, trust_remote_code)
+    auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
+    with loading("the processor of", name, PROCESSOR):
+        processor = auto.from_pretrained(name, **options)
+    if auto is AutoProcessor and not hasattr(processor, "tokenizer"):
+        raise UserError(
+            f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
+        )
+    if chat_template:
+        path = Path(chat_template)
+        if not path.is_file():
+            raise UserError(f"chat_template={chat_template!r} is no file; give a file with a Jinja template")
+        try:
+            processor.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"chat_template={chat_template!r} cannot be read ({error}); give UTF-8 text") from error
+    return processor
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's config. Raises UserError for a folder or hub id that holds none."""
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise UserError(f"model {name!r} is a folder without config.json; give a checkpoint folder or a hub id")
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"model {name!r} is no folder; give a checkpoint folder or a hub id (owner/name)")
+    with loading("the config of model", name, CONFIG):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if not all(isinstance(architecture, str) for architecture in config.architectures or []):
+            raise ValueError(f"architectures is {config.architectures!r}")
+        return config
+
+
+@contextmanager
+def loading(what: str, name: str, files: tuple[str, ...]) -> Iterator[None]:
+    """Makes one line of whatever loading a checkpoint raises."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, UserError) or not of_damage(error):
+            raise
+        raise damaged(f"cannot load {what}", name, files, error) from error
+
+
+def of_damage(error: BaseException) -> bool:
+    """Whether a damaged file may have raised it: transformers raises any type there is, and Rust's panics, whose class
+    cannot be imported, are no Exceptions."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def damaged(what: str, name: str, files: tuple[str, ...], error: BaseException) -> UserError:
+    """What went wrong, with which model, why, and which of the files (patterns) in its folder may be the cause; where
+    JSON files among them cannot be read, those alone."""
+    found = sorted({path for pattern in files for path in Path(name).glob(pattern)} if os.path.isdir(name) else ())
+    found = [path for path in found if _is_broken(path)] or found
+    remedy = f"; mend {', '.join(path.name for path in found)} there, or copy it again" if found else ""
+    reason = " ".join(str(error).split())[:300]
+    if not reason or not isinstance(error, OSError | ValueError | UserError):  # whose texts say nothing without it
+        reason = f"{type(error).__name__} {reason}".strip()
+    return UserError(f"{what} {name!r}: {reason}{offline(name)}{remedy}")
+
+
+def _is_broken(path: Path) -> bool:
+    try:
+        return path.suffix == ".json" and not read_json(path)
+    except UserError:
+        return True
+
+
+def weights_mark(name: str) -> str:
+    """A mark of a checkpoint's or adapter's weights that costs little for many gigabytes: a hash of each safetensors
+    file's name, size and header and of evenly spaced samples of its bytes; of a hub id the commit that is in use."""
+    if not os.path.isdir(name):
+        try:
+            snapshot = Path(str(cached_file(name, "config.json"))).parent  # .../snapshots/COMMIT
+            return f"commit {snapshot.name}"
+        except OSError as error:
+            raise UserError(f"cannot load the config of model {name!r}: {first_line(error)}{offline(name)}") from error
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}:".encode())
+        with path.open("rb") as file:
+            header = file.read(8)
+            digest.update(header + file.read(min(int.from_bytes(header, "little"), size)))
+            places = range(0, size, SAMPLE) if size <= SAMPLES * SAMPLE else range(0, size, size // SAMPLES)
+            for place in places:
+                file.seek(place)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def load_reward_model(
+    name: str, dtype: torch.dtype = torch.float32, quantize: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A reward model from a language-model checkpoint (fresh `score`) or from a reward checkpoint (all weights).
+
+    The head stays float32 at any dtype. quantize: 4-bit NF4 through bitsandbytes (QLoRA). Raises UserError when the
+    keys are not exactly the language model's (plus `score.weight`).
+    """
+    config = load_config(name, trust_remote_code)
+    options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
+    with loading("model", name, CONFIG + WEIGHTS), no_key_table():
+        made: Any = reward_class(name, config)
+        set_head(config)
+        model, info = made.from_pretrained(
+            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+        )
+    fresh = not is_reward_model(config)
+    check_keys(name, info, {"score.weight"} if fresh else set())
+    model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
+    return model
+
+
+@contextmanager
+def no_key_table() -> Iterator[None]:
+    """Keeps transformers from printing its table of missing keys: `check_keys` looks, and a fresh score is no news."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def reward_class(name: str, config: Any) -> type[PreTrainedModel]:
+    """The class of `modeling` for a checkpoint's architecture. Raises UserError where no reward head fits on it."""
+    try:
+        return getattr(modeling, modeling.family_prefix((config.architectures or ["none"])[0]) + modeling.SUFFIX)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model {name!r}: {error}") from error
+
+
+def is_reward_model(config: Any) -> bool:
+    """Whether the config is that of a model with a score head."""
+    return (config.architectures or ["none"])[0].endswith(modeling.SUFFIX)
+
+
+def set_head(config: Any) -> None:
+    """One label, a plain scalar (`problem_type` regression: servers then apply no sigmoid), on root and text config."""
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        part.num_labels = 1
+    config.problem_type = "regression"
+
+
+def check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if missing == expected and not unexpected and not info["mismatched_keys"]:
+        return
+    parts = {
+        "missing": sorted(missing - expected),
+        "unexpected": sorted(unexpected),
+        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+        "present but should be fresh": sorted(expected - missing),
+    }
+    told = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)
+    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check weights and config.json")
+
+
+def four_bit() -> Any:
+    """The 4-bit settings of QLoRA. Raises UserError where bitsandbytes or a CUDA device is missing."""
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
+    if not torch.cuda.is_available() or not is_bitsandbytes_available():
+        raise UserError(
+            "tuning=qlora needs a CUDA device and bitsandbytes (pip install bitsandbytes); or set tuning=lora"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["score", *PROJECTORS],
+    )
+
+
+def numeric_type(name: str, use_cpu: bool = False) -> torch.dtype:
+    """auto: bfloat16 where a GPU has it, else float32."""
+    if name == "auto":
+        fast = torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, name)

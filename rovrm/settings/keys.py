@@ -1,0 +1,256 @@
+"""Settings of the commands: typed dataclasses with one comment per field, which `--help` prints.
+
+    python -m rovrm.train recipe=recipes/llava-1.5-7b.yaml text.n=1000 --batch-tokens 8192 --dry-run
+
+How a command line and a recipe become one of these is in rovrm/settings/command_line.py.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from rovrm.common.errors import UserError
+from rovrm.settings.fields import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named
+from rovrm.settings.phases import PHASE_WORDS, PHASES, phase_numbers
+
+
+def by_gradients(section: "PhaseConfig") -> bool:
+    """Whether a phase's rows are chosen by their gradients."""
+    return section.select not in ("random", "first")
+
+
+PAPER_RATES = (2e-5, 1e-6, 1e-6)  # of its full fine-tuning, by phase
+ADAPTER_RATE = 3e-4  # eval.rates: the best of 1e-4 to 3e-4, but for one size of data; 1e-6 does not move an adapter
+
+
+def with_rates(config: "TrainConfig") -> "TrainConfig":
+    """The settings with a learning rate for each phase that was given none."""
+    rates = PAPER_RATES if config.tuning == "full" else [ADAPTER_RATE] * len(PHASES)
+    given = {name: getattr(config, name).learning_rate for name in PHASES}
+    sections = {
+        name: replace(getattr(config, name), learning_rate=rate if given[name] is None else given[name])
+        for name, rate in zip(PHASES, rates, strict=True)
+    }
+    return replace(config, **sections)
+
+
+def _is_phase(text: str) -> bool:
+    try:
+        return bool(phase_numbers(text))
+    except UserError:
+        return False
+
+
+SEED = Limit("from 0 to 4294967295", lambda v: 0 <= v < 2**32)
+PHASE = Limit(PHASE_WORDS, _is_phase)
+WIDTH = Limit("of at least 64", lambda v: v >= 64)
+TARGETS = Limit("of at least 8", lambda v: v >= 8)
+SAMPLES = Limit("1000 or more: with fewer nothing is learned", lambda v: v >= 1000)
+EACH_N = Limit("with numbers from 1 to 1024", lambda v: all(1 <= n <= 1024 for n in v))
+PORT = Limit("from 0 to 65535", lambda v: 0 <= v < 2**16)
+
+
+# In the dataclasses, the comment beside a field (and the comment lines below it) is its line in `--help`.
+
+
+# Ways of choosing n examples: the first two before the rows are read, the others by gradients (data_selection).
+Select = Literal[
+    "random",
+    "first",
+    "capped_ot",
+    "capped_sinkhorn",
+    "knn",
+    "soft_nn",
+    "round_robin",
+    "gotd",
+    "max_cos",
+    "mean_l2",
+    "paper",
+]
+
+
+@dataclass
+class PhaseConfig:
+    data: list[str] = field(default_factory=list)  # training data: files, folders or hub ids, as SOURCE or SOURCE?n=5
+    eval_data: list[str] = field(default_factory=list)  # held-out data; empty = eval_fraction of the training data
+    n: int | None = limited(None, ABOVE_ZERO)  # examples to take, held-out ones included; null = all
+    # (what a method chooses has the held-out ones beside it)
+    select: Select = "random"  # which n: drawn with the seed, the first, or chosen by a method of data_selection
+    learning_rate: float | None = limited(None, ABOVE_ZERO)  # highest of the phase; null = by tuning: with an adapter
+    # 3e-4, with tuning=full the paper's 2e-5 (text) and 1e-6 (caption, visual)
+    epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
+    reader: str = ""  # format of the data; empty = found from its columns
+    columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
+    max_bad_fraction: float | None = limited(None, FRACTION)  # share of bad rows of this phase that may be skipped;
+    # null = max_bad_fraction of all phases
+
+
+@dataclass
+class CaptionConfig(PhaseConfig):
+    captions: str = ""  # JSONL file of captions, joined by image; empty = the data carry a caption column
+    caption_template: str = "Image description: {caption}\n\n"  # text put where the image was
+
+
+@dataclass
+class SelectionConfig:
+    warmup_pool: int = limited(2000, ABOVE_ZERO)  # rows of the pool that the warm-up trains on
+    warmup_target: int = limited(3000, ABOVE_ZERO)  # rows of the target that it trains on
+    learning_rate: float = limited(1e-4, ABOVE_ZERO)  # highest learning rate of the warm-up
+    epochs: float = limited(1.0, ABOVE_ZERO)  # passes of the warm-up
+    gradients: Literal["plain", "adam"] = "plain"  # as they are, or the pool's preconditioned as in LESS
+    layers: str = ""  # regular expression of the LoRA layers that count; empty = all
+    width: int = limited(4096, WIDTH)  # of a feature
+    targets: int | None = limited(5000, TARGETS)  # target rows that stand for all of them; null = all
+    representatives: Literal["kmeans", "random"] = "kmeans"  # which: nearest to cluster centres, or a draw
+    preprocess: list[str] | None = None  # unit, centre, dedup, or none; null = unit,dedup, but in paper none
+
+
+@dataclass
+class TrainConfig:
+    phase: str = limited("1..3", PHASE)  # phases to run, in order
+    out: str = "runs/demo"  # folder of the run
+    model: str = ""  # base vision-language model, hub id or folder; empty = the shipped tiny default
+    init_from: str = ""  # what the first phase starts from, a phase folder or a checkpoint; empty = model
+    trust_remote_code: bool = False  # let the model's repository run its own code
+    chat_template: str = ""  # file with the chat template; empty = the processor's own
+
+    text: PhaseConfig = field(default_factory=PhaseConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    visual: PhaseConfig = field(default_factory=PhaseConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
+    eval_fraction: float = limited(0.05, FRACTION)  # share of the training data held out when eval_data is empty
+    max_bad_fraction: float = limited(0.01, FRACTION)  # share of bad rows that may be skipped before the run stops
+    max_length: int = limited(2048, ABOVE_ZERO)  # tokens of the longest conversation
+    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    long_rows: Literal["skip", "error"] = "skip"  # longer rows are skipped and counted apart, or are bad rows
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward per device, at most
+    batch_size: int = limited(8, ABOVE_ZERO)  # prompts of one forward per device, at most
+    center_rewards_coefficient: float = limited(0.0, FROM_ZERO)  # pulls the mean reward towards 0; 0 = off
+    tuning: Literal["lora", "qlora", "full"] = "lora"  # an adapter, an adapter on a 4-bit model, or every weight
+    lora_r: int = limited(64, ABOVE_ZERO)  # rank of the adapter
+    lora_alpha: int = limited(128, ABOVE_ZERO)  # scale of the adapter
+    lora_dropout: float = limited(0.05, FRACTION)  # dropout inside the adapter
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model; trained weights stay float32
+    save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the last phase's full checkpoint
+    workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
+    first_checkpoint_minutes: float = limited(5.0, FROM_ZERO)  # until the first checkpoint of a phase, at most; 0 = off
+    # (it and the next: off too where trainer.save_strategy or trainer.save_steps is given)
+    checkpoint_minutes: float = limited(30.0, FROM_ZERO)  # from one checkpoint to the next, at most; 0 = off
+    seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
+    dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
+    trainer: dict[str, Any] = field(default_factory=dict)  # any key of transformers.TrainingArguments
+
+
+@dataclass
+class ScoreConfig:
+    model: str  # reward model, folder or hub id
+    input: str = named("in")  # JSONL file of prompts, images and responses
+    output: str = named("out")  # JSONL file to write
+    image_root: str = ""  # folder of relative image paths; empty = the input file's folder, then its parents
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward, at most
+    max_length: int = limited(0, FROM_ZERO)  # tokens of the longest conversation; 0 = the model's limit
+    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
+    device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
+    normalize: bool = False  # subtract the saved mean reward and divide by its spread
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
+    trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
+class ServeConfig:
+    model: str  # reward model, folder or hub id
+    host: str = "127.0.0.1"  # address to listen on; one that is not this machine's alone (loopback) needs a token
+    port: int = limited(8000, PORT)  # port to listen on; 0 = a free one, which is printed
+    token: str = ""  # bearer token that requests must carry; empty = ROVRM_TOKEN of the environment, or none
+    image_root: str = ""  # folder of the image paths in requests; empty = requests must hold their images
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward, at most
+    max_length: int = limited(0, FROM_ZERO)  # tokens of the longest conversation; 0 = the model's limit
+    max_body: int = limited(20_000_000, ABOVE_ZERO)  # bytes of a request's body, or of an image file, at most
+    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a request together, at most
+    max_tokens: int = limited(262_144, ABOVE_ZERO)  # tokens of all conversations of a request together, at most
+    queue: int = limited(256, ABOVE_ZERO)  # requests in work at once; one more is told to try again
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
+    device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
+    normalize: bool = False  # subtract the saved mean reward and divide by its spread
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    workers: int = limited(4, ABOVE_ZERO)  # threads that decode images and check requests
+    trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
+class BonConfig:
+    n: list[int] = limited_list([], EACH_N)  # candidates per prompt, 8 if not given; several, as 1,2,4,8: a curve
+    model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
+    policy: str = ""  # vision-language model that answers, folder or hub id; empty = the tiny one of the world
+    data: list[str] = field(default_factory=list)  # prompts: files, folders or hub ids; empty = pictures of the world
+    candidates: list[str] = field(default_factory=list)  # JSON or JSONL files of answers to choose from, instead
+    out: str = "runs/demo/bon"  # folder to write
+    image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
+    temperature: float = limited(1.0, ABOVE_ZERO)  # of sampling
+    top_p: float = limited(1.0, FRACTION)  # nucleus of sampling; 1 = everything
+    max_new_tokens: int = limited(256, ABOVE_ZERO)  # of one answer, at most
+    allow_empty: bool = False  # let an answer without text win over others; false = only where all are without
+    batch_size: int | None = limited(None, ABOVE_ZERO)  # prompts at once; null = 32 candidates (the tiny policy: 320)
+    batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one scoring forward, at most
+    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
+    seed: int = limited(0, SEED)  # seed of sampling
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of both models
+    device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
+    trust_remote_code: bool = False  # let the models' repositories run their own code
+
+
+@dataclass
+class RankConfig:
+    input: str = named("in")  # JSON or JSONL file of candidates with their scores, such as bon.jsonl
+    output: str = named("out")  # file to write: .jsonl, or .parquet with the images inside
+    strategy: Literal["best_worst", "all_pairs", "ranked"] = "best_worst"  # a pair per prompt, every pair, or one list
+    margin: float = limited(0.4, FROM_ZERO)  # smallest difference of rewards that counts; 0.4 is a probability of 0.6
+    similarity: float = limited(0.9, FRACTION)  # texts this alike whose rewards count as equal are near-duplicates
+    max_pairs: int | None = limited(None, ABOVE_ZERO)  # of a prompt, with all_pairs: the clearest; null = all
+    image_root: str = ""  # folder of relative image paths; empty = the input file's folder, then its parents
+
+
+@dataclass
+class MergeConfig:
+    model: str  # phase folder that holds an adapter
+    out: str  # folder of the full checkpoint to write
+    save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the saved full checkpoint
+    trust_remote_code: bool = False  # let the model's repository run its own code
+
+
+@dataclass
+class ConvertConfig:
+    input: str = named("in")  # folder of the reward model to convert
+    output: str = named("out")  # folder of the checkpoint to write
+    base: str = ""  # folder or hub id that lends config and processor where the reward model has none
+    chat_template: str = ""  # file with the chat template; empty = the one that the reward model was trained with
+
+
+@dataclass
+class WorldConfig:
+    out: str  # folder to write
+    n: int = limited(1000, ABOVE_ZERO)  # pairs of each kind
+    seed: int = limited(0, SEED)  # seed of the pairs
+    split: Literal["train", "test"] = "train"  # scenes for training, or for testing
+
+
+@dataclass
+class WorldMeasureConfig:
+    model: str = ""  # folder of a base; empty = the shipped one
+
+
+@dataclass
+class WorldTrainConfig:
+    out: str  # folder to write
+    samples: int = limited(240_000, SAMPLES)  # conversations that the language model learns from
+    seed: int = limited(0, SEED)  # seed of weights and samples
+    compile: bool = False  # torch.compile the language model: faster, needs a C++ compiler
+
+
+def section_of(config: TrainConfig, phase: int) -> PhaseConfig:
+    return (config.text, config.caption, config.visual)[phase - 1]
