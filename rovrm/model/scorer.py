@@ -42,7 +42,8 @@ class RewardScorer:
     model: a reward model (rovrm/model/modeling.py). processor: its processor or tokenizer. rows: auto | shared |
     separate. workers: processes that read images and build batches; 0 = none. `max_length`: tokens of the longest
     conversation taken, at first the model's own limit; `max_pixels`: pixels of all images of a row together.
-    normalize=True in the calls below gives (reward - mean) / spread, with the two taken on held-out data at the end of training.
+    normalize=True in the calls below gives (reward - mean) / spread, with the two taken on held-out data at the end of
+    training.
     """
 
     def __init__(self, model: Any, processor: Any, rows: str = "auto", workers: int = 0):
