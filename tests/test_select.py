@@ -227,7 +227,7 @@ def test_other_pictures_and_another_base_under_the_same_names_are_refused(tmp_pa
             path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
         assert main(command) == 2
         message = capsys.readouterr().err  # of the warm-up, or of features where the row is not in it
-        assert re.search(rf"settings or rows \({key}; {key}: |made from something else \({key}: ", message), message
+        assert re.search(rf"settings or rows \({key}: |made from something else \({key}: ", message), message
         path.write_bytes(kept)
     assert main(command) == 0
     capsys.readouterr()
@@ -431,7 +431,7 @@ def test_none_is_no_preprocessing_and_null_the_default():
 def test_nothing_to_choose_against():
     config = parse(TrainConfig, ["text.select=knn", "text.n=5", "text.data=a.jsonl"], "train")
     with pytest.raises(UserError, match=r"set visual\.data or caption\.data"):
-        check_selection(config, [1])
+        check_selection(config, [TEXT])
 
 
 def test_what_decides_a_selection():
