@@ -138,22 +138,21 @@ def check_new(out: Path) -> None:
 # ---- locks -----------------------------------------------------------------------------------------------------------
 
 
-def lock(path: Path, out: str) -> "BaseFileLock":
+def lock(path: Path) -> "BaseFileLock | None":
     """Takes a lock file for this process, until it is released or the process ends, however it ends.
 
-    The lock is of this process alone. What it forks, such as the workers of a DataLoader, may outlive it when it is
-    killed, and must not go on holding the lock: filelock closes the file in forked children, from its version 4 on.
-
-    Raises UserError where another run has taken it, at once and without waiting. out: the setting to name.
+    Returns None, at once, where another run has it.
     """
     from filelock import FileLock, Timeout
 
-    file = FileLock(path, timeout=0)
+    # The workers of a DataLoader are forked, and may outlive a run that is killed. They must not go on holding its
+    # lock, and with filelock they do not: from its version 4 on it closes the file in forked children.
+    held = FileLock(path, timeout=0)
     try:
-        file.acquire()
+        held.acquire()
     except Timeout:
-        raise UserError(f"another run is writing out={out!r}; wait for it, or give another out=") from None
-    return file
+        return None
+    return held
 
 
 def lock_folder(out: str) -> "BaseFileLock":
@@ -162,6 +161,9 @@ def lock_folder(out: str) -> "BaseFileLock":
         raise UserError(f"out={out!r} holds a byte or character that cannot be printed; give another name")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        return lock(Path(out) / ".lock", out)
+        held = lock(Path(out) / ".lock")
     except OSError as error:
         raise UserError(f"out={out!r} cannot be written to ({error.strerror}); give another folder") from error
+    if held is None:
+        raise UserError(f"another run is writing into out={out!r}; wait for it, or give another out=")
+    return held
