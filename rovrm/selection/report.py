@@ -19,8 +19,8 @@ from data_selection.features import Features, prepare
 from data_selection.transport import wasserstein
 from rovrm.common.files import replacing, write_json, write_jsonl
 from rovrm.data.example import Example
-from rovrm.settings.keys import TrainConfig, section_of
-from rovrm.settings.phases import PHASES
+from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import Phase
 
 CELLS = 20_000_000  # of the cost matrix of one distance, at most: of larger sets rows are drawn
 DRAWN = 2000  # rows of a set that the map shows, at most
@@ -56,7 +56,7 @@ fill="{{ point.colour }}" fill-opacity=".55"/>
 
 
 def choose_and_report(
-    config: TrainConfig, phase: int, folder: Path, examples: dict[str, list[Example]], features: dict[str, Features]
+    config: TrainConfig, phase: Phase, folder: Path, examples: dict[str, list[Example]], features: dict[str, Features]
 ) -> None:
     """Chooses rows, and writes selected.json, selected.jsonl, scores.npy, report.json and report.html.
 
@@ -67,7 +67,7 @@ def choose_and_report(
         examples: the rows of the "pool", the "target" and the "judges".
         features: theirs.
     """
-    section = section_of(config, phase)
+    section = config.section(phase)
     assert section.n is not None
     pool, target = features["pool"], features["target"]
     device = str(PartialState().device)
@@ -78,7 +78,7 @@ def choose_and_report(
     # Prepared as the pool is: judges and pool differ in their rows alone.
     unit_judges = replace(unit_pool, source=features["judges"].source, rows=features["judges"].rows)
     report = {
-        "phase": PHASES[phase - 1],
+        "phase": phase.name,
         "method": choice.method,
         "preprocess": choice.preprocess,
         "pool": len(pool),

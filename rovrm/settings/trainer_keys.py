@@ -7,8 +7,8 @@ from typing import Any
 from rovrm.common.errors import refuse
 from rovrm.settings.phases import PHASES
 
-EACH_RATE = ", ".join(f"{phase}.learning_rate" for phase in PHASES)
-EACH_EPOCHS = ", ".join(f"{phase}.epochs" for phase in PHASES)
+EACH_RATE = ", ".join(f"{phase.name}.learning_rate" for phase in PHASES)
+EACH_EPOCHS = ", ".join(f"{phase.name}.epochs" for phase in PHASES)
 # Keys of TrainingArguments that rovrm sets itself, and what to do instead.
 OWNED = {
     "output_dir": "set out instead",
