@@ -215,3 +215,24 @@ def numeric_type(name: str, use_cpu: bool = False) -> torch.dtype:
         fast = torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return getattr(torch, name)
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device by its name; None or "" for the GPU if there is one, else the CPU. Raises UserError for one that
+    cannot be used."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)  # torch takes names of devices that are not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
+    return place
+
+
+def dtype_on(device: torch.device, dtype: str | torch.dtype) -> torch.dtype:
+    """The numeric type by its name; `auto` is bfloat16 on a GPU that has it, else float32. Raises UserError for an
+    unknown name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype={dtype!r}: takes auto, float32, bfloat16 or float16")
+    return numeric_type(dtype, use_cpu=device.type == "cpu")

@@ -91,9 +91,7 @@ def _steps(config: TrainConfig, phase: int, batches: int) -> int:
 
 
 def _batches_of_an_epoch(config: TrainConfig, found: PhaseData, collator: "RewardCollator") -> int:
-    costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
-    kinds = [bool(e.images) and not collator.shared for e in found.train]
-    return len(plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed))
+    return len(plan_batches(found.train, collator, config.batch_tokens, config.batch_size, config.seed))
 
 
 def _print_memory(config: TrainConfig, model_config: Any) -> None:
