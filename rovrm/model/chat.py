@@ -61,9 +61,11 @@ class ChatTemplate:
 
     def ending(self) -> str:
         """What the template writes behind the last answer."""
-        marks = [_mark(0), _mark(1)]
-        messages = [_message(role, mark) for role, mark in zip(ROLES[1:], marks, strict=True)]
-        return self._apply(messages, answering=False).partition(marks[1])[2]
+        return self._sample().partition(_mark(1))[2]
+
+    def has_bos(self) -> bool:
+        """`has_bos` of the template's conversations, whatever is said in them."""
+        return has_bos(getattr(self.processor, "tokenizer", self.processor), self._sample())
 
     # ---- rendering ---------------------------------------------------------------------------------------------------
 
@@ -91,11 +93,15 @@ class ChatTemplate:
         """The special tokens that the template writes into a conversation, and the end of sequence."""
         if self._tokens is None:
             tokenizer = getattr(self.processor, "tokenizer", self.processor)
-            written = self._apply([_message(role, _mark(i)) for i, role in enumerate(ROLES[1:])], answering=False)
-            written = re.sub("<think>.*?</think>", "", written, flags=re.DOTALL)  # thoughts are texts like others
+            # thoughts are texts like others
+            written = re.sub("<think>.*?</think>", "", self._sample(), flags=re.DOTALL)
             special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
             self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
         return self._tokens
+
+    def _sample(self) -> str:
+        """A conversation of one question and one answer, with marks for their texts."""
+        return self._apply([_message(role, _mark(i)) for i, role in enumerate(ROLES[1:])], answering=False)
 
     def _structure(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
         """The text around the parts of conversations of this structure, found with marks in their place."""

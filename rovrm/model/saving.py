@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from rovrm.common.errors import UserError
 from rovrm.common.files import saving
+from rovrm.model.chat import ChatTemplate
 
 QUESTIONS = (
     "What is in the picture?",
@@ -69,11 +71,8 @@ def note_rewards(config: Any, record: dict[str, Any]) -> None:
 
 def quick_start(processor: Any) -> str:
     """Lines that score one answer with transformers alone, for this processor or tokenizer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    template = processor.chat_template if isinstance(processor.chat_template, str) else ""
-    bos = tokenizer.bos_token
-    special = f"add_special_tokens={not (bos and ('bos_token' in template or bos in template))}"  # never two of them
-    if tokenizer is processor:
+    special = f"add_special_tokens={_adds_special_tokens(processor)}"
+    if not hasattr(processor, "tokenizer"):
         auto, question, answer = "AutoTokenizer", '"What is 2 plus 3?"', '"It is 5."'
         call = f'processor([text], return_tensors="pt", {special})'
     else:
@@ -94,3 +93,11 @@ text = processor.apply_chat_template(messages, tokenize=False)
 inputs = {call}
 with torch.no_grad():
     print(model(**inputs).logits.item())"""
+
+
+def _adds_special_tokens(processor: Any) -> bool:
+    """As `chat.encode` decides it: a conversation begins with one bos token, never with two."""
+    try:
+        return not ChatTemplate(processor).has_bos()
+    except UserError:  # the template is broken: reading a reward says so, and how to mend it
+        return True
