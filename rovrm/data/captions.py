@@ -1,7 +1,7 @@
 """Captions: read from a file, joined to examples by image, and put where the image was.
 
     captions = load_captions("captions.jsonl")
-    told = caption_example(with_caption(example, captions))
+    example = caption_example(with_caption(example, captions), "Image description: {caption}\n\n")
 
 A caption that is the chosen answer would give it away and is never used.
 """
@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rovrm.common.errors import UserError, shown
+from rovrm.data.bad_rows import BadRow, fence
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
-from rovrm.data.json_files import read_json
-from rovrm.data.messages import BadRow, fence, normalise, text_of
-from rovrm.data.raw_rows import Row
+from rovrm.data.messages import normalise, text_of
+from rovrm.data.raw_rows import Row, read_json_rows
 
-CAPTION_TEMPLATE = "Image description: {caption}\n\n"
 CAPTION_IMAGES = ("image", "file", "image_path", "file_name", "image_id")
 CAPTION_TEXTS = ("caption", "captions", "human_captions", "text")
 
@@ -110,7 +109,7 @@ def load_captions(path: str | os.PathLike) -> Captions:
     if not os.path.isfile(path):
         raise UserError(f"captions={path}: no such file; mend the path")
     captions = Captions(str(path))
-    rows = read_json(Path(path))
+    rows = read_json_rows(Path(path))
     for row in rows:
         with fence(row.location):
             image, texts = _caption_row(row)
@@ -167,7 +166,7 @@ def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions 
     )
 
 
-def caption_example(example: Example, template: str = CAPTION_TEMPLATE) -> Example:
+def caption_example(example: Example, template: str) -> Example:
     """The example of the caption phase: images and image blocks gone, the caption before the first user's text.
 
     Raises UserError for an example without a caption and for a template without `{caption}`.

@@ -12,15 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rovrm.common.errors import UserError
-from rovrm.data.messages import (
-    IMAGE_COLUMNS,
-    BadRow,
-    parsed,
-    to_messages,
-)
+from rovrm.data.bad_rows import BadRow
+from rovrm.data.messages import parsed, to_messages
 
 Read = tuple[Any, list[Any], list[int]]  # prompt (string or messages), responses (strings or messages), ranks
 
+IMAGE_COLUMNS = ("images", "image", "img_path", "image_path")
 VIDEO_COLUMNS = ("video", "videos", "video_path")
 OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "scores", "system")
 PAIR_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
