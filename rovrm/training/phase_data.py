@@ -17,7 +17,19 @@ from rovrm.data.captions import caption_example
 from rovrm.data.example import Example
 from rovrm.data.loading import load_examples, use_captions
 from rovrm.data.messages import text_of
-from rovrm.data.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, SIDES, TRAIN, Known, Part, Row, Sides, members_of, split
+from rovrm.data.splits import (
+    EVAL_DATA,
+    HELD_OUT,
+    LEFT_OUT,
+    SIDES,
+    TRAIN,
+    Known,
+    Members,
+    Part,
+    Sides,
+    members_of,
+    split,
+)
 from rovrm.model.adapters import ADAPTER
 from rovrm.model.collator import RewardCollator
 from rovrm.settings.keys import CaptionConfig, TrainConfig, by_gradients, section_of
@@ -333,13 +345,13 @@ def _stored(out: str) -> Known:
     return read_json(_split_file(out))
 
 
-def _entry(part: Part, sides: Sides) -> dict[str, list[Row]]:
+def _entry(part: Part, sides: Sides) -> dict[str, list[Members]]:
     """The distinct rows of a phase by side, as split.json keeps them."""
     rows = [*zip(part.data, sides.data, strict=True), *zip(part.eval_data or [], sides.eval_data, strict=True)]
     return _joined({side: [row]} for row, side in rows)
 
 
-def _joined(entries: Iterable[dict[str, list[Row]]]) -> dict[str, list[Row]]:
+def _joined(entries: Iterable[dict[str, list[Members]]]) -> dict[str, list[Members]]:
     joined: dict[str, dict[tuple[str, ...], None]] = {side: {} for side in SIDES}
     for entry in entries:
         for side in SIDES:
@@ -347,7 +359,9 @@ def _joined(entries: Iterable[dict[str, list[Row]]]) -> dict[str, list[Row]]:
     return {side: [list(row) for row in found] for side, found in joined.items()}
 
 
-def _store(config: TrainConfig, entries: dict[int, dict[str, list[Row]]], behind: dict[str, list[Row]] | None) -> None:
+def _store(
+    config: TrainConfig, entries: dict[int, dict[str, list[Members]]], behind: dict[str, list[Members]] | None
+) -> None:
     """Adds the split of phases, and what stands behind them, to OUT/split.json."""
     path = _split_file(config.out)
     before = _stored(config.out) if path.is_file() else {}
