@@ -1,4 +1,4 @@
-"""Chat messages out of the many ways in which data sets write prompts, contents and answers.
+r"""Chat messages out of the many ways in which data sets write prompts, contents and answers.
 
     to_messages("<image>\nWhat is this?")   # [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}]
 
