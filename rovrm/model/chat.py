@@ -169,9 +169,10 @@ class ChatTemplate:
                 raise UserError(f"the chat template moves the {role}'s text out of its place; {TEMPLATE_REMEDY}")
             before, _, behind = pieces.pop().partition(_mark(i))
             pieces += [before, behind]
-        asked = sum(block["type"] == "image" for m in messages for block in m["content"])
-        if asked and (written := text.count(self._image_text())) != asked:
-            raise UserError(f"the chat template writes {written} placeholders for {asked} images; {TEMPLATE_REMEDY}")
+        images = sum(block["type"] == "image" for m in messages for block in m["content"])
+        written = text.count(self._image_text()) if images else 0
+        if written != images:
+            raise UserError(f"the chat template writes {written} placeholders for {images} images; {TEMPLATE_REMEDY}")
         return pieces
 
     def _image_text(self) -> str:
@@ -298,10 +299,9 @@ def _first_cut(text: str, parts: list[tuple[str, str]]) -> str:
     """The message about a conversation that the template does not write as it writes others."""
     rest = _squeezed(text)
     for role, part in parts:
-        _, found, behind = rest.partition(_squeezed(part))
-        if not found:
+        if _squeezed(part) not in rest:
             return f"the chat template does not write all of the {role}'s text {part[:80]!r}; {_remedy(role)}"
-        rest = behind
+        rest = rest.partition(_squeezed(part))[2]
     return f"the chat template treats a text of this conversation as its own mark-up; {TEMPLATE_REMEDY}"
 
 
@@ -319,10 +319,10 @@ def _apply(processor: Any, messages: list[dict[str, Any]], options: dict[str, An
             f"the chat template refuses this conversation ({type(error).__name__}: {error}); "
             "mend the roles of the prompt, or give another template with chat_template=FILE"
         ) from error
-    given = len(str(messages))
-    if len(text) > PRINTED + MARKED_UP * given:  # tokenising megabytes takes minutes, and a batch holds many of them
+    length = len(str(messages))
+    if len(text) > PRINTED + MARKED_UP * length:  # tokenising megabytes takes minutes, and a batch holds many of them
         raise UserError(
-            f"the chat template prints {len(text)} characters for a conversation of {given}; {TEMPLATE_REMEDY}"
+            f"the chat template prints {len(text)} characters for a conversation of {length}; {TEMPLATE_REMEDY}"
         )
     if half := HALF.search(text):
         raise UserError(f"the conversation holds {half[0]!r}, half a character: no tokenizer takes it; mend the text")

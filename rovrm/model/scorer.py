@@ -257,12 +257,12 @@ class RewardScorer:
         unmeasured = [i for i, e in enumerate(examples) if isinstance(e, Example) and e.lengths is None]
         lengths_of = _Lengths([examples[i] for i in unmeasured], self.collator, self.max_pixels)  # type: ignore[misc]
         workers = self.workers if len(unmeasured) >= MANY else 0
-        lengths: list[tuple[int, list[int]] | str] = []
+        looks: list[tuple[int, list[int]] | str] = []
         with self._lock:
             for batch in DataLoader(lengths_of, batch_size=8, num_workers=workers, collate_fn=list):
-                lengths += batch
-        for i, found in zip(unmeasured, lengths, strict=True):
-            examples[i] = UserError(found) if isinstance(found, str) else replace(examples[i], lengths=found)  # type: ignore[type-var]
+                looks += batch
+        for i, look in zip(unmeasured, looks, strict=True):
+            examples[i] = UserError(look) if isinstance(look, str) else replace(examples[i], lengths=look)  # type: ignore[type-var]
         return [self._short_enough(example) if isinstance(example, Example) else example for example in examples]
 
     def require_stats(self) -> None:
