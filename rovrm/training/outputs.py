@@ -13,6 +13,7 @@ import torch
 
 from rovrm.common.files import saving, write_json, write_jsonl
 from rovrm.common.intervals import share_in_words
+from rovrm.common.phase_table import print_phases
 from rovrm.model.adapters import ADAPTER, merge_adapter
 from rovrm.model.loading import load_reward_model
 from rovrm.model.saving import note_rewards, quick_start, save_merged
@@ -134,16 +135,6 @@ def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
 def print_warnings(records: Iterable[dict[str, Any]]) -> None:
     for warning in [text for record in records for text in record.get("warnings", [])]:
         print(f"\nWARNING: {warning}")
-
-
-def print_phases(records: dict[str, dict[str, Any]]) -> None:
-    """The table of summary.json; accuracy with its 95 % interval and the number of held-out examples."""
-    counts = f"{'trained on':>11}{'skipped':>10}{'too long':>10}"
-    print(f"\n{'phase':<16}{counts}{'held-out accuracy':>34}{'loss':>8}{'pairs/s':>9}")
-    for name, r in records.items():
-        counts = f"{r['n_train']:>11}{r['n_skipped']:>10}{r.get('n_long', 0):>10}"
-        accuracy = share_in_words(r["accuracy"], r["n_held_out"])
-        print(f"{name:<16}{counts}{accuracy:>34}{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}")
 
 
 def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:

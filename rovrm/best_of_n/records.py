@@ -1,0 +1,81 @@
+"""bon.jsonl as an earlier attempt of rovrm.bon left it: how far it goes, whether it fits, what is the best in it.
+
+done = prompts_done(path, batch_size, examples, candidates_given=False)     # the first prompts need no answers
+records = read_records(path, allow_empty=False)                             # when all prompts have one
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rovrm.best_of_n.choose import best_place
+from rovrm.common.errors import UserError
+from rovrm.common.files import write_jsonl
+from rovrm.data.example import Example
+
+
+def prompts_done(path: Path, batch_size: int, examples: Sequence[Example], candidates_given: bool) -> int:
+    """How many of the prompts, from the first on, have a record already.
+
+    Records behind the last whole batch are cut off the file, and with them a line that is not whole: batches stay the
+    same, and so do the answers, which depend on the batch they are sampled in.
+
+    Args:
+        path: bon.jsonl, which need not be there.
+        batch_size: prompts of a batch.
+        examples: the prompts of this run.
+        candidates_given: the examples' responses are the candidates, which must be the same too.
+
+    Raises:
+        UserError: the file is about other prompts.
+    """
+    if not path.is_file():
+        return 0
+    content = path.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    for place, line in enumerate(lines):
+        if place >= len(examples) or not _is_about(json.loads(line), examples[place], candidates_given):
+            raise UserError(f"{path} holds other prompts or candidates than the data; give another out=, or remove it")
+    done = len(lines)
+    if done < len(examples):  # the last batch of all may be a smaller one
+        done -= done % batch_size
+    with open(path, "r+b") as file:
+        file.truncate(sum(len(line) for line in lines[:done]))
+    return done
+
+
+def _is_about(record: dict[str, Any], example: Example, candidates_given: bool) -> bool:
+    """Whether a record is about this prompt, its image files and, where these are given, its candidates."""
+    if record["id"] != example.id or record["prompt"] != example.prompt:
+        return False
+    if candidates_given and record.get("candidates", example.responses) != example.responses:  # none beside an error
+        return False
+    if len(record["images"]) != len(example.images):
+        return False
+    for path, ref in zip(record["images"], example.images, strict=True):
+        if ref.path is not None and os.path.abspath(ref.path) != path:
+            return False
+    return True
+
+
+def read_records(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
+    """The records of bon.jsonl. In those of an earlier version, by which an empty answer could win, the best is chosen
+    again: in the file too, and their number is printed."""
+    with open(path, encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    changed = 0
+    for record in records:
+        if "error" in record:
+            continue
+        best = best_place(record["candidates"], record["scores"], allow_empty)
+        if best != record["best"]:
+            record["best"] = best
+            changed += 1
+    if changed:
+        print(
+            f"in {changed} prompts of {path} the best was empty, as an earlier version chose; now it is one with text"
+        )
+        write_jsonl(path, records)
+    return records
