@@ -76,7 +76,7 @@ def _truth_is_known(examples: list[Example], records: list[dict[str, Any]]) -> b
 
 
 def _phases_of(model: str) -> dict[str, dict[str, Any]]:
-    """summary.json of the run that trained the reward model, by phase; empty where the model is not in a run's folder."""
+    """summary.json of the run that trained the reward model, by phase; empty where its folder is not in a run's."""
     path = Path(model).parent / "summary.json"
     return read_json(path) if path.is_file() else {}
 
