@@ -54,7 +54,7 @@ def compare_sides(config: "ExtractionConfig") -> None:
 
     def extract() -> None:
         for batch in batches:
-            gradients._features_of(extracting, batch, features)[0].cpu()
+            gradients.batch_features(extracting, batch, features)[0].cpu()
 
     def train() -> None:
         for batch in batches:
@@ -183,7 +183,7 @@ def _check(config: "ExtractionConfig", extracting: Any, training: Any, processor
     # extraction: the gradients of the margin, all pairs in one batch
     [batch] = _shared_batches(exact, training, processor, data, batch_tokens=10**9)
     with GradientFeatures(extracting, lora_layers(extracting), width=0) as features:
-        _, slopes = gradients._features_of(extracting, batch, features)
+        _, slopes = gradients.batch_features(extracting, batch, features)
         ours = -slopes[:, None] * torch.cat([features.found[name] for name in features.layers], 1)
     # the loop: the gradients of the loss, in the order of the batch
     pairs = {pair["example_ids"].item(): pair for pair in _separate_pairs(exact, training, processor, data)}
