@@ -25,14 +25,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rovrm.common.disk import room_for
 from rovrm.common.errors import UserError
-from rovrm.common.notes import changed_keys, refuse_changes
-from rovrm.settings.command_line import parse, run, save
+from rovrm.settings.command_line import parse, run
 from rovrm.settings.keys import BonConfig
 
 if TYPE_CHECKING:
@@ -42,26 +41,26 @@ if TYPE_CHECKING:
 
 
 WORLD = "world:visual?split=test&questions=describe&n=800"
-CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
 AT_ONCE_TINY, AT_ONCE = 320, 32  # candidates sampled at once: by the shipped tiny policy, by others
-INDIFFERENT = ("out", "device")  # settings that do not change the answers
 
 
 def bon(argv: list[str]) -> None:
     config = _with_defaults(parse(BonConfig, argv, "python -m rovrm.bon"))
-    lock = _take_folder(config)  # held until the process ends, however it ends
+
+    from rovrm.best_of_n.folder import RECORDS, bytes_needed, prompts_done, read_records, take_folder
+
+    lock = take_folder(config)  # held until the process ends, however it ends; taken before the slow imports
 
     from tqdm.auto import tqdm
 
     from rovrm.best_of_n.choose import best_of_n
-    from rovrm.best_of_n.records import prompts_done, read_records
     from rovrm.best_of_n.report import write_summary
 
     examples, names = _prompts(config)
-    path, size = Path(config.out) / "bon.jsonl", config.batch_size or 1
+    path, size = Path(config.out) / RECORDS, config.batch_size or 1
     done = prompts_done(path, size, examples, candidates_given=bool(config.candidates))
     batches = range(done, len(examples), size)
-    with room_for(config.out, _bytes_needed(config, examples[done:]), "the answers"):
+    with room_for(config.out, bytes_needed(config, examples[done:]), "the answers"):
         if batches:
             scorer, policy = _models(config)
             if done:
@@ -75,9 +74,6 @@ def bon(argv: list[str]) -> None:
                     file.flush()
         write_summary(config, examples, read_records(path, config.allow_empty))
     del lock
-
-
-# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def _with_defaults(config: BonConfig) -> BonConfig:
@@ -144,57 +140,6 @@ def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
         return scorer, None
     policy = Policy.from_pretrained(config.policy or BASE, device=device, dtype=config.dtype, trust_remote_code=remote)
     return scorer, policy
-
-
-# ---- the folder ------------------------------------------------------------------------------------------------------
-
-
-def _bytes_needed(config: BonConfig, examples: Sequence["Example"]) -> int:
-    """What these prompts add to `out`, about."""
-    candidates = sum(max(len(example.responses), *config.n, 1) for example in examples)
-    pictures = sum(ref.path is None for example in examples for ref in example.images)
-    return CANDIDATE * candidates + PICTURE * pictures
-
-
-def _take_folder(config: BonConfig) -> Any:
-    """Locks `out` and notes the settings there. Raises UserError where it holds candidates made with other settings."""
-    import yaml
-
-    from rovrm.common.files import lock_folder
-
-    lock = lock_folder(config.out)
-    path = Path(config.out) / "config.yaml"
-    if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
-        noted, now = asdict(BonConfig()) | yaml.safe_load(path.read_text()), asdict(config)
-        for key in INDIFFERENT:
-            noted[key] = now[key]
-        refuse_changes(config.out, noted, now, "; give another out=, or remove that folder")
-    _check_models(config)
-    save(config, path)
-    return lock
-
-
-def _check_models(config: BonConfig) -> None:
-    """Notes which models made the candidates. Raises UserError where another now lies in the place of one of them."""
-    from rovrm.common.files import read_json, write_json
-
-    path, now = Path(config.out) / "models.json", {"model": _mark(config.model), "policy": _mark(config.policy)}
-    if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
-        changed = changed_keys(read_json(path), now)
-        if changed:
-            place = getattr(config, changed[0])
-            raise UserError(
-                f"{config.out} holds answers and scores of another {changed[0]} that lay in {place!r}; give another "
-                "out=, or remove that folder"
-            )
-    write_json(path, now)
-
-
-def _mark(folder: str) -> dict[str, list[int]]:
-    """Size and time of each file of weights in a folder; nothing for a hub id."""
-    files = sorted(Path(folder).rglob("*.safetensors")) if folder and os.path.isdir(folder) else []
-    kept = [file for file in files if "checkpoints" not in file.parts]
-    return {str(file.relative_to(folder)): [file.stat().st_size, file.stat().st_mtime_ns] for file in kept}
 
 
 def main(argv: list[str] | None = None) -> int:

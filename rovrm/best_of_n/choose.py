@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rovrm.best_of_n.curve import standing
+from rovrm.best_of_n.curve import best_place
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef, content_hash, open_images
@@ -82,11 +82,6 @@ def best_of_n(
             record |= _choice(answers_at[place], result, config.allow_empty, seed)
         records.append(record)
     return records
-
-
-def best_place(texts: Sequence[str], scores: Sequence[float], allow_empty: bool) -> int:
-    """The place of the best candidate, the first of equal ones."""
-    return max(range(len(texts)), key=lambda i: standing(texts[i], scores[i], allow_empty))
 
 
 def _with_open_images(example: Example, policy: Policy | None, max_pixels: int) -> Example:

@@ -2,6 +2,7 @@
 
     expected_best(values, rewards, n)     # (prompts,): the mean value of the best of n, over all sets of n of the N
     standing(text, score, allow_empty)    # which of two candidates is the better one
+    best_place(texts, scores, allow_empty)      # which of all is the best one
     mean_ci95(per_prompt)                 # {"value": ..., "ci95": [low, high]}, bootstrap over prompts
     kl_bound(n)                           # nats by which best-of-n may move away from the policy
 
@@ -31,6 +32,11 @@ def standing(text: str, score: float, allow_empty: bool) -> tuple[bool, float]:
     """The greater, the better a candidate. One without text stands below all that have any, whatever their scores,
     unless that is allowed. Of equal ones the first is the best."""
     return allow_empty or not is_blank(text), score
+
+
+def best_place(texts: Sequence[str], scores: Sequence[float], allow_empty: bool) -> int:
+    """The place of the best candidate, the first of equal ones."""
+    return max(range(len(texts)), key=lambda i: standing(texts[i], scores[i], allow_empty))
 
 
 def expected_best(values: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""bon.jsonl as an earlier attempt of rovrm.bon left it: how far it goes, whether it fits, what is the best in it.
+"""The folder of rovrm.bon: which settings and models it was begun with, and what is in its bon.jsonl already.
 
+lock = take_folder(config)                                                  # before anything is computed
 done = prompts_done(path, batch_size, examples, candidates_given=False)     # the first prompts need no answers
 records = read_records(path, allow_empty=False)                             # when all prompts have one
 """
@@ -7,13 +8,76 @@ records = read_records(path, allow_empty=False)                             # wh
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rovrm.best_of_n.choose import best_place
+import yaml
+
+from rovrm.best_of_n.curve import best_place
 from rovrm.common.errors import UserError
-from rovrm.common.files import write_jsonl
+from rovrm.common.files import lock_folder, read_json, write_json, write_jsonl
+from rovrm.common.notes import changed_keys, refuse_changes
 from rovrm.data.example import Example
+from rovrm.settings.command_line import save
+from rovrm.settings.keys import BonConfig
+
+RECORDS = "bon.jsonl"
+INDIFFERENT = ("out", "device")  # settings that do not change the answers
+CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
+
+
+def take_folder(config: BonConfig) -> Any:
+    """Locks `out` and notes settings and models there.
+
+    Returns:
+        The lock, held as long as the object lives.
+
+    Raises:
+        UserError: another run is writing there, or the folder holds candidates made with other settings or models.
+    """
+    out = Path(config.out)
+    lock = lock_folder(config.out)
+    settings_file, models_file = out / "config.yaml", out / "models.json"
+    models = {"model": _weight_files(config.model), "policy": _weight_files(config.policy)}
+    if (out / RECORDS).is_file() and settings_file.is_file():
+        noted = asdict(BonConfig()) | yaml.safe_load(settings_file.read_text())  # an earlier version had fewer keys
+        settings = asdict(config)
+        for key in INDIFFERENT:
+            noted[key] = settings[key]
+        refuse_changes(config.out, noted, settings, "; give another out=, or remove that folder")
+    if (out / RECORDS).is_file() and models_file.is_file():
+        changed = changed_keys(read_json(models_file), models)
+        if changed:
+            raise UserError(
+                f"{config.out} holds answers and scores of another {changed[0]} that lay in "
+                f"{getattr(config, changed[0])!r}; give another out=, or remove that folder"
+            )
+    write_json(models_file, models)
+    save(config, settings_file)
+    return lock
+
+
+def _weight_files(folder: str) -> dict[str, list[int]]:
+    """Size and time of each file of weights in a folder, by which another model in its place shows; nothing for a hub
+    id."""
+    if not folder or not os.path.isdir(folder):
+        return {}
+    sizes_and_times = {}
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        if "checkpoints" not in file.parts:
+            sizes_and_times[str(file.relative_to(folder))] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return sizes_and_times
+
+
+def bytes_needed(config: BonConfig, examples: Sequence[Example]) -> int:
+    """What these prompts add to `out`, about."""
+    candidates = sum(max(len(example.responses), *config.n, 1) for example in examples)
+    pictures = sum(ref.path is None for example in examples for ref in example.images)
+    return CANDIDATE * candidates + PICTURE * pictures
+
+
+# ---- bon.jsonl -------------------------------------------------------------------------------------------------------
 
 
 def prompts_done(path: Path, batch_size: int, examples: Sequence[Example], candidates_given: bool) -> int:
