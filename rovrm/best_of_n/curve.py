@@ -1,10 +1,10 @@
 """What best-of-n gives for each n up to N, from N scored candidates per prompt.
 
-    expected_best(values, rewards, n)     # (prompts,): the mean value of the best of n, over all sets of n of the N
-    standing(text, score, allow_empty)    # which of two candidates is the better one
-    best_place(texts, scores, allow_empty)      # which of all is the best one
-    mean_ci95(per_prompt)                 # {"value": ..., "ci95": [low, high]}, bootstrap over prompts
-    kl_bound(n)                           # nats by which best-of-n may move away from the policy
+    expected_best(values, rewards, n)           # (prompts,): mean value of the best of n, over all sets of n of the N
+    standing(text, score, allow_empty)          # which of two candidates is the better one
+    best_place(texts, scores, allow_empty)      # which of them all is the best
+    mean_ci95(per_prompt)                       # {"value": ..., "ci95": [low, high]}, bootstrap over prompts
+    kl_bound(n)                                 # nats by which best-of-n may move away from the policy
 
 Taking all sets of n, and not the first n candidates, is unbiased too and varies less (as in WebGPT, Nakano et al.
 2021). log n - (n - 1)/n is the Kullback-Leibler divergence usually quoted for best-of-n (Stiennon et al. 2020); Beirami
