@@ -22,8 +22,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rovrm.world.reading import Mention, Pair, plain, read
+from rovrm.world.reading import Mention, Pair, read
 from rovrm.world.scenes import CELLS, Scene, Thing
+from rovrm.world.tokens import plain
 
 Fact = tuple  # in one of the forms above
 
