@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import helpers
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
@@ -16,7 +17,7 @@ from rovrm.settings.keys import MergeConfig, ScoreConfig, TrainConfig, with_rate
 from rovrm.settings.phases import PHASES, phase_numbers
 from rovrm.settings.trainer_keys import check_trainer_keys
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((helpers.ROOT / "recipes").glob("*.yaml"))
 
 
 def train(*argv: str) -> TrainConfig:
@@ -24,11 +25,7 @@ def train(*argv: str) -> TrainConfig:
 
 
 def refused(*argv: str, config_class: type = TrainConfig) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(config_class, list(argv), "command")
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return helpers.refused(lambda: parse(config_class, list(argv), "command"))
 
 
 @pytest.fixture

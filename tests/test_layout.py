@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import error_line, output_of
 
 from rovrm.__main__ import COMMANDS, main
 
@@ -79,8 +80,10 @@ def test_help_imports_nothing_heavy() -> None:
 def test_every_command_is_listed(capsys) -> None:
     modules = {name for name in command_modules() if name.startswith("rovrm.") and name != "rovrm.__main__"}
     assert {f"rovrm.{name}" for name in COMMANDS} == {name.removesuffix(".__main__") for name in modules}
-    assert main([]) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(
+        capsys,
+        main,
+    )
     assert all(f"\n  {name} " in printed for name in COMMANDS)
     assert main(["--help"]) == 0 and capsys.readouterr().out == printed
     setup = configparser.ConfigParser()
@@ -92,9 +95,8 @@ def test_commands_by_name(capsys, tmp_path) -> None:
     assert main(["world", "write", f"out={tmp_path}", "n=2"]) == 0 and (tmp_path / "visual.jsonl").is_file()
     assert main(["score", "modle=x"]) == 2 and "unknown key modle" in capsys.readouterr().err
     for name, remedy in (("tarin", "did you mean train?"), ("Score", "did you mean score?"), ("xyz", "rovrm --help")):
-        assert main([name]) == 2
-        printed = capsys.readouterr().err
-        assert printed.count("\n") == 1 and f"no command {name!r}" in printed and remedy in printed
+        printed = error_line(capsys, main, name)
+        assert f"no command {name!r}" in printed and remedy in printed
 
 
 def test_unknown_attribute() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from helpers import REAL
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
@@ -514,7 +515,7 @@ def test_lists_where_texts_are_expected(change: dict[str, Any], message: str) ->
         read(PAIR | change)
 
 
-VL = Path(__file__).resolve().parents[2] / "shared/data/benchmarks/vl_rewardbench/sample.json"
+VL = REAL / "benchmarks/vl_rewardbench/sample.json"
 
 
 @pytest.mark.skipif(not VL.is_file(), reason=f"{VL} is not here")
