@@ -92,7 +92,7 @@ def extraction(argv: list[str]) -> None:
 
     def extract() -> None:
         for batch in batches:
-            gradients._features_of(extracting, batch, features)[0].cpu()
+            gradients.batch_features(extracting, batch, features)[0].cpu()
 
     def train() -> None:
         for batch in batches:
@@ -210,7 +210,7 @@ def _check(
         weight.data = weight.data.float()
     [batch] = _batches(exact, replace(like, batch_tokens=10**9), training, processor, data, "shared")
     with GradientFeatures(extracting, lora_layers(extracting), width=0) as features:
-        _, slopes = gradients._features_of(extracting, batch, features)
+        _, slopes = gradients.batch_features(extracting, batch, features)
         ours = -slopes[:, None] * torch.cat([features.found[name] for name in features.layers], 1)
     lone = _batches(exact, replace(like, batch_tokens=1), training, processor, data, "separate")
     alone = {one["example_ids"].item(): one for one in lone}

@@ -21,7 +21,7 @@ from typing import Any
 from rovrm.common.errors import UserError
 from rovrm.common.intervals import wilson95
 from rovrm.settings.command_line import parse, run
-from rovrm.settings.phases import PHASES, phase_numbers
+from rovrm.settings.phases import Phase, parse_phases
 
 TEST_SEED = 77
 
@@ -38,11 +38,11 @@ class RateStudyConfig:
 
 def study(argv: list[str]) -> None:
     config = parse(RateStudyConfig, argv, "python -m eval.rates")
-    numbers = phase_numbers(config.phase)
-    if len(numbers) != 1:
+    phases = parse_phases(config.phase)
+    if len(phases) != 1:
         raise UserError(f"phase={config.phase}: takes one phase, since each is trained alone")
-    name = PHASES[numbers[0] - 1]
-    results = Path(config.out) / f"results-{name}.jsonl"
+    phase = phases[0]
+    results = Path(config.out) / f"results-{phase.name}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
     os.environ["TQDM_DISABLE"] = "1"
     asked = [(size, seed, rate) for size in config.sizes for seed in config.seeds for rate in config.rates]
@@ -50,17 +50,18 @@ def study(argv: list[str]) -> None:
     for size, seed, rate in asked:
         if (size, seed, rate, config.test) not in done:
             record = {"size": size, "seed": seed, "rate": rate, "test": config.test}
-            record |= _trained(config, name, size, seed, rate)
+            record |= _trained(config, phase, size, seed, rate)
             with open(results, "a") as file:
                 file.write(json.dumps(record) + "\n")
             print(record, flush=True)
     print_table([row for row in read_results(results) if row["test"] == config.test])
 
 
-def _trained(config: RateStudyConfig, name: str, size: int, seed: int, rate: float) -> dict[str, float]:
+def _trained(config: RateStudyConfig, phase: Phase, size: int, seed: int, rate: float) -> dict[str, float]:
     from rovrm.train import main as train
     from rovrm.world.default import BASE
 
+    name = phase.name
     out = Path(config.out) / f"{name}-{size}-{seed}-{rate:g}"
     shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
     command = [
@@ -76,7 +77,7 @@ def _trained(config: RateStudyConfig, name: str, size: int, seed: int, rate: flo
     ]
     if train(command):
         raise UserError(f"training failed ({' '.join(command)}); its message is above")
-    found = json.loads((out / "summary.json").read_text())[f"phase{PHASES.index(name) + 1}-{name}"]
+    found = json.loads((out / "summary.json").read_text())[phase.folder_name]
     shutil.rmtree(out)
     return {"accuracy": found["accuracy"], "loss": found["loss"], "n_train": found["n_train"]}
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from rovrm.best_of_n.choose import best_of_n, best_place
 from rovrm.common.disk import room_for
 from rovrm.common.errors import UserError
+from rovrm.common.notes import changed_keys, refuse_changes
 from rovrm.data.prompts import check_images, load_prompts
 from rovrm.settings.command_line import parse, run, save
 from rovrm.settings.keys import BonConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 WORLD = "world:visual?split=test&questions=describe&n=800"
 CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
+INDIFFERENT = ("out", "device")  # settings that do not change the answers
 AT_ONCE = {True: 320, False: 32}  # candidates sampled at once: by the tiny policy, by others
 
 
@@ -146,32 +148,29 @@ def _take_folder(config: BonConfig) -> Any:
     from rovrm.common.files import lock_folder
 
     lock = lock_folder(config.out)
-    noted = Path(config.out) / "config.yaml"
-    if (Path(config.out) / "bon.jsonl").is_file() and noted.is_file():
-        before, now = asdict(BonConfig()) | yaml.safe_load(noted.read_text()), asdict(config)
-        changed = [key for key in now if key not in ("out", "device") and before[key] != now[key]]
-        if changed:
-            raise UserError(
-                f"{config.out} was begun with other settings ({changed[0]}: {before[changed[0]]!r}, now "
-                f"{now[changed[0]]!r}); give another out=, or remove that folder"
-            )
+    path = Path(config.out) / "config.yaml"
+    if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
+        noted, now = asdict(BonConfig()) | yaml.safe_load(path.read_text()), asdict(config)
+        for key in INDIFFERENT:
+            noted[key] = now[key]
+        refuse_changes(config.out, noted, now, "; give another out=, or remove that folder")
     _check_models(config)
-    save(config, noted)
+    save(config, path)
     return lock
 
 
 def _check_models(config: BonConfig) -> None:
     """Notes which models made the candidates. Raises UserError where another now lies in the place of one of them."""
-    from rovrm.common.files import write_json
+    from rovrm.common.files import read_json, write_json
 
     path, now = Path(config.out) / "models.json", {"model": _mark(config.model), "policy": _mark(config.policy)}
     if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
-        before = json.loads(path.read_text())
-        changed = next((key for key in now if before.get(key) != now[key]), None)
+        changed = changed_keys(read_json(path), now)
         if changed:
+            place = getattr(config, changed[0])
             raise UserError(
-                f"{config.out} holds answers and scores of another {changed} that lay in {getattr(config, changed)!r}; "
-                "give another out=, or remove that folder"
+                f"{config.out} holds answers and scores of another {changed[0]} that lay in {place!r}; give another "
+                "out=, or remove that folder"
             )
     write_json(path, now)
 

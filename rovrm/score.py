@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rovrm.common.disk import room_for
 from rovrm.common.errors import UserError
+from rovrm.common.notes import as_note, refuse_changes
 from rovrm.settings.command_line import parse, run
 from rovrm.settings.keys import ScoreConfig
 
@@ -178,10 +179,11 @@ def _done(partial: Path, noted: IO[str], settings: dict[str, Any], count: int) -
         before = json.loads(noted.read())
     except ValueError:
         before = {}
-    changed = [key for key in settings if before.get(key) != settings[key]]
-    if ends and changed:
-        what = f"with other settings ({', '.join(changed)})" if before else "by another version or command"
-        raise UserError(f"{partial} was begun {what}; remove it, or give another out=")
+    remedy = "; remove it, or give another out="
+    if ends and not before:
+        raise UserError(f"{partial} was begun by another version or command{remedy}")
+    if ends:
+        refuse_changes(partial, before, as_note(settings), remedy)
     done = len(ends) if len(ends) == count else len(ends) // UNIT * UNIT
     if raw:
         os.truncate(partial, ends[done - 1] if done else 0)

@@ -23,8 +23,7 @@ import sys
 
 from rovrm.common.errors import UserError
 from rovrm.settings.command_line import parse, run
-from rovrm.settings.keys import TrainConfig, by_gradients, section_of
-from rovrm.settings.phases import phase_numbers
+from rovrm.settings.keys import TrainConfig
 from rovrm.settings.trainer_keys import check_trainer_keys
 
 PROG = "python -m rovrm.select"
@@ -36,40 +35,33 @@ def select(argv: list[str]) -> None:
 
     from rovrm.common.disk import room_for
     from rovrm.common.files import lock_folder
-    from rovrm.model.adapters import training_processor
-    from rovrm.model.collator import RewardCollator
-    from rovrm.model.loading import load_config
     from rovrm.selection.stage import check_selection, read_phases, select_data
+    from rovrm.training.dry_run import print_dry_run
     from rovrm.training.estimates import run_bytes
-    from rovrm.training.plan import start_of
-    from rovrm.training.setup import check_services, process_state, trainer_arguments, with_default
+    from rovrm.training.setup import check_services, model_parts, process_state, trainer_arguments, with_default
 
     main_process = process_state(config).is_main_process
     lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv, PROG)
-    phases = [phase for phase in phase_numbers(config.phase) if by_gradients(section_of(config, phase))]
-    if not phases:
+    choosing = [phase for phase in config.phases if config.section(phase).by_gradients]
+    if not choosing:
         raise UserError(
             f"phase={config.phase}: none of them chooses rows by gradients; set text.select=capped_ot text.n=1000, or "
             "the same of caption"
         )
-    check_selection(config, phases)
-    check_services(trainer_arguments(config, phases[0]), main_process)
-    model_config = load_config(config.model, config.trust_remote_code)
-    start = start_of(config, phase_numbers(config.phase)[0])
-    processor = training_processor(config.model, start, config.chat_template, config.trust_remote_code, model_config)
-    collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
-    # Those that do not choose too, as training reads them: all phases are split as one.
-    asked = [phase for phase in phase_numbers(config.phase) if phase in phases or section_of(config, phase).data]
-    data = read_phases(config, asked, collator, main_process)
+    check_selection(config, choosing)
+    check_services(trainer_arguments(config, choosing[0]), main_process)
+    parts = model_parts(config, config.phases[0])
+    # The phases that do not choose are read too, as training reads them: all phases are split as one.
+    phases = [phase for phase in config.phases if config.section(phase).data or phase in choosing]
+    data = read_phases(config, phases, parts.collator, main_process)
     if config.dry_run:
-        from rovrm.training.dry_run import print_dry_run
-
-        chosen = {phase: data[phase] for phase in phases}
-        return print_dry_run(config, chosen, collator, model_config) if main_process else None
-    needed = run_bytes(config, model_config, data, {}) if main_process else 0
+        if main_process:
+            print_dry_run(config, {phase: data[phase] for phase in choosing}, parts)
+        return
+    needed = run_bytes(config, parts.model_config, data) if main_process else 0
     with room_for(config.out, needed, "the warm-up and features"):
-        select_data(config, data, phases, collator, processor)
+        select_data(config, data, choosing, parts)
     del lock
 
 

@@ -15,6 +15,7 @@ from helpers import change_json, message_of, pairs, says, write_lines
 
 from rovrm import train
 from rovrm.model import loading as checkpoints
+from rovrm.settings import phases
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates
 from rovrm.training import plan
@@ -277,14 +278,12 @@ def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_out_begun_with_other_settings(refused, world: Path, tmp_path: Path) -> None:
     line = f"phase=3 model={BASE} out={tmp_path}/run workers=0 visual.data={world}/visual.jsonl"
-    begun = plan.settings_of(with_rates(parse(TrainConfig, line.split(), "train")), 3)
+    begun = plan.settings_of(with_rates(parse(TrainConfig, line.split(), "train")), phases.VISUAL)
     folder = tmp_path / "run" / "phase3-visual"
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(begun))
     message = refused(f"{VISUAL} seed=1")
-    assert says(
-        message, str(folder), "begun with other settings (seed; seed: 0, now 1)", "give another out=, or remove"
-    )
+    assert says(message, str(folder), "begun with other settings (seed: 0, now 1)", "give another out=, or remove")
 
 
 def test_out_with_damaged_settings(refused, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rovrm.settings.command_line import parse, run, save
 from rovrm.settings.fields import settings
 from rovrm.settings.hints import ELSEWHERE, TRAINER
 from rovrm.settings.keys import MergeConfig, ScoreConfig, TrainConfig, with_rates
-from rovrm.settings.phases import PHASES, phase_numbers
+from rovrm.settings.phases import PHASES, parse_phases
 from rovrm.settings.trainer_keys import check_trainer_keys
 
 RECIPES = sorted((helpers.ROOT / "recipes").glob("*.yaml"))
@@ -42,15 +42,15 @@ def recipe(tmp_path: Path):
     [("1", [1]), ("1..3", [1, 2, 3]), ("1,3", [1, 3]), ("3,1,1", [1, 3]), ("2..2", [2])]
     + [("text", [1]), ("text,visual", [1, 3]), ("caption..visual", [2, 3]), (" 1 , 2", [1, 2])],
 )
-def test_phase_numbers(text: str, numbers: list[int]) -> None:
-    assert phase_numbers(text) == numbers
+def test_parse_phases(text: str, numbers: list[int]) -> None:
+    assert [phase.number for phase in parse_phases(text)] == numbers
     assert train(f"phase={text}").phase == text
 
 
 @pytest.mark.parametrize("text", ["", "0", "4", "1..4", "3..1", "1..", "..", "1-3", "1,", "images", "1...3", "1..2..3"])
-def test_phase_numbers_refuses(text: str) -> None:
+def test_parse_phases_refuses(text: str) -> None:
     with pytest.raises(UserError, match=r"phase: got .* takes 1, 2, 3"):
-        phase_numbers(text)
+        parse_phases(text)
     assert repr(text) in refused(f"phase={text}")
 
 
@@ -68,9 +68,9 @@ def test_defaults() -> None:
 def test_rates_by_tuning(tuning: str, rates: list[float]) -> None:
     """The paper's rates are those of full fine-tuning; an adapter does not move by them."""
     config = with_rates(train(f"tuning={tuning}"))
-    assert [getattr(config, name).learning_rate for name in PHASES] == rates
+    assert [config.section(phase).learning_rate for phase in PHASES] == rates
     config = with_rates(train(f"tuning={tuning}", "caption.learning_rate=7e-5"))
-    assert [getattr(config, name).learning_rate for name in PHASES] == [rates[0], 7e-5, rates[2]]
+    assert [config.section(phase).learning_rate for phase in PHASES] == [rates[0], 7e-5, rates[2]]
 
 
 def test_values_below_the_recipe(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_run_prints_the_message_and_returns_2(capsys) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_parses(path: Path) -> None:
     config = train(f"recipe={path}")
-    assert phase_numbers(config.phase) and config.out == f"runs/{path.stem}"
+    assert config.phases and config.out == f"runs/{path.stem}"
     check_trainer_keys(config.trainer)
 
 

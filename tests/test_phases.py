@@ -17,7 +17,7 @@ from rovrm.data.images import content_hash
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import load_config, load_processor
 from rovrm.settings.keys import CaptionConfig, PhaseConfig, TrainConfig
-from rovrm.settings.phases import PHASES, phase_folder
+from rovrm.settings.phases import CAPTION, PHASES, TEXT, VISUAL, Phase
 from rovrm.training.phase_data import PhaseData, prepare_phases
 from rovrm.training.plan import settings_of
 from rovrm.world.default import BASE
@@ -42,7 +42,7 @@ def settings(tmp_path: Path) -> Callable[..., TrainConfig]:
     return make
 
 
-def prepare_phase(config: TrainConfig, phase: int, collator: RewardCollator, write: bool) -> PhaseData:
+def prepare_phase(config: TrainConfig, phase: Phase, collator: RewardCollator, write: bool) -> PhaseData:
     return prepare_phases(config, [phase], collator, [phase] if write else [])[phase]
 
 
@@ -66,8 +66,8 @@ def all_ids(found: PhaseData) -> set[str]:
     return {*ids(found.train), *ids(found.held_out)}
 
 
-def listed(config: TrainConfig, phase: int, file: str = "rejected.jsonl") -> list[Row]:
-    return read_lines(phase_folder(config.out, phase) / file)
+def listed(config: TrainConfig, phase: Phase, file: str = "rejected.jsonl") -> list[Row]:
+    return read_lines(phase.folder(config.out) / file)
 
 
 def image_hashes(examples: list[Example]) -> set[str]:
@@ -81,13 +81,13 @@ def test_text_phase_refuses_rows_with_images(collator, settings, tmp_path: Path)
     draw(tmp_path, "1.png")
     file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(6)], pair(6, image="1.png"))
     config = settings(text=PhaseConfig(data=[file]))
-    found = prepare_phase(config, 1, collator, write=True)
+    found = prepare_phase(config, TEXT, collator, write=True)
     assert all_ids(found) == {f"r{i}" for i in range(6)}
     [bad] = found.rejected
     assert bad["id"] == "r6" and bad["field"] == "images" and "1.png" in bad["value"]
     assert bad["location"] == f"{file}, row 7"
     assert "takes rows without images; give this row to visual.data or caption.data" in bad["reason"]
-    assert listed(config, 1) == found.rejected
+    assert listed(config, TEXT) == found.rejected
 
 
 def test_caption_phase_puts_captions_for_images(collator, settings, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_caption_phase_puts_captions_for_images(collator, settings, tmp_path: Pa
     file = write_lines(tmp_path / "a.jsonl", *rows)
     section = CaptionConfig(data=[file], captions=captions, caption_template="Seen: {caption}\n")
     config = settings(caption=section)
-    found = prepare_phase(config, 2, collator, write=True)
+    found = prepare_phase(config, CAPTION, collator, write=True)
     texts = {e.id: e.prompt[0]["content"] for e in found.train + found.held_out}
     assert texts == {
         "r0": "Seen: A cup.\nQuestion 0?",
@@ -119,15 +119,15 @@ def test_caption_phase_puts_captions_for_images(collator, settings, tmp_path: Pa
     assert "would give it away; add another caption or drop the row" in leak["reason"]
     assert (without["id"], without["field"]) == ("r3", "caption")
     assert f"no caption for image 3.png in {captions}; add one or drop the row" in without["reason"]
-    assert listed(config, 2) == found.rejected
+    assert listed(config, CAPTION) == found.rejected
     with pytest.raises(UserError, match="2 of 6 rows are bad"):
-        prepare_phase(replace(config, max_bad_fraction=0.3), 2, collator, write=True)
+        prepare_phase(replace(config, max_bad_fraction=0.3), CAPTION, collator, write=True)
 
 
 def test_caption_phase_needs_no_image_files(collator, settings, tmp_path: Path) -> None:
     rows = [pair(i, image=f"elsewhere/{i}.png", caption=f"Caption {i}.") for i in range(6)]
     config = settings(caption=CaptionConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]))
-    assert len(all_ids(prepare_phase(config, 2, collator, write=True))) == 6
+    assert len(all_ids(prepare_phase(config, CAPTION, collator, write=True))) == 6
 
 
 def test_visual_phase(collator, settings, tmp_path: Path) -> None:
@@ -136,31 +136,31 @@ def test_visual_phase(collator, settings, tmp_path: Path) -> None:
     config = settings(
         visual=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows, pair(8, image="8.png"), pair(9))])
     )
-    found = prepare_phase(config, 3, collator, write=True)
+    found = prepare_phase(config, VISUAL, collator, write=True)
     assert all_ids(found) == {f"r{i}" for i in range(8)}
     assert all(e.lengths for e in found.train + found.held_out)
-    bad, bare = listed(config, 3)
+    bad, bare = listed(config, VISUAL)
     assert bad["id"] == "r8" and "not found" in bad["reason"] and "set image_root=FOLDER" in bad["reason"]
     assert (bare["id"], bare["field"], bare["location"]) == ("r9", "images", f"{tmp_path / 'a.jsonl'}, row 10")
     assert "takes rows with images; set visual.columns.image=THEIRS, or give it to text.data" in bare["reason"]
     with pytest.raises(UserError, match="2 of 10 rows are bad, more than max_bad_fraction=0.1 allows"):
-        prepare_phase(replace(config, max_bad_fraction=0.1), 3, collator, write=True)
+        prepare_phase(replace(config, max_bad_fraction=0.1), VISUAL, collator, write=True)
 
 
 def test_visual_phase_without_any_image(collator, settings, tmp_path: Path) -> None:
     """A column by another name is not read: training would run, on text alone."""
     bare = settings(visual=PhaseConfig(data=[write_lines(tmp_path / "b.jsonl", pair(0), pair(1))]))
     with pytest.raises(UserError, match=r"no row has an image; name the column with visual\.columns\.image=THEIRS"):
-        prepare_phase(bare, 3, collator, write=True)
+        prepare_phase(bare, VISUAL, collator, write=True)
     names = draw(tmp_path, "0.png", "1.png")
     file = write_lines(tmp_path / "a.jsonl", *[pair(i, photo=name) for i, name in enumerate(names)])
     config = settings(visual=PhaseConfig(data=[file]))
     config = replace(config, text=PhaseConfig(data=[file]), caption=CaptionConfig(data=[file]))
-    for phase in (1, 2, 3):
+    for phase in PHASES:
         with pytest.raises(UserError, match=r"row 1: photo = '0.png': .*set visual\.columns\.image=photo"):
             prepare_phase(config, phase, collator, write=True)
     mended = replace(config, visual=PhaseConfig(data=[file], columns={"image": "photo"}))
-    assert len(all_ids(prepare_phase(mended, 3, collator, write=True))) == 2
+    assert len(all_ids(prepare_phase(mended, VISUAL, collator, write=True))) == 2
 
 
 # ---- the split -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_one_image_under_two_names_is_on_one_side_of_both_phases(collator, setti
     config = settings(
         caption=CaptionConfig(data=[one, two], n=40), visual=PhaseConfig(data=[two, one]), eval_fraction=0.3
     )
-    caption, visual = prepare_phases(config, [2, 3], collator, [2, 3]).values()
+    caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     assert not image_hashes(visual.train) & image_hashes(visual.held_out)
     side = {e.id.removesuffix("b"): "held out" for e in visual.held_out}
     side |= {e.id.removesuffix("b"): "train" for e in visual.train}
@@ -191,10 +191,10 @@ def test_small_phases_hold_out_what_others_hold_out(collator, settings, tmp_path
     rows = [pair(i, image=name, caption=f"C {i}.") for i, name in enumerate(names)]
     everything = write_lines(tmp_path / "all.jsonl", *rows)
     config = settings(caption=CaptionConfig(data=[everything]), eval_fraction=0.3)
-    trained = set(ids(prepare_phase(config, 2, collator, write=False).train))
+    trained = set(ids(prepare_phase(config, CAPTION, collator, write=False).train))
     some = write_lines(tmp_path / "some.jsonl", *[row for row in rows if row["id"] in trained][:5])
     config = replace(config, visual=PhaseConfig(data=[some]))
-    caption, visual = prepare_phases(config, [2, 3], collator, [2, 3]).values()
+    caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     assert len(visual.held_out) == 1 and len(visual.train) == 4
     assert not set(ids(caption.train)) & set(ids(visual.held_out))
 
@@ -206,7 +206,7 @@ def test_joined_images_are_on_the_same_side_in_other_phases(collator, settings, 
     )
     joined = write_lines(tmp_path / "b.jsonl", *[pair(i, images=names[2 * i : 2 * i + 2]) for i in range(12)])
     config = settings(caption=CaptionConfig(data=[single]), visual=PhaseConfig(data=[joined]))
-    caption, visual = prepare_phases(config, [2, 3], collator, [2, 3]).values()
+    caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     held_out = {name for e in visual.held_out for name in (ref.name for ref in e.images)}
     assert held_out and visual.train and not held_out & {f"{e.id.removeprefix('r')}.png" for e in caption.train}
 
@@ -215,12 +215,12 @@ def test_no_group_crosses(collator, settings, tmp_path: Path) -> None:
     names = draw(tmp_path, *[f"{i % 15}-{i}.png" for i in range(30)])
     rows = [pair(i, images=[name] if i % 5 else [name, names[i - 7]]) for i, name in enumerate(names)]
     config = settings(visual=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]))
-    found = prepare_phase(config, 3, collator, write=True)
+    found = prepare_phase(config, VISUAL, collator, write=True)
     assert len(all_ids(found)) == 30 and found.train and found.held_out
     assert not image_hashes(found.train) & image_hashes(found.held_out)
     texts = [pair(i, prompt=f"question {i % 8}?") for i in range(24)]
     config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "b.jsonl", *texts)]))
-    found = prepare_phase(config, 1, collator, write=True)
+    found = prepare_phase(config, TEXT, collator, write=True)
     sides = [{int(e.id.removeprefix("r")) % 8 for e in part} for part in (found.train, found.held_out)]
     assert len(all_ids(found)) == 24 and not sides[0] & sides[1]
 
@@ -235,12 +235,12 @@ def test_eval_data_leave_training_rows_out_and_count_them(collator, settings, tm
         tmp_path / "b.jsonl", pair("x", image="1-b.png"), pair("y", image="9-b.png"), pair("z", image="1-a.png")
     )
     config = settings(visual=PhaseConfig(data=[train], eval_data=[held]), max_bad_fraction=0.0)
-    found = prepare_phase(config, 3, collator, write=True)  # what is left out is not bad
+    found = prepare_phase(config, VISUAL, collator, write=True)  # what is left out is not bad
     assert ids(found.train) == ["r0", "r2", "r3", "r4", "r5"] and ids(found.held_out) == ["rx", "ry", "rz"]
     [left] = found.rejected
     assert (left["id"], left["field"], left["value"]) == ("r1", "image", "Question 1?")
     assert left["location"] == f"{train}, row 2" and "visual.eval_data has the same image" in left["reason"]
-    assert listed(config, 3) == found.rejected and listed(config, 3, "rejected-eval.jsonl") == []
+    assert listed(config, VISUAL) == found.rejected and listed(config, VISUAL, "rejected-eval.jsonl") == []
     assert "1 training rows share an image or prompt with visual.eval_data: left out" in capsys.readouterr().out
 
 
@@ -252,7 +252,7 @@ def test_eval_data_share_images_through_other_rows(collator, settings, tmp_path:
         tmp_path / "b.jsonl", pair("x", image="0.png"), pair("y", image="7.png"), pair("z", image="8.png")
     )
     config = settings(visual=PhaseConfig(data=[train], eval_data=[held]))
-    found = prepare_phase(config, 3, collator, write=True)
+    found = prepare_phase(config, VISUAL, collator, write=True)
     assert ids(found.train) == ["r3", "r4", "r5"]
     assert not image_hashes(found.train) & image_hashes(found.held_out)
 
@@ -261,13 +261,13 @@ def test_eval_data_of_the_text_phase_go_by_prompt(collator, settings, tmp_path: 
     train = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
     held = write_lines(tmp_path / "b.jsonl", pair("x", prompt="QUESTION 2"), pair("y", chosen=" "), pair("z"))
     config = settings(text=PhaseConfig(data=[train], eval_data=[held], n=3, select="first"))
-    found = prepare_phase(config, 1, collator, write=True)
+    found = prepare_phase(config, TEXT, collator, write=True)
     assert ids(found.train) == ["r0", "r1"] and ids(found.held_out) == ["rx", "rz"]  # n cuts the training data alone
     assert [(r["id"], r["field"]) for r in found.rejected] == [("r2", "prompt"), ("ry", "response 1")]
-    assert [r["id"] for r in listed(config, 1)] == ["r2"]
-    assert [r["id"] for r in listed(config, 1, "rejected-eval.jsonl")] == ["ry"]
+    assert [r["id"] for r in listed(config, TEXT)] == ["r2"]
+    assert [r["id"] for r in listed(config, TEXT, "rejected-eval.jsonl")] == ["ry"]
     with pytest.raises(UserError, match="1 of 3 rows are bad.*rejected-eval.jsonl"):
-        prepare_phase(replace(config, max_bad_fraction=0.2), 1, collator, write=True)
+        prepare_phase(replace(config, max_bad_fraction=0.2), TEXT, collator, write=True)
 
 
 def test_eval_data_that_leave_nothing_to_train_on(collator, settings, tmp_path: Path) -> None:
@@ -275,18 +275,18 @@ def test_eval_data_that_leave_nothing_to_train_on(collator, settings, tmp_path: 
     config = settings(text=PhaseConfig(data=[file], eval_data=[file]))
     said = r"leave no example to train on \(4 good ones for training, 4 of them share an image or prompt with text"
     with pytest.raises(UserError, match=said) as caught:
-        prepare_phase(config, 1, collator, write=True)
+        prepare_phase(config, TEXT, collator, write=True)
     assert "or leave text.eval_data out" in str(caught.value)
-    assert len(listed(config, 1)) == 4
+    assert len(listed(config, TEXT)) == 4
 
 
 # ---- several phases, several runs ------------------------------------------------------------------------------------
 
 
-def finish(config: TrainConfig, phase: int) -> None:
+def finish(config: TrainConfig, phase: Phase) -> None:
     """As training leaves it behind."""
     for file in ("settings.json", "phase.json"):
-        (phase_folder(config.out, phase) / file).write_text("{}")
+        (phase.folder(config.out) / file).write_text("{}")
 
 
 def pictured(tmp_path: Path, count: int = 24, **fields: Any) -> list[Row]:
@@ -305,14 +305,14 @@ def test_eval_data_of_one_phase_train_in_no_other(collator, settings, tmp_path: 
         eval_fraction=0.3,
         max_bad_fraction=0.0,
     )
-    caption, visual = prepare_phases(config, [2, 3], collator, [2, 3]).values()
+    caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     first = {f"r{i}" for i in range(6)}
     assert not all_ids(caption) & first and len(visual.held_out) == 6
-    assert {r["id"] for r in listed(config, 2)} == first and listed(config, 2) == caption.rejected
+    assert {r["id"] for r in listed(config, CAPTION)} == first and listed(config, CAPTION) == caption.rejected
     assert all("visual.eval_data has the same image" in r["reason"] for r in caption.rejected)
     # What the caption phase holds out does not train in the visual phase either, which has its own to hold out.
     assert caption.held_out and not set(ids(caption.held_out)) & set(ids(visual.train))
-    assert {r["id"] for r in listed(config, 3)} == first | set(ids(caption.held_out))
+    assert {r["id"] for r in listed(config, VISUAL)} == first | set(ids(caption.held_out))
     shown = capsys.readouterr().out
     assert shown.count("caption: 6 training rows share an image or prompt with visual.eval_data: left out") == 1
     assert len(caption.train) + len(caption.held_out) + 6 == len(visual.train) + len(visual.rejected) == 24
@@ -326,9 +326,9 @@ def test_a_resumed_run_keeps_to_the_split_of_its_finished_phases(collator, setti
     )
     single = write_lines(tmp_path / "b.jsonl", *[pair(i, image=name) for i, name in enumerate(names)])
     config = settings(caption=CaptionConfig(data=[joined]), visual=PhaseConfig(data=[single]))
-    caption, visual = prepare_phases(config, [2, 3], collator, [2, 3]).values()
-    finish(config, 2)
-    again = prepare_phase(config, 3, collator, write=True)
+    caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
+    finish(config, CAPTION)
+    again = prepare_phase(config, VISUAL, collator, write=True)
     assert (ids(again.train), ids(again.held_out)) == (ids(visual.train), ids(visual.held_out))
     trained = {f"r{2 * int(e.id[1:]) + k}" for e in caption.train for k in (0, 1)}
     assert set(ids(again.train)) == trained
@@ -338,23 +338,23 @@ def test_a_resumed_run_keeps_to_the_split_of_its_finished_phases(collator, setti
 def test_eval_data_that_finished_phases_trained_on_are_dropped(collator, settings, tmp_path: Path, capsys) -> None:
     rows = pictured(tmp_path, 12)
     config = settings(caption=CaptionConfig(data=[write_lines(tmp_path / "a.jsonl", *rows[:8])]))
-    caption = prepare_phase(config, 2, collator, write=True)
-    finish(config, 2)
+    caption = prepare_phase(config, CAPTION, collator, write=True)
+    finish(config, CAPTION)
     held, data = (
         write_lines(tmp_path / "b.jsonl", *rows),
         write_lines(tmp_path / "c.jsonl", *pictured(tmp_path, 20)[12:]),
     )
     config = replace(config, visual=PhaseConfig(data=[data], eval_data=[held]))
-    visual = prepare_phase(config, 3, collator, write=True)
+    visual = prepare_phase(config, VISUAL, collator, write=True)
     trained = set(ids(caption.train))
     assert trained and set(ids(visual.held_out)) == {f"r{i}" for i in range(12)} - trained
-    assert {r["id"] for r in listed(config, 3, "rejected-eval.jsonl")} == trained
+    assert {r["id"] for r in listed(config, VISUAL, "rejected-eval.jsonl")} == trained
     shown = f"visual: {len(trained)} rows of visual.eval_data share an image or prompt with what an earlier phase"
     assert shown in capsys.readouterr().out
     only = write_lines(tmp_path / "d.jsonl", *[row for row in rows if row["id"] in trained])
     config = replace(config, visual=PhaseConfig(data=[data], eval_data=[only]))
     with pytest.raises(UserError, match=f"leave no example held out .*{len(trained)} more share an image or prompt"):
-        prepare_phase(config, 3, collator, write=True)
+        prepare_phase(config, VISUAL, collator, write=True)
 
 
 def test_init_from_brings_the_split_of_its_run(collator, settings, tmp_path: Path, capsys) -> None:
@@ -363,47 +363,47 @@ def test_init_from_brings_the_split_of_its_run(collator, settings, tmp_path: Pat
     data = write_lines(tmp_path / "a.jsonl", *rows)
     first = settings(text=PhaseConfig(data=[write_lines(tmp_path / "t.jsonl", *[pair(i) for i in range(9)])]), out="")
     first = replace(first, out=str(tmp_path / "one"), caption=CaptionConfig(data=[data]))
-    caption = prepare_phases(first, [1, 2], collator, [1, 2])[2]
+    caption = prepare_phases(first, [TEXT, CAPTION], collator, [TEXT, CAPTION])[CAPTION]
     between = settings(
         phase="2", text=first.text, caption=CaptionConfig(data=[data]), seed=5, out=str(tmp_path / "two"),
-        init_from=str(phase_folder(first.out, 2)),
+        init_from=str(CAPTION.folder(first.out)),
     )  # fmt: skip
-    assert ids(prepare_phase(between, 2, collator, write=True).held_out) == ids(caption.held_out)
+    assert ids(prepare_phase(between, CAPTION, collator, write=True).held_out) == ids(caption.held_out)
     others = [row | {"id": f"{row['id']}-v"} for row in rows]
     last = settings(
         phase="3", visual=PhaseConfig(data=[write_lines(tmp_path / "b.jsonl", *others)]), seed=7,
-        init_from=str(phase_folder(between.out, 2) / "adapter"),
+        init_from=str(CAPTION.folder(between.out) / "adapter"),
     )  # fmt: skip
-    visual = prepare_phase(last, 3, collator, write=True)
+    visual = prepare_phase(last, VISUAL, collator, write=True)
     assert {e.id.removesuffix("-v") for e in visual.held_out} == set(ids(caption.held_out))
     assert {e.id.removesuffix("-v") for e in visual.train} == set(ids(caption.train))
     assert "would" not in capsys.readouterr().err
-    plain = prepare_phase(replace(last, init_from=""), 3, collator, write=False)
+    plain = prepare_phase(replace(last, init_from=""), VISUAL, collator, write=False)
     assert ids(plain.held_out) != ids(visual.held_out)  # the seed alone would leak
     elsewhere = replace(last, init_from=str(tmp_path / "merged"))
-    prepare_phase(elsewhere, 3, collator, write=True)
+    prepare_phase(elsewhere, VISUAL, collator, write=True)
     assert "merged has no split.json beside it" in capsys.readouterr().out
 
 
 def test_rows_trained_before_leave_nothing_to_hold_out(collator, settings, tmp_path: Path) -> None:
     rows = pictured(tmp_path)
     first = settings(caption=CaptionConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]), eval_fraction=0.1)
-    trained = set(ids(prepare_phase(first, 2, collator, write=True).train))
+    trained = set(ids(prepare_phase(first, CAPTION, collator, write=True).train))
     some = write_lines(tmp_path / "b.jsonl", *[row for row in rows if row["id"] in trained])
     config = settings(
-        phase="3", out=str(tmp_path / "on"), visual=PhaseConfig(data=[some]), init_from=str(phase_folder(first.out, 2))
+        phase="3", out=str(tmp_path / "on"), visual=PhaseConfig(data=[some]), init_from=str(CAPTION.folder(first.out))
     )
     with pytest.raises(UserError, match=r"no example held out .* share an image or prompt with .*; give .*eval_data"):
-        prepare_phase(config, 3, collator, write=True)
+        prepare_phase(config, VISUAL, collator, write=True)
 
 
 def test_a_run_begun_without_a_split_goes_on_as_it_was(collator, settings, tmp_path: Path, capsys) -> None:
     rows = pictured(tmp_path)
     data = write_lines(tmp_path / "a.jsonl", *rows)
     config = settings(caption=CaptionConfig(data=[data]), visual=PhaseConfig(data=[data]))
-    phase_folder(config.out, 2).mkdir(parents=True)
-    finish(config, 2)
-    assert len(all_ids(prepare_phase(config, 3, collator, write=True))) == 24
+    CAPTION.folder(config.out).mkdir(parents=True)
+    finish(config, CAPTION)
+    assert len(all_ids(prepare_phase(config, VISUAL, collator, write=True))) == 24
     assert "was begun by a version that kept no split.json" in capsys.readouterr().out
     assert not (Path(config.out) / "split.json").exists()
 
@@ -411,9 +411,9 @@ def test_a_run_begun_without_a_split_goes_on_as_it_was(collator, settings, tmp_p
 def test_only_one_process_writes_the_split(collator, settings, tmp_path: Path) -> None:
     """Nor does a dry run, which is to leave nothing that decides."""
     config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(9)])]))
-    prepare_phase(replace(config, dry_run=True), 1, collator, write=True)
+    prepare_phase(replace(config, dry_run=True), TEXT, collator, write=True)
     assert not (Path(config.out) / "split.json").exists()
-    prepare_phase(config, 1, collator, write=True)
+    prepare_phase(config, TEXT, collator, write=True)
     assert sorted(os.listdir(config.out)) == ["phase1-text", "split.json"]
 
 
@@ -429,8 +429,8 @@ def test_rejected_rows_are_listed_whatever_refused_them(collator, settings, tmp_
     ]
     file = write_lines(tmp_path / "a.jsonl", *rows, '{"prompt": "broken')
     config = settings(visual=PhaseConfig(data=[file]), max_bad_fraction=4 / 7)
-    found = prepare_phase(config, 3, collator, write=True)
-    assert listed(config, 3) == found.rejected
+    found = prepare_phase(config, VISUAL, collator, write=True)
+    assert listed(config, VISUAL) == found.rejected
     assert {r["location"]: r["field"] for r in found.rejected} == {
         f"{file}, row 4": "image 1",
         f"{file}, row 5": "image",
@@ -438,9 +438,9 @@ def test_rejected_rows_are_listed_whatever_refused_them(collator, settings, tmp_
         f"{file}, row 7": "row",
     }
     assert len(found.train) + len(found.held_out) + len(found.rejected) == 7
-    with pytest.raises(UserError, match=f"4 of 7 rows are bad.*{phase_folder(config.out, 3)}/rejected.jsonl"):
-        prepare_phase(replace(config, max_bad_fraction=0.5), 3, collator, write=True)
-    assert listed(config, 3) == found.rejected  # also when the run stops
+    with pytest.raises(UserError, match=f"4 of 7 rows are bad.*{VISUAL.folder(config.out)}/rejected.jsonl"):
+        prepare_phase(replace(config, max_bad_fraction=0.5), VISUAL, collator, write=True)
+    assert listed(config, VISUAL) == found.rejected  # also when the run stops
 
 
 def test_over_long_rows_are_not_bad(collator, settings, tmp_path: Path, capsys) -> None:
@@ -449,21 +449,21 @@ def test_over_long_rows_are_not_bad(collator, settings, tmp_path: Path, capsys) 
     held = write_lines(tmp_path / "held.jsonl", pair("h"), pair("long", chosen="Yes. " * 200))
     section = PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows, pair(10, chosen=""))], eval_data=[held])
     config = settings(text=section, max_length=256, max_bad_fraction=0.1)
-    found = prepare_phase(config, 1, collator, write=True)
+    found = prepare_phase(config, TEXT, collator, write=True)
     assert (len(found.train), len(found.held_out), len(found.rejected), found.n_long) == (8, 1, 4, 3)
-    lists = [listed(config, 1), listed(config, 1, "rejected-eval.jsonl")]
+    lists = [listed(config, TEXT), listed(config, TEXT, "rejected-eval.jsonl")]
     assert [[row["id"] for row in rows] for rows in lists] == [["r10", "r8", "r9"], ["rlong"]]
     assert "over-long, max_length=256; raise max_length" in lists[0][1]["reason"]
     printed = capsys.readouterr().out
     assert printed.count("longer than") == 1 and "text: 3 rows are longer than max_length=256 tokens: skip" in printed
     with pytest.raises(UserError, match=r"text.data: 3 of 11 rows are bad.*(?s:.*)text.eval_data: 1 of 2 rows are bad"):
-        prepare_phase(replace(config, long_rows="error"), 1, collator, write=True)
-    found = prepare_phase(replace(config, long_rows="error", max_bad_fraction=0.5), 1, collator, write=True)
+        prepare_phase(replace(config, long_rows="error"), TEXT, collator, write=True)
+    found = prepare_phase(replace(config, long_rows="error", max_bad_fraction=0.5), TEXT, collator, write=True)
     assert (len(found.train), len(found.held_out), len(found.rejected), found.n_long) == (8, 1, 4, 0)
     with pytest.raises(
         UserError, match=r"leaves no example .*0 good ones.*; 10 more are longer than max_length=9, rai"
     ):
-        prepare_phase(replace(config, max_length=9, text=PhaseConfig(data=section.data)), 1, collator, write=True)
+        prepare_phase(replace(config, max_length=9, text=PhaseConfig(data=section.data)), TEXT, collator, write=True)
 
 
 def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: Path) -> None:
@@ -475,8 +475,10 @@ def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: P
         text=PhaseConfig(data=[bad]), caption=CaptionConfig(data=[pictured]), visual=PhaseConfig(data=[unread])
     )
     with pytest.raises(UserError) as caught:
-        prepare_phases(replace(config, max_bad_fraction=0.4), [1, 2, 3], collator, [1, 2, 3])
-    text, caption, visual = (f"{phase_folder(config.out, phase)}/rejected.jsonl" for phase in (1, 2, 3))
+        prepare_phases(
+            replace(config, max_bad_fraction=0.4), [TEXT, CAPTION, VISUAL], collator, [TEXT, CAPTION, VISUAL]
+        )
+    text, caption, visual = (f"{phase.folder(config.out)}/rejected.jsonl" for phase in PHASES)
     message = str(caught.value)
     for part in (
         f"text.data: 1 of 2 rows are bad, more than max_bad_fraction=0.4 allows (all of them: {text})",
@@ -487,25 +489,25 @@ def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: P
         f"(all of them: {visual})",
     ):
         assert part in message
-    assert [len(listed(config, phase)) for phase in (1, 2, 3)] == [1, 1, 2]
+    assert [len(listed(config, phase)) for phase in PHASES] == [1, 1, 2]
 
 
 def test_a_phase_may_have_a_limit_of_its_own(collator, settings, tmp_path: Path) -> None:
     """A finished phase stays finished when the limits change: which rows are skipped does not depend on them."""
     file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(9, chosen=""))
     text = PhaseConfig(data=[file], max_bad_fraction=0.2)
-    assert len(prepare_phase(settings(text=text, max_bad_fraction=0.0), 1, collator, write=True).rejected) == 1
+    assert len(prepare_phase(settings(text=text, max_bad_fraction=0.0), TEXT, collator, write=True).rejected) == 1
     strict = replace(text, max_bad_fraction=0.1)
-    assert settings_of(settings(text=text), 1) == settings_of(settings(text=strict, long_rows="error"), 1)
+    assert settings_of(settings(text=text), TEXT) == settings_of(settings(text=strict, long_rows="error"), TEXT)
     with pytest.raises(
         UserError, match="1 of 5 rows are bad, more than text.max_bad_fraction=0.1 allows.*raise text.m"
     ):
-        prepare_phase(settings(text=strict), 1, collator, write=True)
+        prepare_phase(settings(text=strict), TEXT, collator, write=True)
 
 
 def test_only_one_process_writes(collator, settings, tmp_path: Path) -> None:
     config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])]))
-    prepare_phase(config, 1, collator, write=False)
+    prepare_phase(config, TEXT, collator, write=False)
     assert not Path(config.out).exists()
 
 
@@ -513,17 +515,17 @@ def test_the_list_is_whole_or_the_old_one(collator, settings, tmp_path: Path, mo
     config = settings(
         text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(4, chosen=""))])
     )
-    prepare_phase(config, 1, collator, write=True)
-    before = listed(config, 1)
+    prepare_phase(config, TEXT, collator, write=True)
+    before = listed(config, TEXT)
 
     def full(*paths: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(UserError, match=r"rejected.jsonl cannot be written \(No space left on device\); .* out="):
-        prepare_phase(config, 1, collator, write=True)
-    assert listed(config, 1) == before and len(before) == 1
-    assert os.listdir(phase_folder(config.out, 1)) == ["rejected.jsonl"]
+        prepare_phase(config, TEXT, collator, write=True)
+    assert listed(config, TEXT) == before and len(before) == 1
+    assert os.listdir(TEXT.folder(config.out)) == ["rejected.jsonl"]
 
 
 # ---- how many --------------------------------------------------------------------------------------------------------
@@ -534,7 +536,7 @@ def test_n_and_select(collator, settings, tmp_path: Path) -> None:
 
     def drawn(seed: int, **section: Any) -> set[str]:
         config = settings(text=PhaseConfig(data=[file], **section), seed=seed)
-        return all_ids(prepare_phase(config, 1, collator, write=False))
+        return all_ids(prepare_phase(config, TEXT, collator, write=False))
 
     assert drawn(0, n=5, select="first") == {f"r{i}" for i in range(5)}
     assert len(drawn(0, n=5)) == 5
@@ -547,21 +549,21 @@ def test_fractions_that_leave_nothing(collator, settings, tmp_path: Path, fracti
     file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
     config = settings(text=PhaseConfig(data=[file]), eval_fraction=fraction)
     with pytest.raises(UserError, match=f"eval_fraction={fraction:g} leaves phase 1 nothing.*or text.eval_data"):
-        prepare_phase(config, 1, collator, write=False)
+        prepare_phase(config, TEXT, collator, write=False)
     given = replace(config, text=PhaseConfig(data=[file], eval_data=[write_lines(tmp_path / "b.jsonl", pair("x"))]))
-    assert len(prepare_phase(given, 1, collator, write=False).train) == 4  # with eval_data it plays no part
+    assert len(prepare_phase(given, TEXT, collator, write=False).train) == 4  # with eval_data it plays no part
 
 
 def test_one_group_cannot_be_split(collator, settings, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "a.jsonl", *[pair(i, prompt="The same?") for i in range(4)])
     config = settings(text=PhaseConfig(data=[file]))
     with pytest.raises(UserError, match=r"text.data leaves no example (held out|to train on) \(4 good ones"):
-        prepare_phase(config, 1, collator, write=False)
+        prepare_phase(config, TEXT, collator, write=False)
 
 
-@pytest.mark.parametrize("phase", [1, 2, 3])
-def test_no_data(collator, settings, phase: int) -> None:
-    with pytest.raises(UserError, match=f"phase {phase} needs data: set {PHASES[phase - 1]}.data"):
+@pytest.mark.parametrize("phase", [TEXT, CAPTION, VISUAL])
+def test_no_data(collator, settings, phase: Phase) -> None:
+    with pytest.raises(UserError, match=f"phase {phase.number} needs data: set {phase.name}.data"):
         prepare_phase(settings(), phase, collator, write=False)
 
 
@@ -582,7 +584,7 @@ def sources(*files: str) -> list[str]:
     return [str(REAL / file) for file in files]
 
 
-def accounted_for(config: TrainConfig, phase: int, collator: RewardCollator, read: int) -> PhaseData:
+def accounted_for(config: TrainConfig, phase: Phase, collator: RewardCollator, read: int) -> PhaseData:
     found = prepare_phase(replace(config, max_length=16384, max_bad_fraction=0.2), phase, collator, write=True)
     good = found.train + found.held_out
     assert len(good) + len(found.rejected) == read
@@ -597,7 +599,7 @@ def test_real_text(collator, settings) -> None:
     files = ("text_prefs/llmbar.jsonl", "text_prefs/llamafactory_dpo_en_demo.json")
     long = f"{REAL}/text_prefs/alpaca_eval_gpt4turbo.jsonl?n=300"  # its rows take most of the time
     config = settings(text=PhaseConfig(data=[*sources(*files), long]), eval_fraction=0.05)
-    found = accounted_for(config, 1, collator, read=count_rows(*files) + 300)
+    found = accounted_for(config, TEXT, collator, read=count_rows(*files) + 300)
     assert not any(e.images for e in found.train)
     assert {e.source for e in found.train} == {"llmbar", "alpaca_eval_gpt4turbo", "llamafactory_dpo_en_demo"}
     assert {r["reason"].split(",")[0] for r in found.rejected} <= {"all responses are tied"}
@@ -608,7 +610,7 @@ def test_real_captions(collator, settings) -> None:
     file = "caption_prefs/coco_caption_vs_foil.jsonl"
     section = CaptionConfig(data=sources(file), captions=str(REAL / "coco_photos/photos.jsonl"))
     config = settings(caption=section, eval_fraction=0.05)
-    found = accounted_for(config, 2, collator, read=count_rows(file))
+    found = accounted_for(config, CAPTION, collator, read=count_rows(file))
     assert all(e.prompt[0]["content"].startswith("Image description: ") for e in found.train)
     assert not any(e.responses[0] in e.prompt[0]["content"] for e in found.train + found.held_out)
     assert {r["field"] for r in found.rejected} == {"caption"}  # leaks, and photos without a caption
@@ -619,7 +621,7 @@ def test_real_pictures(collator, settings) -> None:
     files = ("caption_prefs/coco_caption_vs_foil.jsonl", "scienceqa/visual_prefs.jsonl", "mmvet/visual_prefs.jsonl")
     drawn = f"{REAL}/nlvr/nlvr_dev.jsonl?n=100"
     config = settings(visual=PhaseConfig(data=[*sources(*files), drawn]), eval_fraction=0.05)
-    found = accounted_for(config, 3, collator, read=count_rows(*files) + 100)
+    found = accounted_for(config, VISUAL, collator, read=count_rows(*files) + 100)
     assert not found.rejected and all(e.images for e in found.train)
     held_out = {ref.path for e in found.held_out for ref in e.images}
     assert not held_out & {ref.path for e in found.train for ref in e.images}

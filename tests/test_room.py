@@ -14,7 +14,7 @@ from rovrm.common.errors import UserError
 from rovrm.settings import command_line as front
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates
-from rovrm.training import estimates
+from rovrm.training import estimates, run
 from rovrm.training.estimates import parameter_counts
 from rovrm.world.default import BASE
 
@@ -81,7 +81,7 @@ def test_what_is_needed_is_asked_for_first_and_named_later(tmp_path, free):
 
 
 def test_training_asks_before_it_loads_a_model(tmp_path, free, monkeypatch, capsys):
-    monkeypatch.setattr(train, "_model_for", lambda *given: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run, "model_of", lambda *given: pytest.fail("a model was loaded"))
     command = ["phase=3", f"out={tmp_path}", f"model={BASE}", "visual.data=world:visual?n=60", "workers=0"]
     command += ["eval_fraction=0.3", "trainer.use_cpu=true"]
     free(1_000_000)

@@ -25,11 +25,12 @@ from rovrm.model.adapters import load_adapter
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import load_config, load_processor, load_reward_model
 from rovrm.select import main
-from rovrm.selection.extraction import _features_of, adam_weigh, gradient_model
+from rovrm.selection.extraction import adam_weigh, batch_features, gradient_model
 from rovrm.selection.stage import check_selection
 from rovrm.selection.warm_up import chosen_layers
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import CAPTION, TEXT, VISUAL
 from rovrm.train import main as train
 from rovrm.training.losses import ascents, compare, list_losses, preference_loss
 from rovrm.training.plan import selection_settings, settings_of, target_phase
@@ -222,7 +223,7 @@ def test_other_pictures_and_another_base_under_the_same_names_are_refused(tmp_pa
         else:
             change_last_byte(path)
         message = error_line(capsys, main, *command)  # of the warm-up, or of features where the row is not in it
-        assert re.search(rf"settings or rows \({key}; {key}: |made from something else \({key}: ", message), message
+        assert re.search(rf"settings or rows \({key}: |made from something else \({key}: ", message), message
         path.write_bytes(kept)
     assert main(command) == 0
     capsys.readouterr()
@@ -282,9 +283,9 @@ def test_features_are_the_one_by_one_gradients_of_the_loss(parts, row_tokens):
     batch = doubled(collator(examples()) | {"example_ids": torch.arange(6)})
     assert (len(batch["input_ids"]) > 6) == (row_tokens == 40)
     model = gradient_model(config, adapter).double()
-    layers = chosen_layers(config, model)
+    layers = chosen_layers(config.selection.layers, model)
     with GradientFeatures(model, layers, 0) as features:
-        found, slope = _features_of(model, batch, features)
+        found, slope = batch_features(model, batch, features)
         order = list(features.found)
     slow = load_adapter(load_reward_model(BASE), str(adapter), trainable=True).eval().double()
     for i, example in enumerate(examples()):
@@ -345,10 +346,10 @@ def test_checkpointing_changes_no_feature(parts, key):
     for extra in ([], [f"trainer.{key}=true"]):
         config = parse(TrainConfig, [f"model={BASE}", *SETTINGS, *extra], "select")
         model = gradient_model(config, adapter)
-        layers = chosen_layers(config, model)
+        layers = chosen_layers(config.selection.layers, model)
         next(iter(layers.values())).register_forward_hook(lambda *_: runs.append(len(found)))
         with GradientFeatures(model, layers, 256) as features:
-            found.append(_features_of(model, batch, features)[0])
+            found.append(batch_features(model, batch, features)[0])
     assert torch.allclose(*found, rtol=1e-5, atol=1e-6)
     assert runs == [0, 1, 1]
 
@@ -358,10 +359,12 @@ def test_some_layers_only(parts):
     config.selection.layers = r"layers\.1\..*q_proj"
     model = gradient_model(config, adapter)
     try:
-        assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in chosen_layers(config, model)} == {"q_proj"}
+        assert {
+            name.split(".lora_")[0].rsplit(".", 1)[-1] for name in chosen_layers(config.selection.layers, model)
+        } == {"q_proj"}
         config.selection.layers = "nothing"
         with pytest.raises(UserError, match="fits none of"):
-            chosen_layers(config, model)
+            chosen_layers(config.selection.layers, model)
     finally:
         config.selection.layers = ""
 
@@ -421,7 +424,7 @@ def test_none_is_no_preprocessing_and_null_the_default():
 def test_nothing_to_choose_against():
     config = parse(TrainConfig, ["text.select=knn", "text.n=5", "text.data=a.jsonl"], "train")
     with pytest.raises(UserError, match=r"set visual\.data or caption\.data"):
-        check_selection(config, [1])
+        check_selection(config, [TEXT])
 
 
 def test_what_decides_a_selection():
@@ -429,13 +432,13 @@ def test_what_decides_a_selection():
         return parse(TrainConfig, ["out=nowhere", *SETTINGS, *more], "train")
 
     plain = settings("text.select=random")
-    assert target_phase(plain, 1) == 2 and target_phase(settings("caption.data=[]"), 1) == 3
-    assert "selection" not in settings_of(plain, 1)
-    assert settings_of(plain, 1) == settings_of(settings("text.select=random", "selection.width=512"), 1)
-    assert selection_settings(settings(), 1)["target_selection"]["n"] == N
+    assert target_phase(plain, TEXT) == CAPTION and target_phase(settings("caption.data=[]"), TEXT) == VISUAL
+    assert "selection" not in settings_of(plain, TEXT)
+    assert settings_of(plain, TEXT) == settings_of(settings("text.select=random", "selection.width=512"), TEXT)
+    assert selection_settings(settings(), TEXT)["target_selection"]["n"] == N
     for change in ("visual.data=world:visual?n=61", "caption.n=23", "caption.select=knn", "selection.width=512"):
-        assert settings_of(settings(), 1) != settings_of(settings(change), 1), change
-    assert settings_of(settings(), 1) == settings_of(settings("visual.learning_rate=1", "caption.epochs=3"), 1)
+        assert settings_of(settings(), TEXT) != settings_of(settings(change), TEXT), change
+    assert settings_of(settings(), TEXT) == settings_of(settings("visual.learning_rate=1", "caption.epochs=3"), TEXT)
 
 
 # ---- slow: real kills, two processes ---------------------------------------------------------------------------------

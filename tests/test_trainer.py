@@ -19,6 +19,7 @@ from rovrm.model.adapters import lora_config, set_trainable
 from rovrm.model.loading import load_processor, load_reward_model
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import VISUAL
 from rovrm.training.callbacks import LogFile, TimedCheckpoints
 from rovrm.training.setup import trainer_arguments
 from rovrm.training.trainer import RewardConfig, RewardTrainer
@@ -199,7 +200,7 @@ def test_checkpoints_by_the_clock(trainer_of, monkeypatch):
 def test_checkpoints_by_the_clock_are_the_default_of_training_alone(trainer_of, tmp_path):
     def asked(*given: str):
         config = parse(TrainConfig, [f"out={tmp_path}", "model=x", "visual.learning_rate=1", *given], "train")
-        arguments = trainer_arguments(config, 3)
+        arguments = trainer_arguments(config, VISUAL)
         return arguments.first_checkpoint_minutes, arguments.checkpoint_minutes
 
     assert asked() == (5, 30) and asked("first_checkpoint_minutes=1", "checkpoint_minutes=0") == (1, 0)

@@ -2,7 +2,7 @@
 
     adapter = warm_up(config, folder, examples, processor, arguments)      # a LoRA adapter on the base model
     model = gradient_model(config, adapter)
-    extract(model, collator, examples, store, GradientFeatures(model, chosen_layers(config, model), 4096), config)
+    extract(model, collator, examples, store, GradientFeatures(model, chosen_layers("", model), 4096), config)
 
 A shared row holds a whole example, so the gradient of a row's objective (`losses.ascents`) is the example's own.
 The batches of a shard depend on its examples alone: however often extraction is killed, and on however many processes
@@ -49,9 +49,10 @@ def gradient_model(config: TrainConfig, adapter: Path) -> Any:
     model.requires_grad_(False)
     model.enable_input_require_grads()
     model.eval().to(PartialState().device)
-    given = {key.replace("gradient_", "activation_"): value for key, value in config.trainer.items()}  # its older name
-    if given.get("activation_checkpointing"):
-        model.activation_checkpointing_enable(given.get("activation_checkpointing_kwargs"))
+    # transformers still takes the older name, gradient_checkpointing.
+    trainer_keys = {key.replace("gradient_", "activation_"): value for key, value in config.trainer.items()}
+    if trainer_keys.get("activation_checkpointing"):
+        model.activation_checkpointing_enable(trainer_keys.get("activation_checkpointing_kwargs"))
         for layer in model.modules():  # transformers checkpoints in training only; dropout, further in, stays off
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
@@ -87,8 +88,9 @@ def extract(
     missing = store.missing()
     state.wait_for_everyone()  # no process may write before every one has looked
     if state.is_main_process and len(missing) < len(store):
-        there = len(examples) - sum(len(store.rows(shard)) for shard in missing)
-        print(f"{name}: {there} of {len(examples)} rows have their features from before; {len(examples) - there} to do")
+        to_do = sum(len(store.rows(shard)) for shard in missing)
+        there = len(examples) - to_do
+        print(f"{name}: {there} of {len(examples)} rows have their features from before; {to_do} to do")
     mine = missing[state.process_index :: state.num_processes]
     plans = [_plan(collator, examples, store.rows(shard), config) for shard in mine]
     planned = PlannedBatches(examples, [batch for plan in plans for batch in plan])
@@ -105,8 +107,8 @@ def extract(
             for _ in plan:
                 batch = {key: value.to(state.device) for key, value in next(batches).items()}
                 places = batch["example_ids"].cpu() - rows.start
-                found, slope = _features_of(model, batch, features)
-                units[places], slopes[places] = found.cpu(), slope.cpu()
+                batch_units, batch_slopes = batch_features(model, batch, features)
+                units[places], slopes[places] = batch_units.cpu(), batch_slopes.cpu()
                 bar.update(len(places))
             store.write(shard, units, slopes)
     state.wait_for_everyone()
@@ -119,7 +121,7 @@ def _plan(collator: RewardCollator, examples: Sequence[Example], rows: range, co
     return [[rows.start + i for i in batch] for batch in plan]
 
 
-def _features_of(model: Any, batch: dict[str, Tensor], features: GradientFeatures) -> tuple[Tensor, Tensor]:
+def batch_features(model: Any, batch: dict[str, Tensor], features: GradientFeatures) -> tuple[Tensor, Tensor]:
     """(examples, width) gradients, and by what the loss's are smaller."""
     model_inputs, ours = split_batch(batch)
     kind = next(p.dtype for p in model.get_base_model().get_decoder().parameters() if p.is_floating_point())

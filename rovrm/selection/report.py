@@ -19,8 +19,8 @@ from data_selection.features import Features, prepare
 from data_selection.transport import wasserstein
 from rovrm.common.files import write_json, write_jsonl
 from rovrm.data.example import Example
-from rovrm.settings.keys import TrainConfig, section_of
-from rovrm.settings.phases import PHASES
+from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import Phase
 
 CELLS = 20_000_000  # of the cost matrix of one distance: larger sets are drawn from
 DRAWN = 2000  # rows of a set that the map shows, at most
@@ -28,11 +28,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def choose_and_report(
-    config: TrainConfig, phase: int, folder: Path, examples: dict[str, list[Example]], found: dict[str, Features]
+    config: TrainConfig, phase: Phase, folder: Path, examples: dict[str, list[Example]], found: dict[str, Features]
 ) -> None:
     """Chooses and writes selected.json, selected.jsonl, scores.npy, report.json and report.html. examples, found: the
     rows and features of the pool, the target and the judges."""
-    section, name = section_of(config, phase), PHASES[phase - 1]
+    section, name = config.section(phase), phase.name
     assert section.n is not None
     pool, target = found["pool"], found["target"]
     device = str(PartialState().device)

@@ -10,32 +10,12 @@ from typing import Any, Literal
 
 from rovrm.common.errors import UserError
 from rovrm.settings.fields import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named
-from rovrm.settings.phases import PHASE_WORDS, PHASES, phase_numbers
-
-
-def by_gradients(section: "PhaseConfig") -> bool:
-    """Whether a phase's rows are chosen by their gradients."""
-    return section.select not in ("random", "first")
-
-
-PAPER_RATES = (2e-5, 1e-6, 1e-6)  # of its full fine-tuning, by phase
-ADAPTER_RATE = 3e-4  # eval.rates: the best of 1e-4 to 3e-4, but for one size of data; 1e-6 does not move an adapter
-
-
-def with_rates(config: "TrainConfig") -> "TrainConfig":
-    """The settings with a learning rate for each phase that was given none."""
-    rates = PAPER_RATES if config.tuning == "full" else [ADAPTER_RATE] * len(PHASES)
-    given = {name: getattr(config, name).learning_rate for name in PHASES}
-    sections = {
-        name: replace(getattr(config, name), learning_rate=rate if given[name] is None else given[name])
-        for name, rate in zip(PHASES, rates, strict=True)
-    }
-    return replace(config, **sections)
+from rovrm.settings.phases import CAPTION, PHASE_WORDS, PHASES, TEXT, VISUAL, Phase, parse_phases
 
 
 def _is_phase(text: str) -> bool:
     try:
-        return bool(phase_numbers(text))
+        return bool(parse_phases(text))
     except UserError:
         return False
 
@@ -82,6 +62,11 @@ class PhaseConfig:
     columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
     max_bad_fraction: float | None = limited(None, FRACTION)  # share of bad rows of this phase that may be skipped;
     # null = max_bad_fraction of all phases
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the phase's rows are chosen by their gradients."""
+        return self.select not in ("random", "first")
 
 
 @dataclass
@@ -141,6 +126,20 @@ class TrainConfig:
     seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
     dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
     trainer: dict[str, Any] = field(default_factory=dict)  # any key of transformers.TrainingArguments
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The phases asked for, in the order in which they run."""
+        return parse_phases(self.phase)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the trainer is told to leave a GPU alone."""
+        return bool(self.trainer.get("use_cpu", False))
+
+    def section(self, phase: Phase) -> PhaseConfig:
+        """The settings that a phase has to itself."""
+        return getattr(self, phase.name)
 
 
 @dataclass
@@ -252,5 +251,18 @@ class WorldTrainConfig:
     compile: bool = False  # torch.compile the language model: faster, needs a C++ compiler
 
 
-def section_of(config: TrainConfig, phase: int) -> PhaseConfig:
-    return (config.text, config.caption, config.visual)[phase - 1]
+# ---- learning rates that nobody gave ---------------------------------------------------------------------------------
+
+PAPER_RATES = {TEXT: 2e-5, CAPTION: 1e-6, VISUAL: 1e-6}  # of its full fine-tuning
+ADAPTER_RATE = 3e-4  # eval.rates: the best of 1e-4 to 3e-4, but for one size of data; 1e-6 does not move an adapter
+
+
+def with_rates(config: TrainConfig) -> TrainConfig:
+    """The settings with a learning rate in each section that was given none."""
+    sections = {}
+    for phase in PHASES:
+        section = config.section(phase)
+        if section.learning_rate is None:
+            rate = PAPER_RATES[phase] if config.tuning == "full" else ADAPTER_RATE
+            sections[phase.name] = replace(section, learning_rate=rate)
+    return replace(config, **sections)

@@ -1,33 +1,54 @@
-"""The three phases: their names and numbers, what the command line calls them, their folders."""
+"""The three phases of RoVRM: text, caption and visual preferences, in this order."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rovrm.common.errors import UserError
 
-PHASES = ("text", "caption", "visual")
+
+@dataclass(frozen=True, order=True)
+class Phase:
+    """A training phase. Phases compare by the order in which they run, and print as `phase 1 (text)`.
+
+    Args:
+        number: 1, 2 or 3, as `phase=` takes it.
+        name: `text`, `caption` or `visual`: also the section of the settings that the phase has to itself.
+    """
+
+    number: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"phase {self.number} ({self.name})"
+
+    @property
+    def folder_name(self) -> str:
+        return f"phase{self.number}-{self.name}"
+
+    def folder(self, out: str) -> Path:
+        """`OUT/phase1-text`, `OUT/phase2-caption` or `OUT/phase3-visual`."""
+        return Path(out) / self.folder_name
+
+
+TEXT, CAPTION, VISUAL = PHASES = (Phase(1, "text"), Phase(2, "caption"), Phase(3, "visual"))
 PHASE_WORDS = "1, 2, 3, a range 1..3, a list 1,3, or the names text, caption, visual"
 
 
-def phase_numbers(text: str) -> list[int]:
-    """The phases that `1..3`, `1,3`, `2` or `text,visual` stand for, ascending and without repeats."""
-    numbers: set[int] = set()
+def parse_phases(text: str) -> list[Phase]:
+    """The phases that `1..3`, `1,3`, `2` or `text,visual` stand for, in the order in which they run."""
+    phases: set[Phase] = set()
     for part in text.split(","):
-        ends = [_phase_number(end, text) for end in part.split("..", maxsplit=1)]
-        if ends[0] > ends[-1]:
+        first, _, last = part.partition("..")
+        start = _parse_phase(first, text)
+        end = _parse_phase(last, text) if ".." in part else start
+        if start > end:
             raise UserError(f"phase: got {text!r}, a range that runs backwards; takes {PHASE_WORDS}")
-        numbers.update(range(ends[0], ends[-1] + 1))
-    return sorted(numbers)
+        phases.update(phase for phase in PHASES if start <= phase <= end)
+    return sorted(phases)
 
 
-def _phase_number(name: str, text: str) -> int:
-    name = name.strip()
-    if name in PHASES:
-        return PHASES.index(name) + 1
-    if name in ("1", "2", "3"):
-        return int(name)
+def _parse_phase(word: str, text: str) -> Phase:
+    for phase in PHASES:
+        if word.strip() in (phase.name, str(phase.number)):
+            return phase
     raise UserError(f"phase: got {text!r}, takes {PHASE_WORDS}")
-
-
-def phase_folder(out: str, phase: int) -> Path:
-    """`OUT/phase1-text`, `OUT/phase2-caption` or `OUT/phase3-visual`."""
-    return Path(out) / f"phase{phase}-{PHASES[phase - 1]}"

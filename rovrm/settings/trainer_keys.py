@@ -8,7 +8,7 @@ from rovrm.common.errors import refuse
 from rovrm.settings.phases import PHASES
 
 # Keys of TrainingArguments that rovrm sets itself, and the key to use instead.
-EACH_RATE, EACH_EPOCHS = (", ".join(f"{phase}.{key}" for phase in PHASES) for key in ("learning_rate", "epochs"))
+EACH_RATE, EACH_EPOCHS = (", ".join(f"{phase.name}.{key}" for phase in PHASES) for key in ("learning_rate", "epochs"))
 OWNED = {
     "output_dir": "set out instead",
     "per_device_train_batch_size": "set batch_size and batch_tokens instead",

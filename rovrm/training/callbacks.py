@@ -22,8 +22,8 @@ class LiveBar(ProgressCallback):
             shown = ("loss", "accuracy", "margin")
             self.training_bar.set_postfix({k: f"{logs[k]:.3f}" for k in shown if k in logs})
             if "eval_accuracy" in logs:
-                told = share_in_words(logs["eval_accuracy"], int(logs["eval_examples"]))
-                self.training_bar.write(f"step {state.global_step}: held-out accuracy {told}")
+                accuracy = share_in_words(logs["eval_accuracy"], int(logs["eval_examples"]))
+                self.training_bar.write(f"step {state.global_step}: held-out accuracy {accuracy}")
 
 
 class TimedCheckpoints(TrainerCallback):
@@ -37,8 +37,9 @@ class TimedCheckpoints(TrainerCallback):
         self.since, self.wait = self.clock(), self.first or self.every
 
     def on_step_end(self, args, state, control, **kwargs):
-        due = [bool(self.wait) and self.clock() - self.since >= self.wait]
-        if broadcast_object_list(due)[0]:
+        due = bool(self.wait) and self.clock() - self.since >= self.wait
+        [due] = broadcast_object_list([due])  # process 0's word
+        if due:
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):

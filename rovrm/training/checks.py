@@ -1,8 +1,8 @@
 """Every example is looked at once before training: images decoded, conversations rendered and measured, in parallel.
 
 What is bad goes to `rejected.jsonl` with its reason; more than `max_bad_fraction` stops the run. Rows that are only too
-long are listed there too, and counted apart: they are no fault of the data. The look runs the very
-collator code that training runs, so what passes here does not fail an hour later.
+long are listed there too, and counted apart: they are no fault of the data. The look runs the very collator code that
+training runs, so what passes here does not fail an hour later.
 """
 
 import math
@@ -36,6 +36,8 @@ class Finding:
 
 
 class _Looks(Dataset):
+    """An item is what one look at an example gives, so that a DataLoader's workers share the looking."""
+
     def __init__(
         self,
         examples: Sequence[Example],
@@ -52,36 +54,43 @@ class _Looks(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Finding:
+        # From the cheapest look to the dearest; the first that finds a fault ends it.
         example = self.examples[index]
         finding = check_responses(example)
-        finding = finding if finding.reason else _find_image_word(example, self.image_words)
-        return finding if finding.reason else self._measure(example, self.pictured[index])
+        if not finding.reason:
+            finding = _find_image_word(example, self.image_words)
+        if not finding.reason:
+            finding = self._measure(example, self.pictured[index])
+        return finding
 
     def _measure(self, example: Example, pictured: Example) -> Finding:
         """Opens the images and counts the tokens, as training will."""
-        opened: list[Any] = []
+        images: list[Any] = []
         try:
             for image in open_images(example.images, self.max_pixels):
-                opened.append(image)
-        except UserError as error:
-            ref = example.images[len(opened)]
-            return Finding(where=f"image {len(opened) + 1}", value=ref.name or str(ref), reason=str(error))
-        hashes = [content_hash(image) for image in opened]
-        hashes = hashes or [_hash_or_name(ref, self.max_pixels) for ref in pictured.images]
+                images.append(image)
+        except UserError as error:  # of the image behind those that opened
+            ref = example.images[len(images)]
+            return Finding(where=f"image {len(images) + 1}", value=ref.name or str(ref), reason=str(error))
+        hashes = [content_hash(image) for image in images]
+        if not hashes:  # the caption phase: no image is trained on, but the split goes by those behind the captions
+            hashes = [_hash_or_name(ref, self.max_pixels) for ref in pictured.images]
         try:
-            lengths = self.collator.lengths(example, opened)
+            lengths = self.collator.lengths(example, images)
         except UserError as error:
             return Finding(where="prompt", value=_prompt_text(example), reason=str(error))
         except Exception as error:  # an image processor may refuse an odd image with any exception: the row says which
             names = ", ".join(ref.name or str(ref) for ref in example.images)
             reason = f"the processor refuses it ({type(error).__name__}: {error}); replace the image or drop the row"
             return Finding(where="images" if names else "prompt", value=names or _prompt_text(example), reason=reason)
-        same = self.collator.same_tokens(example) if len(set(lengths[1])) < len(lengths[1]) else None
-        if same is not None:
-            where = f"responses {same[0] + 1} and {same[1] + 1}"
-            reason = "they are the same tokens to this model, but one is ranked above the other; drop the row"
-            return Finding(where=where, value=example.responses[same[0]], reason=reason)
-        longest = lengths[0] + max(lengths[1])
+        prefix, responses = lengths
+        if len(set(responses)) < len(responses):  # only responses of one length can be the same tokens
+            same = self.collator.same_tokens(example)
+            if same is not None:
+                where = f"responses {same[0] + 1} and {same[1] + 1}"
+                reason = "they are the same tokens to this model, but one is ranked above the other; drop the row"
+                return Finding(where=where, value=example.responses[same[0]], reason=reason)
+        longest = prefix + max(responses)
         if longest > self.max_length:
             reason = f"the row is over-long, max_length={self.max_length}; raise max_length or drop the row"
             return Finding(where="responses", value=f"{longest} tokens", reason=reason, long=True)
@@ -160,25 +169,31 @@ def check_examples(
 ) -> Checked:
     """Looks at every example, the work shared between processes and workers.
 
-    pictured: the same examples with their images, where `examples` have captions instead; their images are hashed for
-    the held-out split, and one that cannot be opened counts by its name. max_pixels: of all images of a row together.
+    Args:
+        examples: what is to be trained on or held out.
+        collator: renders and measures the rows, as it will batch them.
+        max_length: tokens of the longest conversation that is taken.
+        workers: processes that look, beside this one's own waiting; 0 = none.
+        pictured: the same examples with their images, where `examples` have captions instead; their images are hashed
+            for the held-out split, and one that cannot be opened counts by its name.
+        max_pixels: pixels of all images of a row together, at most.
     """
     state = PartialState()
-    mine = list(range(state.process_index, len(examples), state.num_processes))
-    taken = [(examples[i], (pictured or examples)[i]) for i in mine]
-    looks = _Looks([e for e, _ in taken], [p for _, p in taken], collator, max_length, max_pixels)
+    pictured = pictured or examples
+    mine = range(state.process_index, len(examples), state.num_processes)  # every process looks at its own share
+    looks = _Looks([examples[i] for i in mine], [pictured[i] for i in mine], collator, max_length, max_pixels)
     loader = DataLoader(looks, batch_size=8, num_workers=workers, collate_fn=list)
-    found: list[tuple[int, Finding]] = []
-    with tqdm(
-        total=len(mine), desc="checking rows", disable=not state.is_main_process or bool(os.environ.get("TQDM_DISABLE"))
-    ) as bar:
+    quiet = not state.is_main_process or bool(os.environ.get("TQDM_DISABLE"))
+    findings: list[Finding] = []
+    with tqdm(total=len(mine), desc="checking rows", disable=quiet) as bar:
         for batch in loader:
-            found += zip(mine[len(found) :], batch, strict=False)
+            findings += batch
             bar.update(len(batch))
+    numbered = list(zip(mine, findings, strict=True))
     if state.num_processes > 1:
-        found = gather_object(found)
+        numbered = gather_object(numbered)
     checked = Checked([], [])
-    for i, finding in sorted(found, key=lambda pair: pair[0]):
+    for i, finding in sorted(numbered, key=lambda pair: pair[0]):
         if finding.reason:
             listed = checked.long if finding.long else checked.rejected
             listed.append(record(examples[i], finding.where, finding.value, finding.reason))

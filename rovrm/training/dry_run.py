@@ -2,107 +2,138 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import PartialState
+
+from rovrm.data.example import Example
 from rovrm.model.batches import plan_batches
-from rovrm.model.collator import why_not_shared
-from rovrm.settings.keys import TrainConfig, by_gradients, section_of
-from rovrm.settings.phases import PHASES
+from rovrm.model.collator import RewardCollator, why_not_shared
+from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import Phase
 from rovrm.training.estimates import parameter_counts
 from rovrm.training.phase_data import PhaseData
+from rovrm.training.setup import Parts
 
-if TYPE_CHECKING:
-    from rovrm.model.collator import RewardCollator
+QUANTILES = (50, 90, 99)  # per cent of the lengths that are printed
+LOOKED_AT = 32  # rows whose image tokens are counted
 
 
-def print_dry_run(
-    config: TrainConfig, data: dict[int, PhaseData], collator: "RewardCollator", model_config: Any
-) -> None:
-    """Everything a run would start with, from the data that it would train on. Nothing is trained; of a run's files
-    only the lists of rejected rows are written, by what read the data. Raises UserError for an architecture that cannot
-    be a reward model."""
+def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Parts) -> None:
+    """Prints everything a run would start with, from the data that it would train on.
+
+    Nothing is trained; of a run's files only the lists of rejected rows are written, by what read the data. Raises
+    UserError for an architecture that cannot be a reward model.
+    """
+    model_config, collator = parts.model_config, parts.collator
     reason = why_not_shared(model_config)
-    print(
-        f"model {config.model}: rows are {'shared' if collator.shared else 'separate'}"
-        + (f" ({reason})" if reason else "")
-    )
+    rows = "shared" if collator.shared else "separate"
+    print(f"model {config.model}: rows are {rows}" + (f" ({reason})" if reason else ""))
     _print_memory(config, model_config)
-    for phase, found in data.items():
-        print(f"\nphase {phase} ({PHASES[phase - 1]})")
-        section = section_of(config, phase)
-        if by_gradients(section):
-            print(
-                f"  {section.select} will choose {section.n} of {len(found.train)} rows; here the first stand for them"
-            )
-            found = replace(found, train=found.train[: section.n])
-        print(f"  {len(found.train)} to train on, {len(found.held_out)} held out, {len(found.rejected)} skipped")
-        _print_lengths(found, collator)
-        _print_steps(config, phase, found, collator)
-        example = found.train[0]
-        print(f"  the first example, {example.id} ({example.location}):")
-        for rank, text in zip(example.ranks, collator.chat.conversations(example), strict=True):
-            print(f"    rank {rank}: {text!r}")
+    for phase, phase_data in data.items():
+        print(f"\n{phase}")
+        section = config.section(phase)
+        if section.by_gradients:
+            count = len(phase_data.train)
+            print(f"  {section.select} will choose {section.n} of {count} rows; here the first stand for them")
+        phase_data = _as_trained(config, phase, phase_data)
+        counts = f"{len(phase_data.train)} to train on, {len(phase_data.held_out)} held out"
+        print(f"  {counts}, {len(phase_data.rejected)} skipped")
+        _print_lengths(phase_data.train, collator)
+        _print_steps(config, phase, phase_data.train, collator)
+        _print_example(phase_data.train[0], collator)
 
 
-def _print_lengths(found: PhaseData, collator: "RewardCollator") -> None:
-    lengths = [e.lengths for e in found.train if e.lengths]
+def _as_trained(config: TrainConfig, phase: Phase, data: PhaseData) -> PhaseData:
+    """The data with as many rows as will be trained on: where rows are yet to be chosen, the first stand for them."""
+    section = config.section(phase)
+    return replace(data, train=data.train[: section.n]) if section.by_gradients else data
+
+
+def _print_example(example: Example, collator: RewardCollator) -> None:
+    print(f"  the first example, {example.id} ({example.location}):")
+    for rank, text in zip(example.ranks, collator.chat.conversations(example), strict=True):
+        print(f"    rank {rank}: {text!r}")
+
+
+def _print_lengths(examples: list[Example], collator: RewardCollator) -> None:
+    lengths = [example.lengths for example in examples if example.lengths]
     rows = sorted(collator.cost(length)[1] for length in lengths)
-    responses = sorted(own for _, many in lengths for own in many)
+    responses = sorted(tokens for _, of_example in lengths for tokens in of_example)
     for name, values in (("row", rows), ("response", responses)):
-        shown = ", ".join(f"{q}% {values[min(int(q / 100 * len(values)), len(values) - 1)]}" for q in (50, 90, 99))
-        print(f"  tokens of a {name}: {shown}, longest {values[-1]}")
-    pictured = [e for e in found.train if e.images]
+        shares = []
+        for quantile in QUANTILES:
+            place = min(int(quantile / 100 * len(values)), len(values) - 1)
+            shares.append(f"{quantile}% {values[place]}")
+        print(f"  tokens of a {name}: {', '.join(shares)}, longest {values[-1]}")
+    pictured = [example for example in examples if example.images]
     if pictured:
-        counts = sorted(image_tokens(collator, e) for e in pictured[:32])
+        counts = sorted(image_tokens(collator, example) for example in pictured[:LOOKED_AT])
         print(f"  image tokens of a row ({len(counts)} rows looked at): {counts[0]} to {counts[-1]}")
 
 
-def image_tokens(collator: "RewardCollator", example: Any) -> int:
+def image_tokens(collator: RewardCollator, example: Example) -> int:
     """How many of a row's tokens stand for images."""
     batch = collator([example])
     return int((batch["input_ids"][0] == collator.image_token_id).sum())
 
 
-def _print_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> None:
-    costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
-    batches = _batches_of_an_epoch(config, found, collator)
-    steps = _steps(config, phase, batches)
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+
+def _print_steps(config: TrainConfig, phase: Phase, examples: list[Example], collator: RewardCollator) -> None:
+    costs = [collator.cost(example.lengths) for example in examples if example.lengths]
     tokens = sum(rows * longest for rows, longest in costs)
-    rate = section_of(config, phase).learning_rate or 0.0
+    batches = _batches_of_an_epoch(config, examples, collator)
+    steps = _steps(config, phase, batches)
+    rate = config.section(phase).learning_rate or 0.0
     print(f"  {batches} batches an epoch, {tokens} tokens; {steps} optimizer steps in all")
     print(f"  learning rate {rate:g} x {steps} steps = {rate * steps:.2g} (tuning={config.tuning})")
 
 
-def optimizer_steps(config: TrainConfig, phase: int, found: PhaseData, collator: "RewardCollator") -> int:
-    """Of a phase on these rows; of a pool that rows are chosen from, on the first of them."""
-    section = section_of(config, phase)
-    if by_gradients(section):
-        found = replace(found, train=found.train[: section.n])
-    return _steps(config, phase, _batches_of_an_epoch(config, found, collator))
+def optimizer_steps(config: TrainConfig, phase: Phase, data: PhaseData, collator: RewardCollator) -> int:
+    """The optimizer steps of a phase on these rows; of a pool that rows are chosen from, on the first of them."""
+    examples = _as_trained(config, phase, data).train
+    return _steps(config, phase, _batches_of_an_epoch(config, examples, collator))
 
 
-def _steps(config: TrainConfig, phase: int, batches: int) -> int:
-    from accelerate import PartialState
-
-    world, accumulation = PartialState().num_processes, int(config.trainer.get("gradient_accumulation_steps", 1))
+def _steps(config: TrainConfig, phase: Phase, batches: int) -> int:
     limit = int(config.trainer.get("max_steps", -1))
-    epochs = section_of(config, phase).epochs
-    return limit if limit > 0 else math.ceil(math.ceil(batches / (world * accumulation)) * epochs)
+    if limit > 0:
+        return limit
+    accumulation = int(config.trainer.get("gradient_accumulation_steps", 1))
+    steps_of_an_epoch = math.ceil(batches / (PartialState().num_processes * accumulation))
+    return math.ceil(steps_of_an_epoch * config.section(phase).epochs)
 
 
-def _batches_of_an_epoch(config: TrainConfig, found: PhaseData, collator: "RewardCollator") -> int:
-    costs = [collator.cost(e.lengths) for e in found.train if e.lengths]
-    kinds = [bool(e.images) and not collator.shared for e in found.train]
+def _batches_of_an_epoch(config: TrainConfig, examples: list[Example], collator: RewardCollator) -> int:
+    costs = [collator.cost(example.lengths) for example in examples if example.lengths]
+    kinds = [bool(example.images) and not collator.shared for example in examples]
     return len(plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed))
 
 
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
 def _print_memory(config: TrainConfig, model_config: Any) -> None:
-    """Weights, gradients and Adam's two moments; activations come on top and depend on batch_tokens."""
+    """Prints the memory of weights, gradients and Adam's two moments. Activations come on top and depend on
+    batch_tokens."""
     total, trained = parameter_counts(config, model_config)
-    frozen_bytes = 4 if config.tuning == "full" or config.dtype == "float32" else 0.5 if config.tuning == "qlora" else 2
-    gibibytes = (total * frozen_bytes + trained * 12 + (0 if config.tuning == "full" else trained * 4)) / 2**30
-    kind = {4: "float32", 2: "bfloat16", 0.5: "4 bits"}[frozen_bytes]
+    kind, frozen_bytes = _frozen_weights(config)
+    trained_bytes = 12  # float32: gradient and two moments
+    if config.tuning != "full":
+        trained_bytes += 4  # and its own weight, beside the frozen ones
+    gibibytes = (total * frozen_bytes + trained * trained_bytes) / 2**30
     print(
         f"  {total / 1e6:.1f}M parameters, up to {trained / 1e6:.1f}M trained ({config.tuning}): about {gibibytes:.2f} "
         f"GiB on a GPU for weights ({kind}; what trains is float32), gradients and Adam, activations on top"
     )
+
+
+def _frozen_weights(config: TrainConfig) -> tuple[str, float]:
+    """(their type, bytes of one) for the weights that are loaded."""
+    if config.tuning == "full" or config.dtype == "float32":
+        return "float32", 4
+    if config.tuning == "qlora":
+        return "4 bits", 0.5
+    return "bfloat16", 2

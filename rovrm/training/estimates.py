@@ -1,25 +1,30 @@
-"""How many parameters a run trains and how many bytes it leaves on the disk, before it begins."""
+"""How many parameters a run trains and how many bytes it leaves on the disk, before anything is loaded.
+
+The bytes are reckoned from the architecture: checkpoints hold what trains and Adam's two moments, an adapter what
+trains, a merged model everything. Tokenizers, logs and scores are small beside these and not counted.
+"""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from rovrm.common.disk import missing
+from rovrm.model.adapters import projector_names
+from rovrm.model.loading import reward_class
+from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import Phase
+from rovrm.training.phase_data import PhaseData
+from rovrm.training.plan import selection_folder, target_phase
+from rovrm.training.setup import trainer_arguments
+from rovrm.training.trainer import RewardConfig
 
-if TYPE_CHECKING:
-    from rovrm.settings.keys import TrainConfig
-    from rovrm.training.phase_data import PhaseData
+FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
+MOMENTS = 2  # of Adam, numbers for each that trains
 
 
-# ---- what a training leaves ------------------------------------------------------------------------------------------
-
-
-def parameter_counts(config: "TrainConfig", model_config: Any) -> tuple[int, int]:
+def parameter_counts(config: TrainConfig, model_config: Any) -> tuple[int, int]:
     """(all parameters, those that train at most) of the model with its head and adapter; nothing is loaded."""
-    import torch
-
-    from rovrm.model.adapters import projector_names
-    from rovrm.model.loading import reward_class
-
     with torch.device("meta"):
         model: Any = reward_class(config.model, model_config)(model_config)
     total = sum(p.numel() for p in model.parameters())
@@ -27,41 +32,63 @@ def parameter_counts(config: "TrainConfig", model_config: Any) -> tuple[int, int
     projector = sum(p.numel() for name in projector_names(model) for p in model.get_submodule(name).parameters())
     if config.tuning == "full":
         return total, sum(p.numel() for p in decoder.parameters()) + projector
-    linears = [m for m in decoder.modules() if isinstance(m, torch.nn.Linear)]
-    return total, sum(config.lora_r * (m.in_features + m.out_features) for m in linears) + projector
+    linears = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
+    return total, sum(config.lora_r * (layer.in_features + layer.out_features) for layer in linears) + projector
 
 
 def run_bytes(
-    config: "TrainConfig", model_config: Any, data: "dict[int, PhaseData]", phases: dict[int, tuple[Any, int]]
+    config: TrainConfig,
+    model_config: Any,
+    data: dict[Phase, PhaseData],
+    arguments: dict[Phase, RewardConfig] | None = None,
+    steps: dict[Phase, int] | None = None,
 ) -> float:
-    """What phases still add to the run's folder at their fullest, in bytes. phases: (trainer's arguments, optimizer
-    steps) of each; data: theirs, and of what is chosen against (as `rovrm.select.read_phases` gives)."""
-    from rovrm.settings.keys import by_gradients, section_of
-    from rovrm.settings.phases import phase_folder
-    from rovrm.training.plan import selection_folder
+    """What a run still adds to its folder at its fullest, in bytes.
 
+    Args:
+        config: the settings of the run.
+        model_config: the model's.
+        data: of the phases that select or train, and of those that rows are chosen against.
+        arguments: the trainer's, for each phase that trains; none where rows are only selected.
+        steps: optimizer steps of these phases.
+    """
     total, trained = parameter_counts(config, model_config)
-    full, half = config.tuning == "full", config.save_dtype == "bfloat16"
-    kept = fullest = 0.0
+    kept = 0.0
     for phase in sorted(data):
-        if by_gradients(section_of(config, phase)):
-            kept += missing(_selection_bytes(config, trained, data, phase), selection_folder(config.out, phase))
-    for phase, (arguments, steps) in phases.items():
-        weights = 4 * (total if full else trained)
-        each = weights + (0 if arguments.save_only_model else 8 * trained)
-        saves = _saves(arguments, steps)
-        left = min(saves, arguments.save_total_limit or saves) * each
-        result = weights
-        if phase == max(phases):
-            result += 0 if full and not half else total * (2 if half else 4)
-        peak = max(min(saves, (arguments.save_total_limit or saves) + 1) * each, left + result)
-        there = phase_folder(config.out, phase)
-        fullest = max(fullest, kept + missing(peak, there))
-        kept += missing(left + result, there)
+        if config.section(phase).by_gradients:
+            size = _selection_bytes(config, trained, data, phase)
+            kept += missing(size, selection_folder(config.out, phase))
+    fullest = kept
+    for phase, of_phase in (arguments or {}).items():
+        folder = phase.folder(config.out)
+        last = phase == max(arguments or {})
+        peak, left = _phase_bytes(config, total, trained, of_phase, (steps or {})[phase], last)
+        fullest = max(fullest, kept + missing(peak, folder))
+        kept += missing(left, folder)
     return max(fullest, kept)
 
 
-def _saves(arguments: Any, steps: int) -> int:
+def _phase_bytes(
+    config: TrainConfig, total: int, trained: int, arguments: RewardConfig, steps: int, last: bool
+) -> tuple[float, float]:
+    """(at its fullest, in the end) what a phase has in its folder."""
+    full, half = config.tuning == "full", config.save_dtype == "bfloat16"
+    weights = FLOAT32 * (total if full else trained)
+    checkpoint = weights + (0 if arguments.save_only_model else MOMENTS * FLOAT32 * trained)
+    saves = _saves(arguments, steps)
+    limit = arguments.save_total_limit or saves
+    result = weights
+    if last and half:
+        result += BFLOAT16 * total
+    elif last and not full:
+        result += FLOAT32 * total
+    left = min(saves, limit) * checkpoint + result
+    # A new checkpoint is written before the oldest one is removed.
+    peak = max(min(saves, limit + 1) * checkpoint, left)
+    return peak, left
+
+
+def _saves(arguments: RewardConfig, steps: int) -> int:
     """How often a phase is saved, the end included; what is saved by the clock replaces what is saved by steps."""
     if arguments.save_strategy == "no":
         return 0
@@ -71,14 +98,12 @@ def _saves(arguments: Any, steps: int) -> int:
     return max(1, math.ceil(steps / max(every, 1)))
 
 
-def _selection_bytes(config: "TrainConfig", trained: int, data: "dict[int, PhaseData]", phase: int) -> float:
-    """Warm-up: its checkpoints, the adapter and Adam's moments; and two bytes for each number of a feature."""
-    from rovrm.training.plan import target_phase
-    from rovrm.training.setup import trainer_arguments
-
-    wanted, arguments = config.selection, trainer_arguments(config, phase)
+def _selection_bytes(config: TrainConfig, trained: int, data: dict[Phase, PhaseData], phase: Phase) -> float:
+    """The warm-up's checkpoints, adapter and moments; and of each row's feature two bytes a number and its norm."""
+    selection, arguments = config.selection, trainer_arguments(config, phase)
     pool, target = len(data[phase].train), len(data[target_phase(config, phase)].train)
-    warm = min(wanted.warmup_pool, pool) + min(wanted.warmup_target, target)
-    saves = _saves(arguments, math.ceil(wanted.epochs * warm / config.batch_size))
-    saves = min(saves, (arguments.save_total_limit or saves) + 1)
-    return (12 * saves + 4 + 8) * trained + (pool + target) * (2 * wanted.width + 4)
+    warm_rows = min(selection.warmup_pool, pool) + min(selection.warmup_target, target)
+    saves = _saves(arguments, math.ceil(selection.epochs * warm_rows / config.batch_size))
+    checkpoints = min(saves, (arguments.save_total_limit or saves) + 1)
+    warm_up = (checkpoints * (1 + MOMENTS) + 1 + MOMENTS) * FLOAT32 * trained
+    return warm_up + (pool + target) * (2 * selection.width + FLOAT32)

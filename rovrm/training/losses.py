@@ -51,9 +51,12 @@ def preference_loss(pairs: Comparisons, margins: Tensor, center_rewards_coeffici
 def _stage_losses(pairs: Comparisons, margins: Tensor) -> Tensor:
     """(n,) a response's stage loss, so weighed that they sum to the list's mean stage loss times its responses."""
     r, better = pairs.rewards, pairs.better
-    same = torch.eye(len(r), dtype=torch.bool, device=r.device)
+    # Stage i of Plackett-Luce: response i is drawn first among itself and those below it. A margin is added to what it
+    # must beat, and everything else is masked out of the sum.
+    itself = torch.eye(len(r), dtype=torch.bool, device=r.device)
     rivals = r[None, :] + margins.to(r)[pairs.list_ids][:, None] * better  # (n, n)
-    rivals = rivals.masked_fill(~(better | same), float("-inf"))
+    rivals = rivals.masked_fill(~(better | itself), float("-inf"))
+    # The last responses of a list beat nobody: they are no stage, and their term would be 0 anyway.
     stages = better.any(dim=1).to(r)  # (n,)
     terms = (torch.logsumexp(rivals, dim=1) - r) * stages
     return terms * pairs.size / (_same_list(pairs) @ stages).clamp(min=1)
@@ -107,13 +110,13 @@ def ranking_metrics(
     loss: mean over lists of the list's mean stage loss. accuracy, margin: see `batch_sums`. Rewards over all responses.
     """
     loss = accuracy = margin = 0.0
-    for one, order, margin_of in zip(rewards, ranks, margins, strict=True):
+    for list_rewards, list_ranks, list_margin in zip(rewards, ranks, margins, strict=True):
         list_ids = torch.zeros(1, dtype=torch.long)
-        pairs = compare(torch.tensor([one], dtype=torch.float64), torch.tensor([order]), list_ids)
-        loss += preference_loss(pairs, torch.tensor([margin_of or 0.0])).item() / len(one)
+        pairs = compare(torch.tensor([list_rewards], dtype=torch.float64), torch.tensor([list_ranks]), list_ids)
+        loss += preference_loss(pairs, torch.tensor([list_margin or 0.0])).item() / len(list_rewards)
         _, won, difference, _, _ = batch_sums(pairs).tolist()
         accuracy, margin = accuracy + won, margin + difference
-    flat = [reward for one in rewards for reward in one]
+    flat = [reward for list_rewards in rewards for reward in list_rewards]
     n = len(rewards)
     mean = sum(flat) / len(flat)
     return {

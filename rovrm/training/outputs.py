@@ -1,88 +1,98 @@
 """What a run leaves behind: phase folders, per-pair scores, the merged checkpoint with its model card, summary.json."""
 
-import json
 import os
 import shlex
 import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from rovrm.common.files import saving, write_json, write_jsonl
+from rovrm.common.files import read_json, saving, write_json, write_jsonl
 from rovrm.common.intervals import share_in_words
 from rovrm.model.adapters import ADAPTER, merge_adapter
 from rovrm.model.loading import load_reward_model
 from rovrm.model.saving import note_rewards, quick_start, save_merged
 from rovrm.settings.keys import TrainConfig
-from rovrm.settings.phases import PHASES, phase_folder, phase_numbers
+from rovrm.settings.phases import Phase
 from rovrm.training.losses import ranking_metrics
+from rovrm.training.trainer import RewardTrainer
 
-if TYPE_CHECKING:
-    from rovrm.training.trainer import RewardTrainer
-
-
+FULL = "full.tmp"  # inside a phase folder: the full checkpoint that is being written
 EQUAL = 1e-6  # rewards that are spread less than this, of their size, are equal
 
 
-def write_phase(config: TrainConfig, phase: int, trainer: "RewardTrainer", record: dict[str, Any], last: bool) -> None:
-    """Writes a phase's folder: adapter or full checkpoint, processor, scores.jsonl; phase.json last, as the sign that
-    the phase is done. The last phase of a run also gets the merged checkpoint. Only that phase's full checkpoint is
-    stored in `save_dtype`: the others are what the next phase starts from, and stay float32."""
-    folder = phase_folder(config.out, phase)
-    full = config.tuning == "full"
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    processor: Any = trainer.processing_class
+def write_phase(config: TrainConfig, phase: Phase, trainer: RewardTrainer, record: dict[str, Any], last: bool) -> None:
+    """Writes a phase's folder: the processor, scores.jsonl, adapter or full checkpoint; phase.json last, as the sign
+    that the phase is done. The last phase of a run also gets the merged checkpoint."""
+    folder = phase.folder(config.out)
     trainer.accelerator.wait_for_everyone()
-    if full:
-        temporary = folder / "full.tmp"
+    if config.tuning == "full":
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
         note_rewards(model.config, record)
-        trainer.save_model(str(temporary))  # every process takes part where weights are sharded
+        trainer.save_model(str(folder / FULL))  # every process takes part where weights are sharded
     if not trainer.is_world_process_zero():
         return
     with saving(folder) as partial:
-        processor.save_pretrained(partial)
+        trainer.processing_class.save_pretrained(partial)  # type: ignore[union-attr]
     write_scores(folder / "scores.jsonl", trainer)
-    if full:
-        card = _card(config, record, phase, processor)
-        if last and config.save_dtype != "float32":
-            stored = load_reward_model(str(temporary), torch.float32, trust_remote_code=config.trust_remote_code)
-            save_merged(stored, processor, folder, config.save_dtype, record, card)
-            shutil.rmtree(temporary)
-        else:
-            with saving(folder) as partial:
-                _move_full(temporary, partial, card)
+    card = _card(config, phase, record, trainer.processing_class)
+    if config.tuning == "full":
+        # Only the last phase's checkpoint is stored in `save_dtype`: the others are what the next phase starts from.
+        save_dtype = config.save_dtype if last else "float32"
+        _write_full(folder, trainer.processing_class, record, card, save_dtype, config.trust_remote_code)
     else:
-        with saving(folder) as partial:  # with its processor: a copy of the adapter alone is read in its own template
-            model.save_pretrained(partial / ADAPTER)
-            processor.save_pretrained(partial / ADAPTER)
+        _write_adapter(folder, trainer)
         if last:
-            base = model.peft_config["default"].base_model_name_or_path
-            merged = merge_adapter(base, str(folder / ADAPTER), config.trust_remote_code)
-            card = _card(config, record, phase, processor)
-            save_merged(merged, processor, folder, config.save_dtype, record, card)
+            _write_merged(folder, trainer, record, card, config.save_dtype, config.trust_remote_code)
     write_json(folder / "phase.json", record)
 
 
-def _move_full(source: Path, path: Path, card: str) -> None:
-    for file in source.iterdir():
-        if file.name != "training_args.bin":
-            os.replace(file, path / file.name)
-    (path / "README.md").write_text(card)
-    for file in source.iterdir():
-        file.unlink()
-    source.rmdir()
+def _write_full(
+    folder: Path, processor: Any, record: dict[str, Any], card: str, save_dtype: str, trust_remote_code: bool
+) -> None:
+    """Moves the full checkpoint that all processes have written up into the folder, rounded if asked for."""
+    written = folder / FULL
+    if save_dtype != "float32":
+        model = load_reward_model(str(written), torch.float32, trust_remote_code=trust_remote_code)
+        save_merged(model, processor, folder, save_dtype, record, card)
+    else:
+        with saving(folder) as partial:
+            for file in written.iterdir():
+                if file.name != "training_args.bin":
+                    os.replace(file, partial / file.name)
+            (partial / "README.md").write_text(card)
+    shutil.rmtree(written)
 
 
-def write_scores(path: Path, trainer: "RewardTrainer") -> None:
+def _write_adapter(folder: Path, trainer: RewardTrainer) -> None:
+    """Writes `adapter/`, with its processor: a copy of that folder alone is read in its own chat template."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    processor: Any = trainer.processing_class
+    with saving(folder) as partial:
+        model.save_pretrained(partial / ADAPTER)
+        processor.save_pretrained(partial / ADAPTER)
+
+
+def _write_merged(
+    folder: Path, trainer: RewardTrainer, record: dict[str, Any], card: str, save_dtype: str, trust_remote_code: bool
+) -> None:
+    """Writes the merged checkpoint into the folder of the adapter."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    base = model.peft_config["default"].base_model_name_or_path
+    merged = merge_adapter(base, str(folder / ADAPTER), trust_remote_code)
+    save_merged(merged, trainer.processing_class, folder, save_dtype, record, card)
+
+
+def write_scores(path: Path, trainer: RewardTrainer) -> None:
     """Per held-out example: its best and its worst response's reward, and 1, 0 or 0.5 for right, wrong and tie (a
     list counts the share of its comparisons won)."""
-    rows = []
+    lines = []
     for example, rewards in zip(trainer.eval_examples, trainer.eval_rewards, strict=True):
         best, worst = example.ranks.index(min(example.ranks)), example.ranks.index(max(example.ranks))
-        rows.append(
+        lines.append(
             {
                 "id": example.id,
                 "scores_chosen": rewards[best],
@@ -91,17 +101,16 @@ def write_scores(path: Path, trainer: "RewardTrainer") -> None:
                 "subset": example.source,
             }
         )
-    write_jsonl(path, rows)
+    write_jsonl(path, lines)
 
 
-def summarise(config: TrainConfig, phases: list[int]) -> None:
+def write_summary(out: str, phases: list[Phase]) -> None:
     """Writes summary.json, of the phases asked for alone, and prints their table and what to do next."""
-    folders = [phase_folder(config.out, phase) for phase in phases]
-    records = {folder.name: json.loads((folder / "phase.json").read_text()) for folder in folders}
-    write_json(Path(config.out) / "summary.json", records)
+    records = {phase.folder_name: read_json(phase.folder(out) / "phase.json") for phase in phases}
+    write_json(Path(out) / "summary.json", records)
     print_phases(records)
     print_warnings(records.values())
-    final = str(phase_folder(config.out, phases[-1]))
+    final = str(phases[-1].folder(out))
     print(f"\nreward model: {final}")
     print(f"score with it: python -m rovrm.score model={shlex.quote(final)} in=pairs.jsonl out=scores.jsonl")
 
@@ -109,47 +118,49 @@ def summarise(config: TrainConfig, phases: list[int]) -> None:
 def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
     """What speaks against trusting a trained phase, from its record, each with what to try."""
     low, high = record["accuracy_ci95"]
-    accuracy, found = share_in_words(record["accuracy"], record["n_held_out"]), []
+    accuracy = share_in_words(record["accuracy"], record["n_held_out"])
+    reasons = []
     if record["reward_std"] <= EQUAL * max(1.0, abs(record["reward_mean"])):
-        found.append(
+        reasons.append(
             f"{name}: all rewards on the held-out examples are equal ({record['reward_mean']:g}): the model tells no "
             f"answer from another. Try a lower {name}.learning_rate (it was {rate:g}), and look for broken weights in "
             "the base model"
         )
     elif low <= 0.5 <= high:
-        found.append(
+        reasons.append(
             f"{name}: held-out accuracy {accuracy} cannot be told from chance. Try more data ({record['n_train']} now) "
             f"or epochs, another {name}.learning_rate (it was {rate:g}; adapters want 1e-4 to 3e-4, full tuning 1e-6 "
             "to 2e-5), a larger eval_fraction, and look at the rows that dry_run=true prints: are the answers the "
             "right way round?"
         )
     elif high < 0.5:
-        found.append(
+        reasons.append(
             f"{name}: held-out accuracy {accuracy} is below chance: does the held-out data prefer what the training "
             "data reject? Look at scores.jsonl, and exchange chosen and rejected where they are the wrong way round"
         )
-    return found
+    return reasons
 
 
 def print_warnings(records: Iterable[dict[str, Any]]) -> None:
-    for warning in [text for record in records for text in record.get("warnings", [])]:
-        print(f"\nWARNING: {warning}")
+    for record in records:
+        for warning in record.get("warnings", []):
+            print(f"\nWARNING: {warning}")
 
 
 def print_phases(records: dict[str, dict[str, Any]]) -> None:
     """The table of summary.json; accuracy with its 95 % interval and the number of held-out examples."""
     counts = f"{'trained on':>11}{'skipped':>10}{'too long':>10}"
     print(f"\n{'phase':<16}{counts}{'held-out accuracy':>34}{'loss':>8}{'pairs/s':>9}")
-    for name, r in records.items():
-        counts = f"{r['n_train']:>11}{r['n_skipped']:>10}{r.get('n_long', 0):>10}"
-        accuracy = share_in_words(r["accuracy"], r["n_held_out"])
-        print(f"{name:<16}{counts}{accuracy:>34}{r['loss']:>8.3f}{r['pairs_per_second']:>9.1f}")
+    for name, record in records.items():
+        counts = f"{record['n_train']:>11}{record['n_skipped']:>10}{record.get('n_long', 0):>10}"
+        accuracy = share_in_words(record["accuracy"], record["n_held_out"])
+        print(f"{name:<16}{counts}{accuracy:>34}{record['loss']:>8.3f}{record['pairs_per_second']:>9.1f}")
 
 
-def _card(config: TrainConfig, record: dict[str, Any], phase: int, processor: Any) -> str:
+def _card(config: TrainConfig, phase: Phase, record: dict[str, Any], processor: Any) -> str:
     """The model card: what it is, how it was made, and a quick start that runs without rovrm."""
-    used = [PHASES[p - 1] for p in phase_numbers(config.phase) if p <= phase]
-    trained = "\n".join(f"- {name}: {', '.join(getattr(config, name).data)}" for name in used)
+    sources = [f"- {used.name}: {', '.join(config.section(used).data)}" for used in config.phases if used <= phase]
+    trained = "\n".join(sources)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     return f"""---
 library_name: transformers
@@ -160,7 +171,7 @@ tags: [reward-model, rovrm]
 # Reward model
 
 One scalar reward for a response to a prompt (about an image); higher is better. Made with rovrm from `{config.model}`
-({config.tuning}), last phase: {PHASES[phase - 1]}.
+({config.tuning}), last phase: {phase.name}.
 
 Held-out accuracy {share_in_words(record["accuracy"], record["n_held_out"])} with its 95 % interval, loss
 {record["loss"]:.3f}; rewards there: mean {record["reward_mean"]:.3f}, standard deviation {record["reward_std"]:.3f}.

@@ -1,4 +1,4 @@
-"""Where a run stands: which phases are done, what a phase starts from, whether a checkpoint may be gone on from."""
+"""Going on where a phase was stopped: the newest whole checkpoint, and whether its steps are those of this run."""
 
 import hashlib
 import json
@@ -9,30 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError
+from rovrm.common.notes import changed_keys
 from rovrm.data.example import Example
 
-# What records say of contents, beside names and settings: those of older versions lack it.
+# What notes say of contents, beside names and settings. The first versions did not write them.
 MARKS = {"images": "its images", "weights": "the weights of its base", "max_pixels": "its limit of pixels"}
 
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any], where: Path) -> list[str]:
-    """Keys in which a record differs. A mark that an older record lacks counts as unchanged, and that is said."""
-    from accelerate import PartialState
-
-    lacking = [key for key in MARKS if key in now and key not in before]
-    keys = (before.keys() | now.keys()) - set(lacking)
-    changed = sorted(key for key in keys if before.get(key) != now.get(key))
-    if lacking and not changed and PartialState().is_main_process:
-        what = " and ".join(MARKS[key] for key in lacking)
-        print(f"{where} was made by a version that did not note {what}: taken as unchanged")
-    return changed
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_note(folder: Path) -> dict[str, Any]:
+    """What a phase noted in settings.json before it began."""
     try:
         return json.loads((folder / "settings.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'settings.json'} is damaged ({error}); remove that folder") from error
+
+
+def accept_older_note(noted: dict[str, Any], now: dict[str, Any], where: Path, say: bool) -> dict[str, Any]:
+    """The note, with marks that an older version did not write taken as unchanged, which is said."""
+    lacking = [key for key in MARKS if key in now and key not in noted]
+    completed = noted | {key: now[key] for key in lacking}
+    if lacking and say and not changed_keys(completed, now):
+        words = " and ".join(MARKS[key] for key in lacking)
+        print(f"{where} was made by a version that did not note {words}: taken as unchanged")
+    return completed
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -50,14 +49,19 @@ def images_mark(examples: Iterable[Example]) -> str:
     return hashlib.sha1(json.dumps(contents).encode()).hexdigest()
 
 
-def check_same_plan(folder: Path, now: dict[str, Any]) -> None:
-    """Raises UserError where a checkpoint was made from other data or by another number of processes."""
-    before = read_settings(folder).get("plan", {})
-    changed = changed_keys(before, now, folder)
+def check_same_data(folder: Path, now: dict[str, Any], say: bool) -> None:
+    """Raises UserError where a phase's checkpoints were made from other data or by another number of processes.
+
+    Args:
+        folder: the phase's folder.
+        now: `data` and `images` (the two marks above) and `processes`, as settings.json notes them under `plan`.
+        say: whether this process prints.
+    """
+    noted = accept_older_note(read_note(folder).get("plan", {}), now, folder, say)
     for key, what in (("data", "data"), ("images", "content of images"), ("processes", "number of processes")):
-        if key in changed:
+        if noted.get(key) != now[key]:
             raise UserError(
-                f"{folder} holds checkpoints made with another {what} ({before.get(key)}, now {now[key]}), so its "
+                f"{folder} holds checkpoints made with another {what} ({noted.get(key)}, now {now[key]}), so its "
                 f"steps are not those of this run; restore the {what}, give another out=, or remove that folder"
             )
 
@@ -76,7 +80,8 @@ def complete_checkpoint(folder: Path, main_process: bool) -> str | None:
             print(f"{path} was cut off while it was saved: removed")
             shutil.rmtree(path)
     PartialState().wait_for_everyone()
-    return next((str(path) for path in newest_first()), None)
+    checkpoints = newest_first()
+    return str(checkpoints[0]) if checkpoints else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -90,7 +95,8 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
-    zipped = [path for name in ("optimizer*.pt", "rng_state*.pth") for path in checkpoint.glob(name)]
+    # torch.save writes zip files, whose directory stands at the end: one that was cut off has none.
+    zipped = [*checkpoint.glob("optimizer*.pt"), *checkpoint.glob("rng_state*.pth")]
     return all(zipfile.is_zipfile(path) for path in zipped)
 
 

@@ -250,10 +250,10 @@ class RewardTrainer(Trainer):
 
     def predict_rewards(self, examples: Sequence[Example]) -> list[list[float]]:
         """The rewards of every response of every measured example, the same on every process."""
-        self._found: dict[int, dict[int, float]] = {}
+        self._rewards: dict[int, dict[int, float]] = {}  # of this process, by example and response
         self.evaluation_loop(self._loader(examples, self.args.per_device_eval_batch_size, None), "Evaluation", True)
         merged: dict[int, dict[int, float]] = {}
-        for part in gather_object([self._found]) if self.args.world_size > 1 else [self._found]:
+        for part in gather_object([self._rewards]) if self.args.world_size > 1 else [self._rewards]:
             merged.update(part)
         return [[merged[i][j] for j in range(len(e.responses))] for i, e in enumerate(examples)]
 
@@ -261,7 +261,7 @@ class RewardTrainer(Trainer):
         """One evaluation forward; its rewards are kept for `predict_rewards`, nothing is returned to be averaged."""
         model_inputs, ours = split_batch(self._prepare_inputs(inputs))  # type: ignore[arg-type]
         with torch.no_grad():
-            collect_rewards(ours, model(**model_inputs).logits, self._found)
+            collect_rewards(ours, model(**model_inputs).logits, self._rewards)
         return None, None, None
 
 

@@ -1,0 +1,103 @@
+"""One phase, from its data to its folder: load what it starts from, train, evaluate on the held-out rows, write."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from rovrm.common.errors import UserError
+from rovrm.common.files import write_json
+from rovrm.common.intervals import wilson95
+from rovrm.model.adapters import add_adapter, base_of, load_adapter, set_trainable
+from rovrm.model.loading import load_reward_model, numeric_type
+from rovrm.settings.keys import TrainConfig
+from rovrm.settings.phases import VISUAL, Phase
+from rovrm.training.callbacks import LogFile
+from rovrm.training.outputs import doubts, print_warnings, write_phase
+from rovrm.training.phase_data import PhaseData
+from rovrm.training.plan import has_adapter, settings_of, start_of
+from rovrm.training.resume import check_same_data, complete_checkpoint, epochs_done, fingerprint, images_mark
+from rovrm.training.trainer import RewardConfig, RewardTrainer
+
+
+def run_phase(
+    config: TrainConfig, phase: Phase, data: PhaseData, processor: Any, arguments: RewardConfig, last: bool
+) -> None:
+    """Trains one phase, or goes on with it at its newest checkpoint, and writes its folder.
+
+    Args:
+        config: the settings of the run.
+        phase: which phase.
+        data: its rows.
+        processor: of the model that it starts from.
+        arguments: the trainer's.
+        last: whether it is the last phase of the run, which gets the merged checkpoint.
+    """
+    state, folder = PartialState(), phase.folder(config.out)
+    start = start_of(config, phase)
+    checkpoint = complete_checkpoint(folder / "checkpoints", state.is_main_process)
+    rows = [*data.train, *data.held_out]
+    plan = {"data": fingerprint(rows), "images": images_mark(rows), "processes": state.num_processes}
+    if checkpoint:
+        check_same_data(folder, plan, state.is_main_process)
+    if state.is_main_process:
+        print(
+            f"{phase}: {len(data.train)} examples, {len(data.held_out)} held out, {len(data.rejected)} skipped; from "
+            f"{checkpoint or start}; {state.num_processes} processes"
+        )
+    set_seed(config.seed)
+    model = model_of(config, phase, start)
+    if state.is_main_process:
+        write_json(folder / "settings.json", settings_of(config, phase) | {"plan": plan})
+    log = LogFile(folder / "trainer_log.jsonl")
+    try:
+        trainer = RewardTrainer(model, arguments, data.train, data.held_out, processor, callbacks=[log])
+    except (ImportError, ValueError) as error:
+        raise UserError(f"transformers cannot set up the trainer: {error}") from error
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - began
+    epochs = (trainer.state.epoch or 0.0) - epochs_done(checkpoint)  # those of this process
+    record = _record(trainer, data, seconds, epochs)
+    record["warnings"] = doubts(record, phase.name, arguments.learning_rate)
+    write_phase(config, phase, trainer, record, last)
+    if state.is_main_process and not last:  # the last phase's are printed with those of all
+        print_warnings([record])
+
+
+def _record(trainer: RewardTrainer, data: PhaseData, seconds: float, epochs: float) -> dict[str, Any]:
+    """What phase.json and summary.json say of a trained phase, its metrics on the held-out rows among it."""
+    metrics = trainer.evaluate()
+    return {
+        "n_train": len(data.train),
+        "n_held_out": len(data.held_out),
+        "n_skipped": len(data.rejected),
+        "n_long": data.n_long,  # of those skipped
+        "accuracy": metrics["eval_accuracy"],
+        "accuracy_ci95": wilson95(metrics["eval_accuracy"], len(data.held_out)),
+        "loss": metrics["eval_loss"],
+        "margin": metrics["eval_margin"],
+        "reward_mean": metrics["eval_mean_reward"],
+        "reward_std": metrics["eval_std_reward"],
+        "seconds": seconds,
+        "pairs_per_second": len(data.train) * epochs / seconds,
+        "shared_rows": trainer.collator.shared,
+    }
+
+
+def model_of(config: TrainConfig, phase: Phase, start: str) -> Any:
+    """The model of a phase, with what trains set up: the base with an adapter (a fresh one, or the one that the phases
+    continue), or all weights of the previous phase's checkpoint."""
+    full = config.tuning == "full"
+    dtype = torch.float32 if full else numeric_type(config.dtype, config.on_cpu)
+    base = base_of(Path(start)) if has_adapter(start) else start
+    model: Any = load_reward_model(base, dtype, config.tuning == "qlora", config.trust_remote_code)
+    if has_adapter(start):
+        model = load_adapter(model, start, trainable=True)
+    elif not full:
+        model = add_adapter(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
+    set_trainable(model, visual=phase == VISUAL, full=full)
+    return model
