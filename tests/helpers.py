@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import signal
+import socket
 import sys
 import time
 from collections import namedtuple
@@ -209,13 +210,62 @@ def say_free(patch: pytest.MonkeyPatch, size: int) -> None:
     patch.setattr(shutil, "disk_usage", lambda _: Usage(size, 0, size))
 
 
-def two_processes(module: str, *argv: str) -> str:
-    """What `python -m module` prints in two processes of torchrun with one thread each."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *argv], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def fork(main: Callable[[list[str]], int], argv: list[str], log: Path, **environment: str) -> int:
+    """The id of a process that runs a command; what it prints goes to the end of `log`.
+
+    A fork has imported everything, where a new interpreter would spend its life importing. torch's pool of threads does
+    not live on in it, so nothing may use one: run it with one thread (see conftest.py).
+    """
+    child = os.fork()
+    if child:
+        return child
+    status = 70  # where it ends by an exception that no command should let pass
+    try:
+        os.environ.update({"HF_DEACTIVATE_ASYNC_LOAD": "1"} | environment)  # else weights are loaded by threads
+        with open(log, "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+            status = main(argv)
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int | None:
+    """The status of a process that has ended, the signal's number below 0."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def two_processes(main: Callable[[list[str]], int], argv: list[str], log: Path) -> str:
+    """What a command prints in two forks that are told what torchrun tells its processes."""
+    from accelerate.state import AcceleratorState
+
+    def forgetful(argv: list[str]) -> int:
+        AcceleratorState._reset_state(True)  # this process has been alone so far
+        return main(argv)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = [fork(forgetful, argv, log, RANK=rank, LOCAL_RANK=rank, **group) for rank in ("0", "1")]
+    statuses: dict[int, int | None] = dict.fromkeys(children)
+
+    def all_ended() -> bool:
+        for child in children:
+            statuses[child] = ended(child) if statuses[child] is None else statuses[child]
+        return None not in statuses.values()
+
+    try:
+        wait_for(all_ended, 300)
+    finally:
+        for child in children:
+            if statuses[child] is None:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+    assert [*statuses.values()] == [0, 0], log.read_text()[-3000:]
+    return log.read_text()
 
 
 def wait_for(done: Callable[[], Any], seconds: float = 120) -> None:

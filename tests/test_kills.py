@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import QUICK, say_free, without_times
+from helpers import QUICK, ended, fork, say_free, without_times
 from safetensors.torch import load_file
 
 from rovrm import bon, score, select, train
@@ -34,13 +33,10 @@ PHASES = ("text", "caption", "visual")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads do not live on in a fork, and waiting for one of them would never end; nor does torch's pool of them,
-    which transformers would use to load weights."""
+    """Threads do not live on in a fork, and waiting for one of them would never end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
-        yield
+    yield
     torch.set_num_threads(before)
 
 
@@ -63,28 +59,6 @@ def commands(world_folder, reward) -> dict[str, tuple[Callable[[list[str]], int]
         ),
         "score": (score.main, [f"model={reward}", f"in={world / 'visual.jsonl'}", "workers=0", "device=cpu"]),
     }
-
-
-def fork(main: Callable[[list[str]], int], argv: list[str], log: Path) -> int:
-    """The id of a process that runs a command; what it prints goes to the end of `log`."""
-    child = os.fork()
-    if child:
-        return child
-    status = 70  # where it ends by an exception that no command should let pass
-    try:
-        with open(log, "a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
-            status = main(argv)
-    finally:
-        os._exit(status)
-
-
-def ended(child: int) -> int | None:
-    """The status of a process that has ended, the signal's number below 0."""
-    done, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
 
 
 def finish(main: Callable[[list[str]], int], argv: list[str], log: Path) -> tuple[int, float]:

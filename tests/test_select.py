@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import QUICK, change_last_byte, error_line, output_of, read_json, read_lines, two_processes, write_lines
+from helpers import QUICK, change_last_byte, error_line, output_of, read_json, read_lines, write_lines
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -474,7 +474,10 @@ def test_kill_9_during_extraction(tmp_path, monkeypatch):
 def test_two_processes_share_the_shards(tmp_path):
     """The warm-up of two processes has another batch, so theirs is taken over; extraction alone is compared."""
     many = [*SETTINGS, "caption.data=world:caption?n=1400", "phase=2"]
-    two_processes("rovrm.select", f"out={tmp_path}", *many)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "rovrm.select", f"out={tmp_path}", *many]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "selection" / "phase2-caption"
     before, chosen = contents(folder), (folder / "selected.json").read_text()
     assert len(before) == 5
