@@ -37,17 +37,17 @@ from rovrm.training.plan import selection_settings, settings_of, target_phase
 from rovrm.world.default import BASE
 from rovrm.world.files import write_world
 
-N = 24
+POOL, N = 60, 24  # rows to choose from, and rows chosen
 SETTINGS = [
-    "text.data=world:text?n=90",
-    "caption.data=world:caption?n=90",
+    f"text.data=world:text?n={POOL}",
+    f"caption.data=world:caption?n={POOL}",
     "visual.data=world:visual?n=60",
     "text.select=capped_ot",
     f"text.n={N}",
     "caption.select=capped_ot",
     f"caption.n={N}",
-    "selection.warmup_pool=32",
-    "selection.warmup_target=32",
+    "selection.warmup_pool=16",
+    "selection.warmup_target=16",
     "selection.learning_rate=1e-3",
     "selection.width=256",
     "tuning=lora",
@@ -89,7 +89,7 @@ def test_it_writes_what_was_chosen_and_why(run):
         assert [row["score"] for row in why] == sorted((row["score"] for row in why), reverse=True)
         report = read_json(folder / "report.json")
         assert sum(row["chosen"] for row in report["sources"]) == N
-        assert sum(row["pool"] for row in report["sources"]) == report["pool"] < 90  # held-out rows are not in it
+        assert sum(row["pool"] for row in report["sources"]) == report["pool"] < POOL  # held-out rows are not in it
         for row in report["sources"]:
             assert row["chosen"] == sum(line["source"] == row["source"] for line in why)
             assert row["share_kept"] == row["chosen"] / row["pool"]
@@ -115,7 +115,7 @@ def test_training_takes_the_chosen_rows_and_computes_nothing_again(run, capsys):
     assert "its rows were chosen before" in shown and shards(run) == before
     record = read_json(run / "phase1-text" / "phase.json")
     assert record["n_train"] == N
-    assert 1 <= record["n_held_out"] <= 3  # as many as 24 rows would have, not as a pool of 90
+    assert 1 <= record["n_held_out"] <= 3  # as many as 24 rows would have, not as the pool would
     # Settings of the selection are settings of the phase.
     assert "was begun with other settings (selection" in error_line(
         capsys, train, f"out={run}", *SETTINGS, "phase=1", "selection.targets=8"
