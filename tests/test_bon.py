@@ -158,7 +158,7 @@ def test_the_images_of_drawn_prompts_are_kept_beside_the_rows(reward, tmp_path):
 
 
 def test_bon_goes_on_where_it_was_stopped(reward, tmp_path, capsys):
-    command = f"--n 2 model={reward} {DATA} batch_size=2 max_new_tokens=48".split()
+    command = f"--n 2 model={reward} {DATA} batch_size=2 max_new_tokens=16".split()
     assert bon.main([*command, f"out={tmp_path / 'whole'}"]) == 0
     whole = (tmp_path / "whole" / "bon.jsonl").read_bytes()
     assert bon.main([*command, f"out={tmp_path / 'cut'}"]) == 0

@@ -87,7 +87,7 @@ def run_all(count, kind, release, family_folder, tmp_path, outside):  # noqa: F8
     assert {0, 2} == {*results}  # some damage does no harm: another byte in a weight
 
 
-KINDS = {"whole": 60, "shards": 60, "value head": 60, "base": 30}
+KINDS = {"whole": 25, "shards": 25, "value head": 25, "base": 15}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -597,9 +597,9 @@ def accounted_for(config: TrainConfig, phase: Phase, collator: RewardCollator, r
 @real
 def test_real_text(collator, settings) -> None:
     files = ("text_prefs/llmbar.jsonl", "text_prefs/llamafactory_dpo_en_demo.json")
-    long = f"{REAL}/text_prefs/alpaca_eval_gpt4turbo.jsonl?n=300"  # its rows take most of the time
+    long = f"{REAL}/text_prefs/alpaca_eval_gpt4turbo.jsonl?n=100"  # its rows take most of the time
     config = settings(text=PhaseConfig(data=[*sources(*files), long]), eval_fraction=0.05)
-    found = accounted_for(config, TEXT, collator, read=count_rows(*files) + 300)
+    found = accounted_for(config, TEXT, collator, read=count_rows(*files) + 100)
     assert not any(e.images for e in found.train)
     assert {e.source for e in found.train} == {"llmbar", "alpaca_eval_gpt4turbo", "llamafactory_dpo_en_demo"}
     assert {r["reason"].split(",")[0] for r in found.rejected} <= {"all responses are tied"}
