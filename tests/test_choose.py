@@ -245,7 +245,3 @@ def test_places_that_cannot_be_used_are_named_first(tmp_path, capsys, monkeypatc
     ):
         assert told in error_line(capsys, main, *words, *more)
     assert not list(tmp_path.rglob("scores.npy"))
-
-
-def test_help(capsys):
-    assert "selected.json" in output_of(capsys, main, "--help")

@@ -374,12 +374,3 @@ def test_image_root(run, pictured):
     assert run(pictured)[0] == 2
     status, rows, _ = run(None, f"image_root={root}")
     assert status == 0 and rows[0]["images"] == [str(root / "0.png")]
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(["--help"])
-    assert left.value.code == 0
-    printed = capsys.readouterr().out
-    for key in ("in (required)", "out (required)", "strategy=best_worst", "margin=0.4", "similarity=0.9", "max_pairs"):
-        assert key in printed

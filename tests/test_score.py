@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from helpers import change_json, error_line, read_json, read_lines, write_lines, write_reward_model
+from helpers import change_json, read_json, read_lines, write_lines, write_reward_model
 from PIL import Image
 
 from rovrm import RewardScorer
@@ -271,18 +271,9 @@ def test_files_that_are_refused(run, tmp_path):
         (pairs(1), ("device=cuda:99",), "device='cuda:99'"),
         (pairs(1), ("dtype=int8",), "dtype"),
         (pairs(1), ("typo=1",), "typo"),
+        (pairs(1), ("in=",), "in: got nothing"),
     ):
         status, _, printed = run(lines, *more)
         assert status == 2 and words in printed and printed.count("\n") == 1, printed
         assert not run.partial.exists() and not run.lock.exists()
     assert read_json(run.source)["id"] == "row-0"
-
-
-def test_help_and_missing_keys(capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(["--help"])
-    assert left.value.code == 0
-    printed = capsys.readouterr().out
-    for key in ("model", "in", "out", "normalize", "batch_tokens"):
-        assert key in printed
-    assert "in: got nothing" in error_line(capsys, command.main, "model=x")
