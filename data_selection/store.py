@@ -13,7 +13,8 @@ or list of ids is refused, so stale rows are never mixed in. Shards are renamed 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ class Store:
 
     def _check_note(self, path: Path, marks: list[str]) -> None:
         if not path.is_file():
-            _replace(self.folder / "ids.json", json.dumps(self.ids).encode())
-            _replace(path, json.dumps(self.note, indent=2).encode())
+            with _replacing(self.folder / "ids.json") as temporary:
+                temporary.write_text(json.dumps(self.ids))
+            with _replacing(path) as temporary:
+                temporary.write_text(json.dumps(self.note, indent=2))
             return
         try:
             before = json.loads(path.read_text())
@@ -101,12 +104,10 @@ class Store:
                 else "is not finite: look for broken weights, or for a row that overflows"
             )
             raise StoreError(f"the gradient of row {self.ids[self.rows(shard)[row]]!r} {what}")
-        path = self._path(shard)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         units = (rows / norms[:, None]).half()
         norms = norms if scale is None else norms * scale.float().cpu()
-        save_file({"features": units, "norms": norms}, temporary, {"mark": self.mark})
-        os.replace(temporary, path)
+        with _replacing(self._path(shard)) as temporary:
+            save_file({"features": units, "norms": norms}, temporary, {"mark": self.mark})
 
     def load(self) -> tuple[Tensor, Tensor]:
         """(n, width) float16 unit rows and (n,) float32 norms. Raises StoreError while shards are missing."""
@@ -132,7 +133,9 @@ class Store:
             return False
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which is renamed to `path` at the end: a killed process leaves no half of a file there."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may write the same, at the same time
+    yield temporary
     os.replace(temporary, path)

@@ -32,13 +32,13 @@ from rovrm.common.errors import LONGEST, UserError
 from rovrm.common.files import write_jsonl
 from rovrm.data import sources
 from rovrm.data.formats import READERS
-from rovrm.data.images import FORMATS, MAX_PIXELS, ImageRef, find_image
+from rovrm.data.images import FORMATS, ImageRef, find_image
 from rovrm.data.loading import load_examples, use_captions
 from rovrm.data.messages import BadRow
 from rovrm.data.prompts import as_example
 from rovrm.data.reader import read_row
 from rovrm.settings.command_line import parse, run, save
-from rovrm.settings.keys import BonConfig, RankConfig, ScoreConfig, ServeConfig, TrainConfig
+from rovrm.settings.keys import MAX_PIXELS, BonConfig, RankConfig, ScoreConfig, ServeConfig, TrainConfig
 from rovrm.training.checks import check_responses
 
 SECONDS, BYTES = 10, 2**30

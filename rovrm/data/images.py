@@ -31,7 +31,6 @@ VIDEO_SUFFIXES = frozenset(".mp4 .avi .mov .webm .mkv .m4v .mpg .mpeg .flv .wmv"
 PIL.Image.init()
 KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)  # a name that this Pillow lacks is a KeyError in open
-MAX_PIXELS = 50_000_000  # of all images of a row together, where nothing else is asked for: 200 MB decoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)

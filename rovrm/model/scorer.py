@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.formats import VIDEO_COLUMNS
-from rovrm.data.images import MAX_PIXELS, ImageRef, find_image, open_images
+from rovrm.data.images import ImageRef, find_image, open_images
 from rovrm.data.prompts import as_example, as_messages, example_or_error, holds_more
 from rovrm.model.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
 from rovrm.model.collator import RewardCollator, split_responses
+from rovrm.settings.keys import MAX_PIXELS
 
 if TYPE_CHECKING:
     from rovrm.settings.keys import ScoreConfig, ServeConfig
