@@ -31,8 +31,16 @@ class StoreError(ValueError):
 
 
 class Store:
-    """ids: the rows' names, in order. made_from: what decides the features, as JSON values by name. marks: more of it,
-    which older stores may lack: those that this one does are in `unmarked`, and not compared."""
+    """The features of some rows in a folder.
+
+    Args:
+        ids: the rows' names, in order.
+        made_from: what decides the features, as JSON values by name. A folder that was made from something else raises
+            StoreError.
+        shard: rows of a file.
+        marks: more of what decides them, which older stores may lack: those that this one lacks are in `unmarked`, and
+            not compared.
+    """
 
     def __init__(
         self,
@@ -56,6 +64,7 @@ class Store:
         self.mark = hashlib.sha1(json.dumps(self.note, sort_keys=True).encode()).hexdigest()
 
     def _check_note(self, path: Path, marks: list[str]) -> None:
+        """Writes what the features are made from, or compares it with what is written there."""
         if not path.is_file():
             with _replacing(self.folder / "ids.json") as temporary:
                 temporary.write_text(json.dumps(self.ids))
@@ -89,8 +98,16 @@ class Store:
         return [shard for shard in range(len(self)) if not self._is_whole(shard)]
 
     def write(self, shard: int, features: Tensor, scale: Tensor | None = None) -> None:
-        """features: (rows, width). scale: (rows,) by which the kept norms are multiplied: the factor by which a loss's
-        gradient differs from the margin's, say. Raises StoreError for a row that has no direction, by its id."""
+        """Writes a shard, whole or not at all.
+
+        Args:
+            features: (rows, width).
+            scale: (rows,) by which the kept norms are multiplied: the factor by which a loss's gradient differs from
+                the margin's, say.
+
+        Raises:
+            StoreError: for a row that has no direction, by its id.
+        """
         rows = features.float().cpu()
         norms = rows.norm(dim=1)
         bad = ~torch.isfinite(norms) | (norms == 0)
@@ -126,6 +143,7 @@ class Store:
         return self.folder / f"features-{shard:05d}.safetensors"
 
     def _is_whole(self, shard: int) -> bool:
+        """Whether the shard is there and was made from what this store is made from."""
         try:
             with safe_open(self._path(shard), "pt") as file:
                 return (file.metadata() or {}).get("mark") == self.mark

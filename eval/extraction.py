@@ -211,7 +211,7 @@ def _check(
     [batch] = _batches(exact, replace(like, batch_tokens=10**9), training, processor, data, "shared")
     with GradientFeatures(extracting, lora_layers(extracting), width=0) as features:
         _, slopes = gradients.batch_features(extracting, batch, features)
-        ours = -slopes[:, None] * torch.cat([features.found[name] for name in features.layers], 1)
+        ours = -slopes[:, None] * torch.cat([features.parts[name] for name in features.layers], 1)
     lone = _batches(exact, replace(like, batch_tokens=1), training, processor, data, "separate")
     alone = {one["example_ids"].item(): one for one in lone}
     theirs = torch.stack([_gradient(exact, training, alone[i]) for i in batch["example_ids"].tolist()])

@@ -57,12 +57,12 @@ def rank(argv: list[str]) -> None:
     source, out = Path(config.input), Path(config.output)
     _check_files(config, source, out)
 
-    from rovrm.data.json_files import read_json
-    from rovrm.data.messages import fence
+    from rovrm.data.bad_rows import fence
+    from rovrm.data.raw_rows import read_json_rows
 
     counts: Counts = {name: 0 for name in COUNTED}
     rows: list[dict[str, Any]] = []
-    for row in read_json(source):
+    for row in read_json_rows(source):
         with fence(row.location):
             rows += _rank_row(row, config, counts)
     left = (

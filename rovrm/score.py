@@ -104,7 +104,7 @@ def _read_lines(source: Path) -> tuple[Lines, str]:
 
 def _items(content: bytes) -> list[bytes]:
     """The rows of a file that is one JSON list, or an object that holds one; none of a JSONL file."""
-    from rovrm.data.json_files import whole_json
+    from rovrm.data.raw_rows import whole_json
 
     try:
         found = whole_json(content.decode("utf-8-sig"))

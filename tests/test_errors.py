@@ -7,7 +7,7 @@ import pytest
 from helpers import nested
 
 from rovrm.common.errors import LONGEST, UserError, one_line, shown
-from rovrm.data.messages import BadRow, fence
+from rovrm.data.bad_rows import BadRow, fence
 
 
 def test_an_error_is_one_line_of_bounded_length() -> None:

@@ -4,7 +4,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 WORDS = "a the cup dog table red blue green is on near left right large small and with two three of".split()
@@ -56,13 +56,13 @@ def examples(
 
 def batches_of(config: SpeedConfig, model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
     """All batches, collated and on the device."""
-    from rovrm.model.batches import PlannedBatches, batch_loader, plan_batches
+    from rovrm.model.batches import batch_loader, plan_batches
     from rovrm.model.collator import RewardCollator
 
     collator = RewardCollator(processor, model.config, rows, row_tokens=10**9)
-    lengths = [collator.lengths(e, [ref.open() for ref in e.images]) for e in data]
-    plan = plan_batches([collator.cost(x) for x in lengths], [False] * len(data), config.batch_tokens, len(data), None)
-    loader = batch_loader(PlannedBatches(data, plan), collator, workers=0, pin_memory=False)
+    measured = [replace(e, lengths=collator.lengths(e, [ref.open() for ref in e.images])) for e in data]
+    plan = plan_batches(measured, collator, config.batch_tokens, len(measured), None)
+    loader = batch_loader(measured, plan, collator)
     moved = [{key: value.to(config.device) for key, value in batch.items()} for batch in loader]
     if config.dtype == "bfloat16":
         for batch in moved:

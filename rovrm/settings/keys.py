@@ -72,10 +72,13 @@ class PhaseConfig:
         return self.select not in ("random", "first")
 
 
+CAPTION_TEMPLATE = "Image description: {caption}\n\n"  # the tiny base has learned to read captions in it
+
+
 @dataclass
 class CaptionConfig(PhaseConfig):
     captions: str = ""  # JSONL file of captions, joined by image; empty = the data carry a caption column
-    caption_template: str = "Image description: {caption}\n\n"  # text put where the image was
+    caption_template: str = CAPTION_TEMPLATE  # text put where the image was
 
 
 @dataclass
