@@ -90,8 +90,8 @@ def load_examples(
             images_needed=images_needed,
             pairs=source.pairs,
         )
-        # How many of its rows are read: of the only source n, of one with a weight its share of n, rounded up. Of several
-        # sources without weights all: the n are drawn of all their rows together, in the end.
+        # How many good rows are read: of the only source n, of one with a weight its share of n, rounded up. Of several
+        # without weights all: the n are drawn of all their rows together, in the end.
         limits = [source.n]
         if len(parsed) == 1:
             limits.append(n)
