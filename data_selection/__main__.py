@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KEYS = {
+KEYS = {  # with their defaults; None for those that must be given
     "pool": None,
     "target": None,
     "out": None,
@@ -29,21 +29,22 @@ KEYS = {
 
 
 def run(argv: list[str]) -> None:
-    given = _keys(argv)
+    """The command, from its words to its files. Raises SelectionError and what `choose` raises."""
+    settings = _keys(argv)
     from data_selection.choose import SelectionError, choose
 
     try:
-        numbers = {key: int(given[key] or "") for key in ("k", "seed")}
+        numbers = {key: int(settings[key] or "") for key in ("k", "seed")}
     except ValueError as error:
         raise SelectionError(f"k and seed take whole numbers ({error})") from error
     if not 0 <= numbers["seed"] < 2**63:
         raise SelectionError(f"seed={numbers['seed']}; give a whole number from 0 to 2**63 - 1")
-    pool, target = read_features(given["pool"]), read_features(given["target"])
-    out, device = Path(given["out"]), given["device"]
+    pool, target = read_features(settings["pool"]), read_features(settings["target"])
+    out, device = Path(settings["out"]), settings["device"]
     _check_place(out, device)
-    steps = [step for step in given["preprocess"].split(",") if step] if given["preprocess"] else None
+    steps = [step for step in settings["preprocess"].split(",") if step] if settings["preprocess"] else None
     steps = [] if steps == ["none"] else steps
-    choice = choose(pool, target, numbers["k"], given["method"], steps, numbers["seed"], device)
+    choice = choose(pool, target, numbers["k"], settings["method"], steps, numbers["seed"], device)
     write_choice(out, choice)
     print(
         f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {out}/selected.json; "
@@ -84,6 +85,7 @@ def read_features(path: str) -> Any:
 
 
 def write_choice(out: Path, choice: Any) -> None:
+    """Writes selected.json and scores.npy."""
     import numpy as np
 
     np.save(out / "scores.npy", choice.scores)
@@ -116,10 +118,10 @@ def _check_place(out: Path, device: str) -> None:
 
 
 def _keys(argv: list[str]) -> dict[str, str]:
-    """`key=value` and `--key value` alike."""
+    """The settings of a command line; `key=value` and `--key value` are alike."""
     from data_selection.choose import SelectionError
 
-    given: dict[str, Any] = dict(KEYS)
+    settings: dict[str, Any] = dict(KEYS)
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -128,11 +130,11 @@ def _keys(argv: list[str]) -> dict[str, str]:
             value = words.pop(0) if word.startswith("--") and words else ""
         if key not in KEYS or not value:
             raise SelectionError(f"got {word!r}; takes {', '.join(f'{key}=' for key in KEYS)}")
-        given[key] = value
-    missing = [key for key, value in given.items() if value is None]
+        settings[key] = value
+    missing = [key for key, value in settings.items() if value is None]
     if missing:
         raise SelectionError(f"{missing[0]}= is missing; needed are pool, target, k and out")
-    return given
+    return settings
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,13 +30,19 @@ MIN_TARGET = 8  # rows: with fewer, one odd target row decides
 
 
 class SelectionError(ValueError):
-    """A problem with what was given, with its remedy."""
+    """A problem with the features or the settings, with its remedy."""
 
 
 @dataclass(slots=True)
 class Choice:
-    """indices: (k,) rows of the pool, best first. scores: (n,), -inf for dropped duplicates. nearest: (k,) the target
-    row nearest to each chosen row. duplicates: (n,) rows that were dropped."""
+    """What was chosen, of a pool of n rows.
+
+    indices: (k,) rows of the pool, best first.
+    scores: (n,) of all rows, higher is better; -inf for dropped duplicates.
+    nearest: (k,) the target row nearest to each chosen row.
+    duplicates: (n,) true for rows that were dropped.
+    method, preprocess: as they were applied.
+    """
 
     indices: np.ndarray
     scores: np.ndarray
@@ -55,33 +61,49 @@ def choose(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Choice:
-    """pool, target: arrays or tensors (n, d) and (m, d), or Features of them; the pool may be memory-mapped. device:
-    where distances are computed. Raises SelectionError."""
-    steps = list(DEFAULT if preprocess is None and method != "paper" else preprocess or ())
-    raw, raw_target = _check("pool", pool), _check("target", target)
-    _check_request(raw, raw_target, k, method, steps)
-    ready, aims = prepare(raw, raw_target, "unit" in steps, "centre" in steps)
-    if ready.mean is not None and "unit" in steps and ready.mean.norm() > ONE_WAY:
+    """Chooses k rows of a pool for a target.
+
+    Args:
+        pool: array or tensor (n, d), or Features of it; it may be memory-mapped.
+        target: likewise (m, d).
+        method: a name in transport.METHODS, `paper` (`mean_l2` as published), or `all`, which takes every row.
+        preprocess: some of STEPS; None for the method's default.
+        seed: of the method `random`.
+        device: where distances are computed.
+
+    Raises:
+        SelectionError: for features or settings that are wrong.
+    """
+    if preprocess is None:
+        preprocess = () if method == "paper" else DEFAULT
+    steps = list(preprocess)
+    raw_pool, raw_target = _check("pool", pool), _check("target", target)
+    _check_request(raw_pool, raw_target, k, method, steps)
+    pool, target_features = prepare(raw_pool, raw_target, "unit" in steps, "centre" in steps)
+    if pool.mean is not None and "unit" in steps and pool.mean.norm() > ONE_WAY:
         raise SelectionError("the pool's rows all point the same way, and centre leaves nothing of them; leave it out")
-    aim, n = aims.all().to(device), len(ready)
+    target = target_features.all().to(device)  # (m, d), in memory as a whole; the pool is read in blocks
+    n = len(pool)
     duplicates = np.zeros(n, dtype=bool)
     if method == "all":
         scores, order = torch.zeros(n, dtype=torch.float64), np.arange(n)
     else:
         if "dedup" in steps:
-            duplicates |= near_duplicates(ready, aim, k)
+            duplicates |= near_duplicates(pool, target, k)
+        # That look is cheap and does not see every copy. So what would be chosen is looked at again, against the whole
+        # pool, until it holds no row twice.
         while True:
-            scores = _scores(ready, aim, k, method, seed, duplicates)
+            scores = _scores(pool, target, k, method, seed, duplicates)
             order = torch.sort(scores, descending=True, stable=True).indices[:k].numpy()
-            copies = _copies(ready, order) if "dedup" in steps else duplicates[:0]
+            copies = _copies(pool, order) if "dedup" in steps else duplicates[:0]
             if not copies.any():
                 break
             duplicates |= copies
-    closest = distances(ready.take(order), aim).argmin(1).numpy()
+    closest = distances(pool.take(order), target).argmin(1).numpy()
     return Choice(order, scores.numpy(), closest, duplicates, method, steps)
 
 
-def _scores(pool: Features, aim: Tensor, k: int, method: str, seed: int, duplicates: np.ndarray) -> Tensor:
+def _scores(pool: Features, target: Tensor, k: int, method: str, seed: int, duplicates: np.ndarray) -> Tensor:
     """(n,) a method's scores, -inf for duplicates. Raises SelectionError where fewer than k other rows are left."""
     left = len(pool) - int(duplicates.sum())
     if left < k:
@@ -92,22 +114,23 @@ def _scores(pool: Features, aim: Tensor, k: int, method: str, seed: int, duplica
     score = METHODS["mean_l2" if method == "paper" else method]
     options = {"seed": seed} if method == "random" else {}
     scores = torch.full((len(pool),), -torch.inf, dtype=torch.float64)
-    scores[torch.from_numpy(~duplicates)] = score(pool.without(duplicates), aim, k, **options)
+    scores[torch.from_numpy(~duplicates)] = score(pool.without(duplicates), target, k, **options)
     return scores
 
 
 def near_duplicates(pool: Features, target: Tensor, k: int) -> np.ndarray:
     """(n,) true for rows that repeat an earlier one, among the nearest rows of each target row: most of a row's
     near-duplicates are on the same lists. `choose` looks at what it would take once more."""
-    depth = min(len(pool), max(32, -(-10 * k // len(target))))
-    near, _ = nearest(pool, target, depth)
+    depth = min(len(pool), max(32, -(-10 * k // len(target))))  # rounded up
+    near, _ = nearest(pool, target, depth)  # (m, depth)
     dropped = np.zeros(len(pool), dtype=bool)
     for part in near.sort(dim=1).values.split(max(1, LISTED // depth)):  # rows in order: the earlier of two stays
+        # Every row is read once, though it may stand on the lists of many targets.
         rows, place = np.unique(part.numpy(), return_inverse=True)
         units = torch.nn.functional.normalize(pool.take(rows), dim=1)
-        for listed in place.reshape(part.shape):
-            again = _repeats(units[torch.from_numpy(listed)])
-            dropped[rows[listed[again.numpy()]]] = True
+        for listed in place.reshape(part.shape):  # (depth,), places in `rows`
+            repeats = _repeats(units[torch.from_numpy(listed)])
+            dropped[rows[listed[repeats.numpy()]]] = True
     return dropped
 
 
@@ -118,7 +141,7 @@ def _copies(pool: Features, order: np.ndarray) -> np.ndarray:
     repeats = _repeats(units)
     dropped = np.zeros(len(pool), dtype=bool)
     if repeats.any():
-        first = ~repeats & (units @ units[repeats].T > DUPLICATE).any(1)
+        first = ~repeats & (units @ units[repeats].T > DUPLICATE).any(1)  # the chosen rows that have copies behind them
         for start, rows in pool.blocks():
             same = torch.nn.functional.normalize(rows, dim=1) @ units[first].T > DUPLICATE
             dropped[start : start + len(rows)] = same.any(1).numpy()
@@ -127,17 +150,19 @@ def _copies(pool: Features, order: np.ndarray) -> np.ndarray:
 
 
 def _repeats(units: Tensor) -> Tensor:
-    """(n,) true for rows (n, d) that have a near-duplicate before them."""
+    """(n,) true for unit rows (n, d) that have a near-duplicate before them."""
     parts = []
     for start in range(0, len(units), BLOCK):
         values = units[start : start + BLOCK] @ units[: start + BLOCK].T > DUPLICATE
-        parts.append(torch.tril(values, diagonal=start - 1).any(1))
+        parts.append(torch.tril(values, diagonal=start - 1).any(1))  # left of the diagonal: the rows before each
     return torch.cat(parts)
 
 
 def representative(rows: Any, count: int, method: str = "kmeans", seed: int = 0) -> np.ndarray:
-    """(count,) row numbers, ascending, that stand for all rows (n, d) of a target too large to keep whole: the member
-    nearest to each centre of mini-batch k-means on unit rows, or a random draw (`random`)."""
+    """(count,) row numbers, ascending, that stand for all rows (n, d) of a target too large to keep whole.
+
+    method: `kmeans`, the row nearest to each centre of mini-batch k-means on unit rows; or `random`, a draw.
+    """
     if not 0 < count <= len(rows):
         raise SelectionError(f"{count} representatives of {len(rows)} rows; give at most as many as there are")
     if method == "random" or count == len(rows):
@@ -149,17 +174,18 @@ def representative(rows: Any, count: int, method: str = "kmeans", seed: int = 0)
     means.fit(features.all().numpy())
     centres = torch.from_numpy(means.cluster_centers_).float()
     near, _ = nearest(features, centres, min(len(rows), 32))
-    taken: dict[int, None] = {}
-    for row in near.T.flatten().tolist():  # the nearest of every centre, then the second nearest where two share one
-        if len(taken) < count:
-            taken.setdefault(row)
-    spare = (row for row in range(len(rows)) if row not in taken)
-    return np.sort(np.array([*taken, *(next(spare) for _ in range(count - len(taken)))]))
+    # The nearest of every centre, then the second nearest where two share one, and so on; then any.
+    chosen: dict[int, None] = {}
+    for row in [*near.T.flatten().tolist(), *range(len(rows))]:
+        if len(chosen) == count:
+            break
+        chosen.setdefault(row)
+    return np.sort(np.array([*chosen]))
 
 
-def _check(name: str, given: Any) -> Features:
-    """What was given as features. Raises SelectionError for another shape and for a row without a direction."""
-    features = given if isinstance(given, Features) else Features(given)
+def _check(name: str, rows: Any) -> Features:
+    """The rows as Features. Raises SelectionError for another shape and for a row without a direction."""
+    features = rows if isinstance(rows, Features) else Features(rows)
     if len(features.source.shape) != 2 or not len(features):
         raise SelectionError(f"{name} has shape {tuple(features.source.shape)}; features are (rows, width)")
     for start, block in features.blocks():

@@ -21,9 +21,14 @@ BLOCK = 4096  # rows that are in memory in full precision at a time
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """source: (n, d) array or tensor that can be sliced. norms: (n,) that rows kept as unit vectors are multiplied by;
-    None where rows are as they are. rows: which rows count, in order; None for all.
-    unit: each row is scaled to length 1; mean: (d,) is subtracted after that, and the row made unit again."""
+    """The rows of a matrix, with the preparation that each gets when it is read.
+
+    source: (n, d) array or tensor that can be sliced.
+    norms: (n,) that rows kept as unit vectors are multiplied by; None where rows are as they are.
+    rows: which rows of `source` count, in order; None for all.
+    unit: whether each row is scaled to length 1.
+    mean: (d,) that is subtracted after that, before the row is made unit again; None for none.
+    """
 
     source: Any
     norms: Tensor | None = None
@@ -39,7 +44,7 @@ class Features:
         return self.source.shape[1]
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), d) of these features, prepared."""
+        """(len(rows), d): these of the rows that count, prepared."""
         where = rows if self.rows is None else self.rows[rows]
         raw = self.source[where]
         values = torch.as_tensor(np.asarray(raw) if not isinstance(raw, Tensor) else raw)
@@ -56,6 +61,7 @@ class Features:
             yield start, self.take(np.arange(start, min(start + size, len(self))))
 
     def all(self) -> Tensor:
+        """(n, d): all rows, prepared and in memory."""
         return self.take(np.arange(len(self)))
 
     def without(self, dropped: np.ndarray) -> "Features":
@@ -77,4 +83,5 @@ def prepare(pool: Features, target: Features, unit: bool, centre: bool) -> tuple
 
 
 def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays one."""
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

@@ -23,22 +23,30 @@ import torch
 from torch import Tensor, nn
 
 
-def lora_layers(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Linear]:
+def lora_layers(model: nn.Module, counts: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Linear]:
     """The A and B matrices of a PEFT model's LoRA adapters of linear layers, by name; not those of convolutions and
-    embeddings."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (".lora_A." in name or ".lora_B." in name) and wanted(name)
-    }
+    embeddings. counts: whether a layer of this name is one of them."""
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and (".lora_A." in name or ".lora_B." in name) and counts(name):
+            layers[name] = module
+    return layers
 
 
 class GradientFeatures:
-    """layers: linear layers without bias, by name. width: of a feature; 0 keeps every coordinate. weigh: changes a
-    layer's gradients (examples, out * in) before the sketch, for instance to precondition them.
+    """Hooks on a model's layers, from which each backward gives the features of a batch.
 
     Dropout must be off (`model.eval()`), or features are noise. Works with gradient checkpointing: a recomputed forward
-    is hooked again, but only tensors that a gradient reaches are counted, and each layer once a backward."""
+    is hooked again, but only tensors that a gradient reaches are counted, and each layer once a backward.
+
+    Args:
+        model: the module that the layers belong to.
+        layers: linear layers without bias, by name.
+        width: of a feature; 0 keeps every coordinate.
+        seed: of the sketch.
+        weigh: changes a layer's gradients (examples, out * in) before the sketch, for instance to precondition them; it
+            gets the layer's name and the gradients.
+    """
 
     def __init__(
         self,
@@ -58,7 +66,8 @@ class GradientFeatures:
             {name: _places(name, layer.weight, width, seed) for name, layer in layers.items()} if width else {}
         )
         self.hooks: list[Any] = []
-        self.found: dict[str, Tensor] = {}
+        # Of the backward that runs: each layer's part of the features, and which example a row belongs to.
+        self.parts: dict[str, Tensor] = {}
         self.owner: Tensor | None = None
         self.rows = 0
 
@@ -73,28 +82,35 @@ class GradientFeatures:
         self.hooks.clear()
 
     def __call__(self, objective: Tensor, owner: Tensor) -> Tensor:
-        """(examples, width) features. objective: (examples,), differentiable, of ONE forward of all rows. owner:
-        (rows,), the example that each row of the batch belongs to. Weights get no gradient."""
+        """The features of a batch, (examples, width). Weights get no gradient.
+
+        Args:
+            objective: (examples,), differentiable, of ONE forward of all rows.
+            owner: (rows,), the example that each row of the batch belongs to.
+        """
         if not objective.requires_grad:
             raise ValueError("the objective has no gradient; compute it with gradients on, of an adapter that trains")
         if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(objective):
             raise ValueError(f"owner names examples {int(owner.min())} to {int(owner.max())} of {len(objective)}")
-        self.found.clear()
+        self.parts.clear()
         owner = owner.long()
-        alone = torch.equal(owner, torch.arange(len(objective), device=owner.device))
-        self.owner = None if alone else torch.nn.functional.one_hot(owner, len(objective)).T  # (examples, rows)
+        # A gradient comes back for each row; an example's is the sum over its rows.
+        one_row_each = torch.equal(owner, torch.arange(len(objective), device=owner.device))
+        self.owner = None if one_row_each else torch.nn.functional.one_hot(owner, len(objective)).T  # (examples, rows)
         self.rows = len(owner)
         try:
             objective.sum().backward()  # not autograd.grad, which reentrant checkpointing refuses
         finally:
             self.model.zero_grad(set_to_none=True)
-        silent = [name for name in self.layers if name not in self.found]
+        silent = [name for name in self.layers if name not in self.parts]
         if silent:
             raise ValueError(f"no gradient reaches layer {silent[0]!r}; leave it out of the layers")
-        parts = list(self.found.values())
+        parts = list(self.parts.values())
         return torch.stack(parts).sum(0) if self.width else torch.cat(parts, 1)
 
     def _watch(self, name: str) -> Callable:
+        """A forward hook that keeps the layer's input until the gradient of its output is there."""
+
         def forward(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
                 kept = inputs[0].detach()
@@ -103,7 +119,8 @@ class GradientFeatures:
         return forward
 
     def _take(self, name: str, kept: Tensor, gradient: Tensor) -> None:
-        if name in self.found:
+        """Makes a layer's part of the features from its input and the gradient of its output."""
+        if name in self.parts:
             raise RuntimeError(
                 f"layer {name!r} is used twice: its gradients would be mixed up; run all rows in one forward"
             )
@@ -111,11 +128,12 @@ class GradientFeatures:
             raise ValueError(
                 f"owner has {self.rows} entries, but layer {name!r} saw {len(gradient)} rows; one for each"
             )
-        tokens = (part.float().reshape(len(part), -1, part.shape[-1]) for part in (gradient, kept))
-        rows = torch.einsum("bto,bti->boi", *tokens).flatten(1)
+        outputs = gradient.float().reshape(len(gradient), -1, gradient.shape[-1])  # (rows, tokens, out)
+        inputs = kept.float().reshape(len(kept), -1, kept.shape[-1])  # (rows, tokens, in)
+        rows = torch.einsum("bto,bti->boi", outputs, inputs).flatten(1)  # (rows, out * in)
         examples = rows if self.owner is None else self.owner.to(rows) @ rows
         examples = self.weigh(name, examples) if self.weigh else examples
-        self.found[name] = sketch(examples, self.places[name], self.width) if self.width else examples
+        self.parts[name] = sketch(examples, self.places[name], self.width) if self.width else examples
 
 
 def sketch(rows: Tensor, places: Tensor, width: int) -> Tensor:

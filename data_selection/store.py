@@ -13,7 +13,8 @@ or list of ids is refused, so stale rows are never mixed in. Shards are renamed 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,16 @@ class StoreError(ValueError):
 
 
 class Store:
-    """ids: the rows' names, in order. made_from: what decides the features, as JSON values by name. marks: more of it,
-    which older stores may lack: those that this one does are in `unmarked`, and not compared."""
+    """The features of some rows in a folder.
+
+    Args:
+        ids: the rows' names, in order.
+        made_from: what decides the features, as JSON values by name. A folder that was made from something else raises
+            StoreError.
+        shard: rows of a file.
+        marks: more of what decides them, which older stores may lack: those that this one lacks are in `unmarked`, and
+            not compared.
+    """
 
     def __init__(
         self,
@@ -55,9 +64,12 @@ class Store:
         self.mark = hashlib.sha1(json.dumps(self.note, sort_keys=True).encode()).hexdigest()
 
     def _check_note(self, path: Path, marks: list[str]) -> None:
+        """Writes what the features are made from, or compares it with what is written there."""
         if not path.is_file():
-            _replace(self.folder / "ids.json", json.dumps(self.ids).encode())
-            _replace(path, json.dumps(self.note, indent=2).encode())
+            with _replacing(self.folder / "ids.json") as temporary:
+                temporary.write_text(json.dumps(self.ids))
+            with _replacing(path) as temporary:
+                temporary.write_text(json.dumps(self.note, indent=2))
             return
         try:
             before = json.loads(path.read_text())
@@ -86,8 +98,16 @@ class Store:
         return [shard for shard in range(len(self)) if not self._is_whole(shard)]
 
     def write(self, shard: int, features: Tensor, scale: Tensor | None = None) -> None:
-        """features: (rows, width). scale: (rows,) by which the kept norms are multiplied: the factor by which a loss's
-        gradient differs from the margin's, say. Raises StoreError for a row that has no direction, by its id."""
+        """Writes a shard, whole or not at all.
+
+        Args:
+            features: (rows, width).
+            scale: (rows,) by which the kept norms are multiplied: the factor by which a loss's gradient differs from
+                the margin's, say.
+
+        Raises:
+            StoreError: for a row that has no direction, by its id.
+        """
         rows = features.float().cpu()
         norms = rows.norm(dim=1)
         bad = ~torch.isfinite(norms) | (norms == 0)
@@ -101,12 +121,10 @@ class Store:
                 else "is not finite: look for broken weights, or for a row that overflows"
             )
             raise StoreError(f"the gradient of row {self.ids[self.rows(shard)[row]]!r} {what}")
-        path = self._path(shard)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         units = (rows / norms[:, None]).half()
         norms = norms if scale is None else norms * scale.float().cpu()
-        save_file({"features": units, "norms": norms}, temporary, {"mark": self.mark})
-        os.replace(temporary, path)
+        with _replacing(self._path(shard)) as temporary:
+            save_file({"features": units, "norms": norms}, temporary, {"mark": self.mark})
 
     def load(self) -> tuple[Tensor, Tensor]:
         """(n, width) float16 unit rows and (n,) float32 norms. Raises StoreError while shards are missing."""
@@ -125,6 +143,7 @@ class Store:
         return self.folder / f"features-{shard:05d}.safetensors"
 
     def _is_whole(self, shard: int) -> bool:
+        """Whether the shard is there and was made from what this store is made from."""
         try:
             with safe_open(self._path(shard), "pt") as file:
                 return (file.metadata() or {}).get("mark") == self.mark
@@ -132,7 +151,9 @@ class Store:
             return False
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which is renamed to `path` at the end: a killed process leaves no half of a file there."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may write the same, at the same time
+    yield temporary
     os.replace(temporary, path)

@@ -3,8 +3,10 @@
     values = capped_ot(Features(pool), target, k=1000)      # (n,), higher is better; the k best are the choice
 
 Every function takes `pool` (Features, n rows), `target` (m, d; on a GPU, distances are computed there) and `k`, makes
-one or more passes over the pool in blocks, and returns (n,) float64 scores. The ground cost is the Euclidean distance
-||x_i - t_j||, as in RoVRM (arXiv 2408.12109). These are the transport problems behind the scores:
+one or more passes over the pool in blocks, and returns (n,) float64 scores.
+
+A transport plan P (n, m) says how much of target j's mass, 1/m, is fetched from pool row i; the ground cost C is the
+Euclidean distance ||x_i - t_j||, as in RoVRM (arXiv 2408.12109). These are the transport problems behind the scores:
 
     capped_ot        min <P, C>, P1 <= 1/k, P'1 = 1/m      the k-subset nearest to the target in Wasserstein distance
     capped_sinkhorn  the same, entropic                    for more targets than POT can take, or noisy ones
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from data_selection.features import Features
 
-MARGIN = 1e-6  # relative error of the marginals at which an entropic plan counts as found
+MARGIN = 1e-6  # relative error of the marginals at which an entropic plan counts as solved
 PASSES, ROUNDS = 60, 500  # over the pool, and over the lists between two of them, before `capped_sinkhorn` gives up
 LIST_CELLS = 20_000_000  # beyond which `capped_sinkhorn` makes its lists no longer: 1.5 GB
 CERTAIN = 1e-6  # relative gap between a plan's cost and its dual bound that counts as solved
@@ -34,28 +36,33 @@ EXACT_CELLS = 10_000_000  # of the dense problem that `gotd` solves exactly; bey
 DENSE_CELLS = 2_000_000_000  # of the cost matrix that the entropic `gotd` keeps in float32: 8 GB
 
 
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
 def mean_l2(pool: Features, target: Tensor, k: int) -> Tensor:
+    """Minus the mean distance to the target's rows."""
     return _by_rows(pool, lambda rows: -distances(rows, target).double().mean(1))
 
 
 def max_cos(pool: Features, target: Tensor, k: int) -> Tensor:
-    aims = torch.nn.functional.normalize(target, dim=1)
+    """The cosine to the nearest of the target's rows."""
+    unit_target = torch.nn.functional.normalize(target, dim=1)
 
     def closest(rows: Tensor) -> Tensor:
         units = torch.nn.functional.normalize(rows, dim=1)
-        return (units.to(aims.device) @ aims.to(units.dtype).T).max(1).values.double().cpu()
+        return (units.to(unit_target.device) @ unit_target.to(units.dtype).T).max(1).values.double().cpu()
 
     return _by_rows(pool, closest)
 
 
 def knn(pool: Features, target: Tensor, k: int) -> Tensor:
     """Each target shares its mass among its 10 k / m nearest rows; equal shares are told apart by distance."""
-    depth = min(len(pool), max(1, -(-10 * k // len(target))))
-    near, distance = nearest(pool, target, depth)
-    counts = torch.bincount(near.flatten(), minlength=len(pool)).double()
-    closest = torch.full((len(pool),), torch.inf, dtype=torch.float64)
+    depth = min(len(pool), max(1, -(-10 * k // len(target))))  # rounded up
+    near, distance = nearest(pool, target, depth)  # (m, depth)
+    counts = torch.bincount(near.flatten(), minlength=len(pool)).double()  # (n,) lists that a row is on
+    closest = torch.full((len(pool),), torch.inf, dtype=torch.float64)  # (n,) distance to the nearest of their targets
     closest.scatter_reduce_(0, near.flatten(), distance.flatten().double(), "amin")
-    far = distance.max().double() * 2 + 1
+    far = distance.max().double() * 2 + 1  # beyond every distance, so that the second term is less than one count
     return (counts + 0.5 * (1 - closest.clamp(max=far) / far)) / (depth * len(target))
 
 
@@ -63,7 +70,7 @@ def soft_nn(pool: Features, target: Tensor, k: int) -> Tensor:
     """P_ij = softmax_i(-C_ij / eps_j) / m; the score is the mass that row i receives. Two passes."""
     depth = min(len(pool), max(2, k // 10))
     _, distance = nearest(pool, target, depth)
-    epsilon = (SOFT * (distance[:, -1] - distance[:, 0])).clamp_min(1e-6)
+    epsilon = (SOFT * (distance[:, -1] - distance[:, 0])).clamp_min(1e-6)  # (m,)
     total = torch.full((len(target),), -torch.inf, dtype=torch.float64)
     for _, rows in pool.blocks():
         logits = (-distances(rows, target) / epsilon).double()
@@ -80,15 +87,17 @@ def round_robin(pool: Features, target: Tensor, k: int) -> Tensor:
         if order is not None:
             break
         depth = min(len(pool), 2 * depth)  # some target had no free row left among its nearest
-    scores = max_cos(pool, target, k) - 2.0  # below every chosen row
+    scores = max_cos(pool, target, k) - 2.0  # at most -1: below every chosen row
     scores[torch.from_numpy(order)] = torch.arange(k, 0, -1, dtype=torch.float64)
     return scores
 
 
 def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
-    """Exact partial transport. Rows of the plan come first, by the share of their cap that it uses and then by the mean
-    distance that they go; the others by s_i = max_j (v_j - C_ij), with v the targets' dual prices. By complementary
-    slackness s is at least 0 for every row of the plan and at most 0 for every other.
+    """Exact partial transport: no row gives more than its cap, 1/k, so that at least k rows share the target.
+
+    Rows of the plan come first, by the share of their cap that it uses and then by the mean distance that they go; the
+    others by s_i = max_j (v_j - C_ij), with v the targets' dual prices. By complementary slackness s is at least 0 for
+    every row of the plan and at most 0 for every other.
 
     Solved by POT on each target's nearest rows; s over the *whole* pool then gives the dual bound
     mean(v) - sum_i max(0, s_i) / k. If the plan costs more than that, the lists are made longer: what is returned is
@@ -98,6 +107,7 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
     while True:
         near, distance = nearest(pool, target, depth)
         plan, prices, cost = _capped_plan(near.numpy(), distance.double().numpy(), k)
+        # Is the plan on the lists also the best on the whole pool? Then its cost is the dual bound of the whole.
         slack = _slack(pool, target, torch.from_numpy(prices))
         bound = prices.mean() - slack.clamp_min(0).sum().item() / k
         if cost is not None and cost - bound <= CERTAIN * max(cost, 1e-3 * distance.max().item()):
@@ -116,9 +126,11 @@ def capped_ot(pool: Features, target: Tensor, k: int) -> Tensor:
 
 
 def capped_sinkhorn(pool: Features, target: Tensor, k: int) -> Tensor:
-    """min <P, C> + eps sum P log P, P1 <= 1/k, P'1 = 1/m. The plan is P_ij = exp(v_j - u_i - C_ij / eps), with u_i = 0
-    where row i gets less than its cap. eps is SOFT times the median over targets of the gap of `soft_nn` (one eps for
-    each would leave u_i without a closed form), taken to the 10th nearest row at least (smaller, the rounds crawl).
+    """Entropic partial transport: min <P, C> + eps sum P log P, P1 <= 1/k, P'1 = 1/m.
+
+    The plan is P_ij = exp(v_j - u_i - C_ij / eps), with u_i = 0 where row i gets less than its cap. eps is SOFT times
+    the median over targets of the gap of `soft_nn` (one eps for each would leave u_i without a closed form), taken to
+    the 10th nearest row at least (smaller, the rounds crawl).
 
     The score log(k sum_j exp(v_j - C_ij / eps)) compares what is asked of a row with its cap. The row's mass is
     min(1, exp(score)) / k; rows at their cap are told apart by their price u_i = max(0, score), all others by mass.
@@ -136,6 +148,7 @@ def capped_sinkhorn(pool: Features, target: Tensor, k: int) -> Tensor:
     u, v = torch.zeros(n, dtype=torch.float64), torch.full((m,), -torch.inf, dtype=torch.float64)
     before = np.inf
     for _ in range(PASSES):
+        # A pass over the pool, for the pairs that are on no list, then rounds on the lists alone.
         rest_v, rest_u = _off_lists(pool, target, near, epsilon, u, v)
         kernel, moved = distance.double() / -epsilon, []  # (m, depth)
         while not moved or (moved[-1] > MARGIN / 2 and len(moved) < ROUNDS):
@@ -180,6 +193,7 @@ def gotd(pool: Features, target: Tensor, k: int) -> Tensor:
 
 
 def random(pool: Features, target: Tensor, k: int, seed: int = 0) -> Tensor:
+    """A seeded draw."""
     return torch.rand(len(pool), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -219,6 +233,7 @@ def distances(rows: Tensor, target: Tensor) -> Tensor:
 
 
 def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """(n,) a score that each row has by itself, block by block."""
     return torch.cat([score(rows) for _, rows in pool.blocks()])
 
 
@@ -248,9 +263,9 @@ def nearest(pool: Features, target: Tensor, depth: int) -> tuple[Tensor, Tensor]
     index = torch.empty(len(target), 0, dtype=torch.long)
     distance = torch.empty(len(target), 0)
     for start, rows in pool.blocks():
-        found = distances(rows, target).T  # (m, block)
+        of_block = distances(rows, target).T  # (m, block)
         here = torch.arange(start, start + len(rows)).expand(len(target), -1)
-        distance, index = torch.cat([distance.to(found), found], 1), torch.cat([index, here], 1)
+        distance, index = torch.cat([distance.to(of_block), of_block], 1), torch.cat([index, here], 1)
         distance, order = distance.topk(min(depth, distance.shape[1]), dim=1, largest=False)
         index = index.gather(1, order)
     return index, distance
@@ -263,9 +278,9 @@ def _turns(near: np.ndarray, distance: np.ndarray, rows: int, k: int) -> np.ndar
     """The first k rows taken in turns; None where a target's list runs out before that."""
     targets, depth = near.shape
     taken = np.zeros(rows, dtype=bool)
-    at = np.zeros(targets, dtype=np.int64)
+    at = np.zeros(targets, dtype=np.int64)  # of each target: the place on its list of the nearest row that may be free
     order: list[int] = []
-    while len(order) < k:
+    while len(order) < k:  # a round, in which every target takes one row
         for j in range(targets):
             while at[j] < depth and taken[near[j, at[j]]]:
                 at[j] += 1
@@ -273,6 +288,7 @@ def _turns(near: np.ndarray, distance: np.ndarray, rows: int, k: int) -> np.ndar
                 return None
         free = np.flatnonzero(at < depth)
         for j in free[np.argsort(distance[free, at[free]], kind="stable")]:
+            # another target of this round may have taken the row
             while at[j] < depth and taken[near[j, at[j]]]:
                 at[j] += 1
             if at[j] < depth and len(order) < k:
@@ -294,8 +310,9 @@ def _capped_plan(
 
     targets, depth = near.shape
     rows, local = np.unique(near, return_inverse=True)
-    n = len(rows)
+    n = len(rows)  # the absent row is number n, the absent target number `targets`
     dear = 1e3 * (distance.max() + 1e-9)
+    # Edges: a target with each row of its list; each row with the absent target; the absent row with every target.
     source = np.concatenate([local.ravel(), np.arange(n), np.full(targets + 1, n)])
     sink = np.concatenate([np.repeat(np.arange(targets), depth), np.full(n, targets), np.arange(targets + 1)])
     costs = np.concatenate([distance.ravel(), np.zeros(n), np.full(targets, dear), [0.0]])
@@ -306,8 +323,8 @@ def _capped_plan(
     if log["warning"]:
         raise ArithmeticError(f"capped_ot: POT stopped short of the optimum ({log['warning']}); take knn")
     plan = plan.tocoo()
-    real = (plan.col < targets) & (plan.data > 0.5)
-    prices = log["v"][:targets] - log["v"][targets]
+    real = (plan.col < targets) & (plan.data > 0.5)  # the flow is in whole numbers
+    prices = log["v"][:targets] - log["v"][targets]  # what a row keeps costs nothing, so the absent target's price is 0
     if (plan.row[real] == n).any():
         return (rows[:0], np.zeros(0), np.zeros(0)), prices, None
     used, place = np.unique(plan.row[real], return_inverse=True)
@@ -322,6 +339,7 @@ def _sinkhorn_potential(cost: Tensor, epsilon: float, limit: int = 2000) -> Tens
     epsilon = max(epsilon, 1e-6)
     price = torch.zeros(m, dtype=torch.float64)
     for _ in range(limit):
+        # One pass over the rows for both halves of a round: f from the prices, and the next prices from f.
         total = torch.full((m,), -torch.inf, dtype=torch.float64)
         potential = []
         for part in cost.split(4096):

@@ -184,7 +184,7 @@ def _check(config: "ExtractionConfig", extracting: Any, training: Any, processor
     [batch] = _shared_batches(exact, training, processor, data, batch_tokens=10**9)
     with GradientFeatures(extracting, lora_layers(extracting), width=0) as features:
         _, slopes = gradients.batch_features(extracting, batch, features)
-        ours = -slopes[:, None] * torch.cat([features.found[name] for name in features.layers], 1)
+        ours = -slopes[:, None] * torch.cat([features.parts[name] for name in features.layers], 1)
     # the loop: the gradients of the loss, in the order of the batch
     pairs = {pair["example_ids"].item(): pair for pair in _separate_pairs(exact, training, processor, data)}
     theirs = torch.stack([_gradient(exact, training, pairs[i]) for i in batch["example_ids"].tolist()])

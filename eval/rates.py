@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError
+from rovrm.common.files import read_json, read_jsonl
 from rovrm.common.intervals import wilson95
 from rovrm.settings.command_line import parse, run
 from rovrm.settings.phases import Phase, parse_phases
@@ -77,13 +78,13 @@ def _trained(config: RateStudyConfig, phase: Phase, size: int, seed: int, rate: 
     ]
     if train(command):
         raise UserError(f"training failed ({' '.join(command)}); its message is above")
-    found = json.loads((out / "summary.json").read_text())[phase.folder_name]
+    found = read_json(out / "summary.json")[phase.folder_name]
     shutil.rmtree(out)
     return {"accuracy": found["accuracy"], "loss": found["loss"], "n_train": found["n_train"]}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_jsonl(path) if path.is_file() else []
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError
+from rovrm.common.files import read_json, read_jsonl, write_jsonl
 from rovrm.common.intervals import share_in_words
 from rovrm.settings.command_line import parse, run
 
@@ -32,7 +33,6 @@ METHODS += ["capped_ot", "capped_sinkhorn"]
 CENTRED = [f"{name}:unit+centre+dedup" for name in METHODS[METHODS.index("mean_l2") :]]
 FAMILIES = ("faithful", "complete", "neutral", "conflicting")
 MEASURES = {"after_caption": "no visual pair", "after_visual": "with the visual pairs"}
-T4 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds, 95 %
 
 
 @dataclass
@@ -72,7 +72,6 @@ def study(argv: list[str]) -> None:
 
 def _write_pools(config: SelectionStudyConfig, seed: int) -> None:
     """text.jsonl and caption.jsonl of the seed, and the same with the faithful rows alone."""
-    from rovrm.common.files import write_jsonl
     from rovrm.world.pairs import pair_row
 
     folder = Path(config.out) / f"seed{seed}"
@@ -105,7 +104,7 @@ def _train_and_judge(config: SelectionStudyConfig, seed: int, method: str) -> di
         "seed": seed,
         "method": method,
         "after_caption": _accuracy(out / "phase2-caption", config.test),
-        "after_visual": json.loads((out / "phase3-visual" / "phase.json").read_text())["accuracy"],
+        "after_visual": read_json(out / "phase3-visual" / "phase.json")["accuracy"],
         "kept": kept,
         "distances": _distances(out) if chooses else {},
         "settings": _settings(config),
@@ -161,8 +160,8 @@ def _accuracy(model: Path, test: int) -> float:
 def _kept_by_family(out: Path, phase: str, folder: Path) -> dict[str, float]:
     """The share of each family's rows of the pool that was chosen."""
     name = phase.split("-")[1]
-    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-    chosen = set(json.loads((out / "selection" / phase / "selected.json").read_text())["ids"])
+    rows = read_jsonl(folder / f"{name}.jsonl")
+    chosen = set(read_json(out / "selection" / phase / "selected.json")["ids"])
     kept: dict[str, list[bool]] = {}
     for row in rows:
         kept.setdefault(row["family"], []).append(row["id"] in chosen)
@@ -170,9 +169,8 @@ def _kept_by_family(out: Path, phase: str, folder: Path) -> dict[str, float]:
 
 
 def _distances(out: Path) -> dict[str, dict[str, float]]:
-    """By phase, the distances of the selection's report."""
-    reports = out.glob("selection/*/report.json")
-    return {path.parent.name: json.loads(path.read_text())["wasserstein"] for path in reports}
+    """The Wasserstein distances of each phase's report, by the phase's folder."""
+    return {path.parent.name: read_json(path)["wasserstein"] for path in out.glob("selection/*/report.json")}
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
@@ -191,7 +189,7 @@ def _append(path: Path, row: dict[str, Any]) -> None:
 
 def _results(config: SelectionStudyConfig) -> list[dict[str, Any]]:
     path = Path(config.out) / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = read_jsonl(path) if path.is_file() else []
     if any(row["settings"] != _settings(config) for row in rows):
         raise UserError(f"{path} holds results of other settings ({rows[0]['settings']}); give another out=")
     return rows
@@ -245,19 +243,18 @@ def _comparisons(accuracies: dict[str, dict[int, float]], method: str, against: 
 
 
 def _with_interval(values: Sequence[float], sign: str) -> str:
-    """The mean and half of its t interval over the seeds."""
-    count = len(values)
-    half = f" +- {T4[count] * _deviation(values) / count**0.5:.3f}" if count in T4 else ""
-    return f"{_mean(values):{sign}.3f}{half}"
+    """The mean, and half of its 95 % interval over the seeds by Student's t, which takes two seeds."""
+    from scipy.stats import sem, t
+
+    mean = f"{_mean(values):{sign}.3f}"
+    if len(values) < 2:
+        return mean
+    half = t.ppf(0.975, len(values) - 1) * sem(values)
+    return f"{mean} +- {half:.3f}"
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
 def main(argv: list[str] | None = None) -> int:

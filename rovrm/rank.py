@@ -21,15 +21,12 @@ there is no column `images`; with some, every message holds blocks with the same
 What was left out is counted, printed and written into OUT.summary.json.
 """
 
-import json
-import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError
+from rovrm.common.files import replacing, write_json, write_jsonl
 from rovrm.settings.command_line import parse, run
 from rovrm.settings.keys import RankConfig
 
@@ -43,12 +40,12 @@ def rank(argv: list[str]) -> None:
     _check_files(config, source, out)
 
     from rovrm.best_of_n.preferences import COUNTED, preference_rows
-    from rovrm.data.json_files import read_json
-    from rovrm.data.messages import fence
+    from rovrm.data.bad_rows import fence
+    from rovrm.data.raw_rows import read_json_rows
 
     counts = dict.fromkeys(COUNTED, 0)
     rows: list[dict[str, Any]] = []
-    for row in read_json(source):
+    for row in read_json_rows(source):
         with fence(row.location):
             rows += preference_rows(row, config, counts)
     of_prompts, left_out = _counts_in_words(counts, config.margin)
@@ -56,11 +53,8 @@ def rank(argv: list[str]) -> None:
         remedy = "lower margin=, or sample more candidates or at a higher temperature"
         raise UserError(f"in={str(source)!r} gives not one preference {of_prompts}; {left_out}; {remedy}")
     _align(rows)
-    _write(out, partial(_write_parquet if out.suffix == ".parquet" else _write_jsonl, rows))
     summary = {"in": str(source), "strategy": config.strategy, "margin": config.margin, "rows": len(rows), **counts}
-    _write(
-        out.with_name(f"{out.name}.summary.json"), lambda path: path.write_text(json.dumps(summary, indent=2) + "\n")
-    )
+    _write(out, rows, summary)
     kind = "lists" if config.strategy == "ranked" else "pairs"
     print(f"{out}: {len(rows)} {kind} {of_prompts}\n{left_out}")
 
@@ -112,13 +106,21 @@ def _blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": block["type"], "text": block.get("text")} for block in content]
 
 
-def _write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:  # half an emoji in a text
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _write(path: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Writes the rows, and the summary beside them. Raises UserError where that cannot be done."""
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(path, rows)
+        else:
+            write_jsonl(path, rows)
+        write_json(path.with_name(f"{path.name}.summary.json"), summary)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out={str(path)!r} cannot be written: {reason}; name another, or make room") from error
 
 
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    """With the images inside; `Dataset.to_parquet` would leave them in their files."""
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """With the images inside, which `Dataset.to_parquet` would leave in their files."""
     import datasets
     from datasets.table import embed_table_storage
     from pyarrow.parquet import ParquetWriter
@@ -126,24 +128,9 @@ def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     data = datasets.Dataset.from_list(rows)
     if "images" in rows[0]:  # so far their paths
         data = data.cast(datasets.Features(data.features | {"images": datasets.List(datasets.Image())}))
-    with ParquetWriter(path, data.features.arrow_schema) as writer:
+    with replacing(path) as temporary, ParquetWriter(temporary, data.features.arrow_schema) as writer:
         for batch in data.with_format("arrow").iter(EMBEDDED):
             writer.write_table(embed_table_storage(batch))
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"out={str(path)!r} cannot be written: {reason}; name another, or make room") from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,24 +8,24 @@ beside the other is an error. Lines of the formats that rovrm.train reads are sc
 is not blank gets one output line, in order: {"id", "rewards"}, or {"id", "error"} where it cannot be scored. A line
 without an `id` is called by the file's name and its line number; of a list, the items count as lines.
 
-Results are written into OUT.partial, a unit of 64 lines at a time, beside OUT.lock with the settings. The same command
-again goes on behind the last whole unit, and the file ends the same to the last digit; one of another version's is
-refused. A finished OUT is scored anew and replaced.
+Results are written into OUT.partial, a unit of 64 lines at a time, beside OUT.settings.json; OUT.lock keeps a second
+run out. The same command again goes on behind the last whole unit, and the file ends the same to the last digit; one of
+another version's is refused. A finished OUT is scored anew and replaced.
 """
 
-import fcntl
+import contextlib
 import functools
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rovrm.common.disk import room_for
 from rovrm.common.errors import UserError
+from rovrm.common.files import lock, read_json, write_json
 from rovrm.common.notes import as_note, refuse_changes
 from rovrm.settings.command_line import parse, run
 from rovrm.settings.keys import ScoreConfig
@@ -48,8 +48,8 @@ def score(argv: list[str]) -> None:
     source, out = Path(config.input), Path(config.output)
     lines, digest = read_lines(source)
     partial = _unfinished_file(source, out)
-    with _locked(out, partial) as noted:
-        done = _done(partial, noted, _settings(config, digest), len(lines))
+    with _locked(out, partial) as settings_file:
+        done = _done(partial, settings_file, _settings(config, digest), len(lines))
         with room_for(out.parent, LINE * (len(lines) - done), f"{len(lines) - done} lines of {out.name}"):
             if done < len(lines):
                 _score_rest(config, source, lines, done, partial)
@@ -132,24 +132,24 @@ def _unfinished_file(source: Path, out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-@contextmanager
-def _locked(out: Path, partial: Path) -> Iterator[IO[str]]:
-    """OUT.lock, in the hands of this process alone: it holds the settings of the unfinished file, and goes where there
-    is none. Raises UserError where another run is writing."""
-    path = out.with_name(out.name + ".lock")
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # or it was removed by a run that ended
-        except OSError:
-            mine = False
-        if not mine:
-            raise UserError(f"another run is writing out={str(out)!r}; wait for it, or give another out=")
-        try:
-            yield file
-        finally:
-            if not partial.exists():
-                path.unlink()
+@contextlib.contextmanager
+def _locked(out: Path, partial: Path) -> Iterator[Path]:
+    """Holds OUT.lock. Gives the path of OUT.settings.json, which goes at the end unless an unfinished file stays.
+
+    Raises UserError where another run is writing.
+    """
+    settings_file, lock_file = (out.with_name(f"{out.name}.{end}") for end in ("settings.json", "lock"))
+    held = lock(lock_file)
+    if held is None:
+        raise UserError(f"another run is writing out={str(out)!r}; wait for it, or give another out=")
+    try:
+        yield settings_file
+    finally:
+        if not partial.exists():
+            settings_file.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows removes no open file; there the release does it
+                lock_file.unlink()
+        held.release()
 
 
 def _settings(config: ScoreConfig, digest: str) -> dict[str, Any]:
@@ -171,15 +171,24 @@ def _settings(config: ScoreConfig, digest: str) -> dict[str, Any]:
     }
 
 
-def _done(partial: Path, noted: IO[str], settings: dict[str, Any], count: int) -> int:
-    """Lines of an earlier attempt, cut back to whole units, so that batches stay the same. Raises UserError for a file
-    of another attempt. noted: the file of its settings, which become this one's."""
+def _done(partial: Path, settings_file: Path, settings: dict[str, Any], count: int) -> int:
+    """How many lines an earlier attempt has written; what is behind its last whole unit is cut off, so that batches
+    stay the same.
+
+    Args:
+        partial: the unfinished file, if there is one.
+        settings_file: the file of the earlier attempt's settings, which become this one's.
+        settings: what decides the results of this attempt.
+        count: the number of lines in all.
+
+    Raises:
+        UserError: for an unfinished file that was begun with other settings.
+    """
     raw = partial.read_bytes() if partial.is_file() else b""
     ends = [match.end() for match in re.finditer(b"\n", raw)]
-    noted.seek(0)
     try:
-        before = json.loads(noted.read())
-    except ValueError:
+        before = read_json(settings_file)
+    except UserError:  # none is there, or not a whole one
         before = {}
     remedy = "; remove it, or give another out="
     if ends and not before:
@@ -189,9 +198,7 @@ def _done(partial: Path, noted: IO[str], settings: dict[str, Any], count: int) -
     done = len(ends) if len(ends) == count else len(ends) // UNIT * UNIT
     if raw:
         os.truncate(partial, ends[done - 1] if done else 0)
-    noted.truncate(0)  # behind the cut: settings never stand beside lines of others
-    noted.write(json.dumps(settings))
-    noted.flush()
+    write_json(settings_file, settings)  # after the cut: settings never stand beside lines of others
     return done
 
 

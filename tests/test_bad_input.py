@@ -293,7 +293,7 @@ def test_out_without_permission(refused, tmp_path: Path, monkeypatch: pytest.Mon
     def denied(*given):  # root may write everywhere
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rovrm.common.files.open", denied, raising=False)
+    monkeypatch.setattr("filelock.FileLock.acquire", denied)
     assert says(refused(VISUAL), "out=", f"{tmp_path}/run", "cannot be written to (Permission denied); give another")
 
 

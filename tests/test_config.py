@@ -181,6 +181,40 @@ def test_recipe_accepts(recipe) -> None:
     assert train(recipe("trainer: {lr_scheduler_kwargs: {a: 2e-5}}")).trainer == {"lr_scheduler_kwargs": {"a": 2e-5}}
 
 
+@pytest.mark.parametrize("word", ["no", "off", "yes", "On", "1e5", "010", "1:30", "1_000", "true", "2026-01-31"])
+def test_a_field_of_text_takes_every_word_as_it_stands(recipe, tmp_path: Path, word: str) -> None:
+    """YAML reads most of these as booleans, numbers or dates, quotes or not: the field decides."""
+    quotes = f"out: '{word}'\ntext: {{columns: {{prompt: '{word}'}}, data: ['{word}']}}\n"
+    for argv in ([recipe(quotes.replace("'", ""))], [recipe(quotes)], [f"out={word}", f"text.columns.prompt={word}"]):
+        config = train(*argv, f"text.data={word}")
+        assert (config.out, config.text.columns, config.text.data) == (word, {"prompt": word}, [word])
+        save(config, tmp_path / "config.yaml")
+        assert train(f"recipe={tmp_path / 'config.yaml'}") == config
+
+
+@pytest.mark.parametrize(("word", "flag"), [("yes", True), ("On", True), ("no", False), ("OFF", False), ("1", True)])
+def test_a_boolean_takes_the_same_words(recipe, word: str, flag: bool) -> None:
+    for config in (train(f"dry_run={word}"), train(recipe(f"dry_run: {word}")), train("--dry-run", word)):
+        assert config.dry_run is flag
+
+
+def test_words_under_trainer_are_what_transformers_takes(recipe) -> None:
+    """TrainingArguments knows which of its fields hold text; what lies inside of them is YAML."""
+    kept = {"save_strategy": "no", "eval_strategy": "no", "run_name": "off", "use_cpu": False, "fsdp": False}
+    kept |= {"gradient_checkpointing_kwargs": {"use_reentrant": False, "a": "no"}, "push_to_hub": True, "debug": False}
+    text = "save_strategy: no, eval_strategy: 'no', run_name: off, use_cpu: no, fsdp: no, push_to_hub: yes, debug: off"
+    text = f"{{{text}, gradient_checkpointing_kwargs: {{use_reentrant: no, a: 'no'}}}}"
+    assert train(recipe(f"trainer: {text}")).trainer == train(f"trainer={text}").trainer == kept
+    one_by_one = [f"trainer.{key}={'no' if value is False else value}" for key, value in kept.items()]
+    one_by_one[5:7] = ["trainer.gradient_checkpointing_kwargs={use_reentrant: off, a: 'no'}", "trainer.push-to-hub=yes"]
+    assert train(*one_by_one).trainer == kept
+    assert train("--trainer.save-strategy", "no", "--trainer.use-cpu").trainer == {
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    check_trainer_keys(kept)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -285,8 +319,6 @@ def test_section_is_not_a_key() -> None:
         ("seed: true\n", "seed: got true, takes a whole number from 0 to 4294967295 (in "),
         ("seed: 1.5\n", "seed: got 1.5, takes"),
         ("seed:\n", "seed: got null, takes"),
-        ("out: no\n", "out: got false, takes text in quotes"),
-        ("out: 1e5\n", "out: got 100000.0, takes text in quotes"),
         ("out: [a]\n", "out: got ['a'], takes text"),
         ("text: {data: {a: b}}\n", "text.data: got {'a': 'b'}, takes a list a,b or [a,b]"),
         ("text: {data: [a, null]}\n", "text.data: got ['a', None], takes a list a,b or [a,b]"),
@@ -439,7 +471,7 @@ def test_check_trainer_keys(key: str, message: str) -> None:
         ("{a: 1}: 2", "line 1: a key is a text"),
         ("? [a, b]\n: 1", "line 1: a key is a text"),
         ("out: !!timestamp x", "is not YAML"),
-        ("out: !!timestamp 2026-01-31", "out: got datetime.date"),
+        ("out: !!timestamp 2026-01-31", "out: got 2026-01-31, takes text"),
         ("out: !!int x", "is not YAML"),
         ("trainer: {a: " + "[" * 300 + "]" * 300 + "}", ""),
         ("trainer: " + "{a: " * 400 + "1" + "}" * 400, ""),

@@ -14,10 +14,12 @@ import pytest
 
 from rovrm.common.errors import UserError
 from rovrm.common.files import write_jsonl
-from rovrm.data.captions import caption_example, load_captions
+from rovrm.data.bad_rows import BadRow, rejection
+from rovrm.data.captions import caption_example, load_captions, with_caption
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
-from rovrm.data.loading import as_examples, load_examples, use_captions
+from rovrm.data.loading import Loaded, as_examples, load_examples, use_captions
+from rovrm.settings.keys import CAPTION_TEMPLATE
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -37,6 +39,17 @@ def hundred(tmp_path: Path) -> str:
     return write(tmp_path / "hundred.jsonl", pairs(100))
 
 
+def captioned(examples: list[Example], file: str | Path) -> Loaded:
+    """The examples that find a caption in a file, and why the others do not."""
+    captions, loaded = load_captions(file), Loaded()
+    for one in examples:
+        try:
+            loaded.examples.append(with_caption(one, captions))
+        except BadRow as error:
+            loaded.rejected.append(rejection(one.location, one.id, error))
+    return loaded
+
+
 def ids(*args: Any, **settings: Any) -> list[str]:
     return [example.id for example in load_examples(*args, **settings).examples]
 
@@ -51,7 +64,6 @@ def test_rows_that_cannot_be_read_are_counted_and_said(tmp_path: Path) -> None:
     )
     Path(path).write_text(Path(path).read_text() + "{broken\n")
     loaded = load_examples(path)
-    assert loaded.counts == {path: {"read": 5, "kept": 2, "rejected": 3}}
     assert [example.id for example in loaded.examples] == ["a-1", "a-2"]
     first, second, third = loaded.rejected
     assert (first["location"], first["id"], first["field"], first["value"]) == (f"{path}, row 3", "x", "chosen", "null")
@@ -86,7 +98,7 @@ def test_columns_from_the_section_and_from_the_source(tmp_path: Path, hundred: s
     settings = f"{path}?columns.chosen=good"
     loaded = load_examples([settings, hundred], columns={"prompt": "q"})  # the second source has its own prompt
     assert (loaded.examples[0].prompt[0]["content"], loaded.examples[0].responses) == ("Q", ["a", "b"])
-    assert loaded.counts[hundred]["kept"] == 100
+    assert Counter(e.source for e in loaded.examples)["hundred"] == 100
     with pytest.raises(UserError, match=r"columns\.prompt=quest: the data have no such column; they have q"):
         load_examples(settings, columns={"prompt": "quest"})
 
@@ -167,7 +179,8 @@ def test_bad_rows_are_made_up_for(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*pairs(50), *bad])
     loaded = load_examples(path, n=50)
     assert len(loaded.examples) == 50
-    assert loaded.counts[path]["read"] == 50 + len(loaded.rejected)
+    assert 0 < len(loaded.rejected) <= 50
+    assert len(load_examples(path, n=25).rejected) < len(loaded.rejected)  # rows that are not drawn are not read
 
 
 def test_more_than_there_is(hundred: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,11 +191,9 @@ def test_more_than_there_is(hundred: str, caplog: pytest.LogCaptureFixture) -> N
 def test_several_sources_with_counts(tmp_path: Path, hundred: str) -> None:
     other = write(tmp_path / "other.jsonl", pairs(50))
     loaded = load_examples([f"{hundred}?n=20", f"{other}?n=5"])
-    assert [counts["kept"] for counts in loaded.counts.values()] == [20, 5]
-    drawn = load_examples([hundred, other], n=30)
-    kept = [counts["kept"] for counts in drawn.counts.values()]
-    assert sum(kept) == len(drawn.examples) == 30 and min(kept) > 0
-    assert [example.source for example in drawn.examples] == ["hundred"] * kept[0] + ["other"] * kept[1]
+    assert [example.source for example in loaded.examples] == ["hundred"] * 20 + ["other"] * 5
+    drawn = [example.source for example in load_examples([hundred, other], n=30).examples]
+    assert len(drawn) == 30 and {*drawn} == {"hundred", "other"} and drawn == sorted(drawn)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +212,7 @@ def test_several_sources_with_weights(
     other = write(tmp_path / "other.jsonl", pairs(50))
     texts = [f"{hundred}?weight={weights[0]}", f"{other}?weight={weights[1]}"]
     loaded = load_examples(texts, n=n)
-    assert [counts["kept"] for counts in loaded.counts.values()] == kept
+    assert [example.source for example in loaded.examples] == ["hundred"] * kept[0] + ["other"] * kept[1]
     assert len({example.id for example in loaded.examples}) == sum(kept)
     with pytest.raises(UserError, match="has no weight, others have; give every source"):
         load_examples([texts[0], other])
@@ -244,7 +255,7 @@ def test_a_list_becomes_its_pairs(tmp_path: Path) -> None:
     assert found["u-1-0-3"] == [9, 1] and found["u-2-1-3"] == [7, 5]
     assert [e.responses for e in loaded.examples if e.id == "u-3"] == [lists.examples[2].responses]
     assert {e.prompt[0]["content"] for e in loaded.examples[:6]} == {"Q0"}
-    assert loaded.counts == {f"{path}?pairs=true": {"read": 13, "kept": 13, "rejected": 0}}
+    assert not loaded.rejected
 
 
 def test_n_counts_pairs(tmp_path: Path) -> None:
@@ -331,15 +342,15 @@ def example(chosen: str = "A cat.", image: str = "images/000724.jpg", **more: An
 )
 def test_captions_are_joined(tmp_path: Path, row: dict[str, Any]) -> None:
     path = write(tmp_path / "captions.jsonl", [{"image": "other.jpg", "caption": "none"}, row])
-    assert [e.caption for e in use_captions([example()], path).examples] == ["one cat"]
+    assert [e.caption for e in captioned([example()], path).examples] == ["one cat"]
 
 
 def test_captions_of_two_files_of_one_name(tmp_path: Path) -> None:
     rows = [{"image": f"{folder}/1.jpg", "caption": folder} for folder in ("root/a", "root/b")]
     path = write(tmp_path / "captions.jsonl", rows)
-    assert use_captions([example(image="a/1.jpg")], path).examples[0].caption == "root/a"
+    assert captioned([example(image="a/1.jpg")], path).examples[0].caption == "root/a"
     with pytest.raises(UserError, match=r"image 1\.jpg may be root/a/1\.jpg or root/b/1\.jpg, the file name"):
-        use_captions([example(image="1.jpg")], path)
+        captioned([example(image="1.jpg")], path)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +365,7 @@ def test_captions_of_two_files_of_one_name(tmp_path: Path) -> None:
 )
 def test_the_caption_of_another_folder_is_not_joined(tmp_path: Path, written: str, image: str) -> None:
     path = write(tmp_path / "captions.jsonl", [{"image": written, "caption": "another"}])
-    loaded = use_captions([example(image=image)], path)
+    loaded = captioned([example(image=image)], path)
     assert not loaded.examples
     reason = f"no caption for image {image} in {path} ({written} lies in another folder); add one or drop the row"
     assert [row["reason"] for row in loaded.rejected] == [reason]
@@ -365,10 +376,10 @@ def test_two_images_of_one_caption_entry(tmp_path: Path, entry: dict[str, Any]) 
     path = write(tmp_path / "captions.jsonl", [entry | {"caption": "c"}])
     both = [example(image="train/set/1.jpg"), example(image="val/set/1.jpg")]
     for one in both:  # each alone, as often as it likes, also by a shorter path
-        assert len(use_captions([one, one], path).examples) == 2
+        assert len(captioned([one, one], path).examples) == 2
     message = r"1.* may be /x/train/set/1\.jpg or /x/val/set/1\.jpg, which both are in the data; write the images of"
     with pytest.raises(UserError, match=message):
-        use_captions(both, path)
+        captioned(both, path)
 
 
 def test_one_name_in_the_folders_of_two_sources(tmp_path: Path) -> None:
@@ -392,7 +403,7 @@ def test_captions_of_coco_and_of_embedded_images(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.jsonl", rows)
     names = [f"images/train2017/{number:012}.jpg" for number in (139, 285, 632)]
     given = [*(example(image=name) for name in names), example(images=[ImageRef(drawing=print, label="vqa/7.jpg")])]
-    assert [e.caption for e in use_captions(given, path).examples] == [row["caption"] for row in rows]
+    assert [e.caption for e in captioned(given, path).examples] == [row["caption"] for row in rows]
 
 
 def test_the_answer_is_never_the_caption(tmp_path: Path) -> None:
@@ -403,9 +414,8 @@ def test_the_answer_is_never_the_caption(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "captions.jsonl", rows)
     given = [example(image="1.jpg"), example(image="2.jpg"), example(image="3.jpg"), example(image="")]
-    loaded = use_captions(given, path)
+    loaded = captioned(given, path)
     assert [e.caption for e in loaded.examples] == ["one cat"]
-    assert loaded.counts == {path: {"read": 4, "kept": 1, "rejected": 3}}
     reasons = [row["reason"] for row in loaded.rejected]
     assert "every caption equals the chosen answer" in reasons[0]
     assert f"no caption for image 3.jpg in {path}" in reasons[1]
@@ -416,13 +426,13 @@ def test_the_answer_is_never_the_caption(tmp_path: Path) -> None:
 def test_every_best_answer_counts_and_no_other(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.jsonl", [{"image": "1.jpg", "captions": ["two", "three", "x"]}])
     tied = example(image="1.jpg", responses=["one", "two", "three"], ranks=[0, 0, 1])
-    assert use_captions([tied], path).examples[0].caption == "three"
+    assert captioned([tied], path).examples[0].caption == "three"
 
 
 def test_the_rows_own_caption_comes_first(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.jsonl", [{"image": "1.jpg", "caption": "from the file"}])
     own, leak = example(image="1.jpg", caption="own"), example(image="1.jpg", caption="a cat")
-    assert [e.caption for e in use_captions([own, leak], path).examples] == ["own", "from the file"]
+    assert [e.caption for e in captioned([own, leak], path).examples] == ["own", "from the file"]
     alone = use_captions([own, leak, example()])
     assert [e.caption for e in alone.examples] == ["own"]
     assert "give caption.captions=FILE" in alone.rejected[1]["reason"]
@@ -430,7 +440,7 @@ def test_the_rows_own_caption_comes_first(tmp_path: Path) -> None:
 
 def test_several_images(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.jsonl", [{"image": f"{i}.jpg", "caption": f"c{i}"} for i in (1, 2)])
-    loaded = use_captions([example(image="1.jpg 2.jpg"), example(image="1.jpg 3.jpg")], path)
+    loaded = captioned([example(image="1.jpg 2.jpg"), example(image="1.jpg 3.jpg")], path)
     assert [e.caption for e in loaded.examples] == ["Image 1: c1\nImage 2: c2"]
     assert "image 3.jpg" in loaded.rejected[0]["reason"]
 
@@ -441,7 +451,7 @@ def test_load_examples_counts_rows_without_captions(tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", [row | {"image": f"{i}.jpg"} for i, row in enumerate(pairs(4))])
     captions = write(tmp_path / "c.jsonl", [{"image": f"{i}.jpg", "caption": "c"} for i in range(3)])
     loaded = load_examples(data, captions=captions)
-    assert loaded.counts[data] == {"read": 4, "kept": 3, "rejected": 1}
+    assert len(loaded.examples) == 3 and [row["id"] for row in loaded.rejected] == ["a-4"]
     assert len(load_examples(data, captions=captions, n=3).examples) == 3
 
 
@@ -455,14 +465,14 @@ def test_load_examples_counts_rows_without_captions(tmp_path: Path) -> None:
 )
 def test_wrong_caption_files(tmp_path: Path, rows: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
-        use_captions([], write(tmp_path / "captions.jsonl", rows))
+        captioned([], write(tmp_path / "captions.jsonl", rows))
     assert "captions.jsonl" in str(caught.value)
     with pytest.raises(UserError, match="gone.json: no such file"):
-        use_captions([], "gone.json")
+        captioned([], "gone.json")
 
 
 def test_caption_example() -> None:
-    told = caption_example(dataclasses.replace(example(), caption="one {cat}"))
+    told = caption_example(dataclasses.replace(example(), caption="one {cat}"), CAPTION_TEMPLATE)
     assert told.prompt == [{"role": "user", "content": "Image description: one {cat}\n\nWhat?"}]
     assert (told.images, told.responses, told.lengths) == ([], ["A cat.", "bad"], None)
     talk = [
@@ -480,7 +490,7 @@ def test_caption_example_refuses() -> None:
     with pytest.raises(UserError, match=r"template 'x' has no \{caption\}"):
         caption_example(example(caption="c"), "x")
     with pytest.raises(UserError, match="example e .* has no caption; call use_captions first"):
-        caption_example(example())
+        caption_example(example(), CAPTION_TEMPLATE)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -557,10 +567,10 @@ def test_real_rovrm_sample_without_its_images(tmp_path: Path) -> None:
 def test_real_captions() -> None:
     """188 rows: 12 have no human caption; of the 102 in which a caption is the answer, 13 have no other."""
     examples = load_examples(str(REAL / "caption_prefs" / "coco_caption_vs_foil.jsonl")).examples
-    loaded = use_captions(examples, REAL / "coco_photos" / "photos.jsonl")
+    loaded = captioned(examples, REAL / "coco_photos" / "photos.jsonl")
     why = Counter(row["reason"].split(" ")[0] for row in loaded.rejected)
     assert (len(loaded.examples), why) == (163, {"every": 13, "no": 12})
-    for told in map(caption_example, loaded.examples):
+    for told in (caption_example(one, CAPTION_TEMPLATE) for one in loaded.examples):
         assert told.caption and told.prompt[0]["content"].startswith(f"Image description: {told.caption}\n\n")
         assert told.caption.strip().casefold() != told.responses[0].strip().casefold()
 
@@ -577,4 +587,4 @@ def test_images_of_captions_with_thousands_of_digits(tmp_path: Path) -> None:
 def test_captions_that_are_no_captions(tmp_path: Path) -> None:
     for row, told in (({"image": ["a"], "caption": "A"}, "image = .*takes a path"), ({"image": "a", "text": 5}, "5")):
         with pytest.raises(UserError, match=rf"c.jsonl, row 1: .*{told}"):
-            use_captions([], write(tmp_path / "c.jsonl", [row]))
+            captioned([], write(tmp_path / "c.jsonl", [row]))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rovrm.common.errors import LONGEST, UserError, one_line, shown
-from rovrm.data.messages import BadRow, fence
+from rovrm.data.bad_rows import BadRow, fence
 
 
 def nested(depth: int) -> list[Any]:

@@ -35,14 +35,24 @@ def test_tables_of_the_selection_study_are_paired_by_seed(capsys):
     deviation = np.std([0.4, 0.3, 0.2], ddof=1)
     half = 4.303 * deviation / 3**0.5  # Student's t, two degrees of freedom
     assert line(text, "oracle") == ["oracle", "3", "0.900", "+-", "0.000", "+0.300", "+-", f"{half:.3f}", "1.00"]
-    half = 12.71 * np.std([0.1, 0.2], ddof=1) / 2**0.5
-    knn = ["knn", "2", "0.700", "+-", f"{12.71 * 0.1:.3f}"]
+    half = 12.706 * np.std([0.1, 0.2], ddof=1) / 2**0.5
+    knn = ["knn", "2", "0.700", "+-", f"{12.706 * 0.1:.3f}"]
     assert line(text, "knn", 1) == [*knn, "+0.150", "+-", f"{half:.3f}", f"{0.15 / 0.35:.2f}"]
     selection.print_tables(rows, against="knn")  # random minus knn: -.1 -.2; the gap is the same
     other = capsys.readouterr().out
     assert line(other, "random") == ["random", "3", "0.600", "+-", "0.248", "-0.150", "+-", f"{half:.3f}"]
     assert line(other, "knn", 1) == [*knn, f"{0.15 / 0.35:.2f}"]
     assert line(text, "knn:unit") == ["knn:unit", "3", "0.600", "+-", "0.248", "+0.000", "+-", "0.000", "0.00"]
+
+
+@pytest.mark.parametrize(("seeds", "quantile"), [(1, None), (2, 12.706), (5, 2.776), (12, 2.201), (31, 2.042)])
+def test_every_number_of_seeds_above_one_has_an_interval(capsys, seeds, quantile):
+    """Quantiles of Student's t for 95 %, from a printed table."""
+    values = [0.5 + 0.01 * (seed % 7) for seed in range(seeds)]
+    selection.print_tables([result(seed, "random", value) for seed, value in enumerate(values)])
+    mean = line(capsys.readouterr().out, "random")[2:]
+    half = [] if quantile is None else ["+-", f"{quantile * np.std(values, ddof=1) / seeds**0.5:.3f}"]
+    assert mean == [f"{np.mean(values):.3f}", *half]
 
 
 def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):

@@ -57,8 +57,8 @@ def one_by_one(model, ids: torch.Tensor) -> torch.Tensor:
 def in_order(model, features: GradientFeatures, ids: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     """Unsketched features, the layers in the order of `lora_layers`."""
     found = features(margins(model, ids), owner)
-    sizes = [layer.weight.numel() for name in features.found for layer in [features.layers[name]]]
-    parts = dict(zip(features.found, found.split(sizes, dim=1), strict=True))
+    sizes = [layer.weight.numel() for name in features.parts for layer in [features.layers[name]]]
+    parts = dict(zip(features.parts, found.split(sizes, dim=1), strict=True))
     return torch.cat([parts[name] for name in features.layers], 1)
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from rovrm.data.bad_rows import BadRow
 from rovrm.data.example import Example
-from rovrm.data.messages import BadRow, normalise, parse_content, parsed, text_of, to_messages
+from rovrm.data.messages import normalise, parse_content, parsed, text_of, to_messages
 from rovrm.data.reader import read_row
 
 

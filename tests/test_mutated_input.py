@@ -31,14 +31,15 @@ from rovrm.best_of_n.candidates import load_candidates
 from rovrm.common.errors import LONGEST, UserError
 from rovrm.common.files import write_jsonl
 from rovrm.data import sources
+from rovrm.data.bad_rows import BadRow
+from rovrm.data.captions import load_captions, with_caption
 from rovrm.data.formats import READERS
-from rovrm.data.images import FORMATS, MAX_PIXELS, ImageRef, find_image
-from rovrm.data.loading import load_examples, use_captions
-from rovrm.data.messages import BadRow
+from rovrm.data.images import FORMATS, ImageRef, find_image
+from rovrm.data.loading import load_examples
 from rovrm.data.prompts import as_example
 from rovrm.data.reader import read_row
 from rovrm.settings.command_line import parse, run, save
-from rovrm.settings.keys import BonConfig, RankConfig, ScoreConfig, ServeConfig, TrainConfig
+from rovrm.settings.keys import MAX_PIXELS, BonConfig, RankConfig, ScoreConfig, ServeConfig, TrainConfig
 from rovrm.training.checks import check_responses
 
 SECONDS, BYTES = 10, 2**30
@@ -323,7 +324,7 @@ def test_captions(folder: Path, times: int) -> None:
 
     def check(row: dict[str, Any]) -> None:
         with own_errors():
-            use_captions([example], write_lines(folder, [row, {"image": "b.png", "caption": "A"}]))
+            with_caption(example, load_captions(write_lines(folder, [row, {"image": "b.png", "caption": "A"}])))
 
     right = {"image": "a.png", "image_id": 724, "caption": "A cup.", "captions": ["A cup.", "Red."]}
     hold(check, mutated(right, JSONS), 150 * times)

@@ -9,11 +9,12 @@ import PIL.Image
 import pytest
 
 from rovrm.common.errors import UserError
+from rovrm.data.bad_rows import BadRow
 from rovrm.data.example import Example
 from rovrm.data.formats import READERS, check_columns, find_reader, rename
 from rovrm.data.images import ImageRef, find_image
 from rovrm.data.loading import as_examples, load_examples
-from rovrm.data.messages import BadRow, text_of
+from rovrm.data.messages import text_of
 from rovrm.data.reader import read_row
 from rovrm.training.checks import check_responses
 

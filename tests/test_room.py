@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from rovrm import score, train
-from rovrm.common.disk import in_units, is_full, room_for
-from rovrm.common.errors import UserError
+from rovrm.common.disk import in_units, room_for
+from rovrm.common.errors import UserError, is_full
 from rovrm.settings import command_line as front
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates

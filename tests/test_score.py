@@ -1,6 +1,5 @@
 """`python -m rovrm.score`, called as main(argv): results, bad lines, and going on where it was stopped."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from rovrm import RewardScorer
@@ -51,7 +51,7 @@ def run(model, tmp_path, capsys):
         return status, records, printed.out + printed.err
 
     call.source, call.out, call.partial = source, out, out.with_name("scores.jsonl.partial")
-    call.lock = out.with_name("scores.jsonl.lock")
+    call.lock, call.settings = out.with_name("scores.jsonl.lock"), out.with_name("scores.jsonl.settings.json")
     return call
 
 
@@ -164,7 +164,7 @@ def test_goes_on_behind_the_last_whole_unit_to_the_same_bytes(run, monkeypatch, 
     assert status == 0 and "1 lines have an error" in printed
     assert f"{done} of 23 lines are in" in printed or not done
     assert run.out.read_bytes() == whole
-    assert not run.partial.exists() and not run.lock.exists()
+    assert [path.name for path in run.out.parent.iterdir()] == ["scores.jsonl"]
 
 
 def test_lines_are_written_long_before_the_end(run, stop_after):
@@ -179,9 +179,9 @@ def test_a_second_run_on_the_same_file_is_refused(run):
     assert run(lines)[0] == 0
     ours, theirs = os.pipe()
     child = os.fork()
-    if not child:  # another process: POSIX locks do not keep a process from itself
-        file = open(run.lock, "w")
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    if not child:
+        held = FileLock(run.lock)
+        held.acquire()
         os.write(theirs, b"1")
         time.sleep(60)
         os._exit(0)
@@ -211,12 +211,12 @@ def test_an_unfinished_file_of_something_else_is_refused(run, model, tmp_path, s
     other = shutil.copytree(model, tmp_path / "other")
     status, _, printed = run(None, f"model={other}")
     assert status == 2 and "model" in printed and "remove it" in printed
-    noted = run.lock.read_text()
-    for broken in ("", noted[:20]):  # as a version left it that wrote its settings elsewhere
-        run.lock.write_text(broken)
+    noted = run.settings.read_text()
+    for broken in ("", noted[:20], None):  # as a version left it that wrote its settings elsewhere
+        run.settings.unlink() if broken is None else run.settings.write_text(broken)
         status, _, printed = run(None)
         assert status == 2 and "begun by another version or command" in printed
-        run.lock.write_text(noted)
+        run.settings.write_text(noted)
     run.partial.write_bytes(kept[:20])  # not even the first line is whole: nothing is lost
     assert run(None, f"model={other}")[0] == 0
 

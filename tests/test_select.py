@@ -292,7 +292,7 @@ def test_features_are_the_one_by_one_gradients_of_the_loss(parts, row_tokens):
     layers = chosen_layers(config.selection.layers, model)
     with GradientFeatures(model, layers, 0) as features:
         found, slope = batch_features(model, batch, features)
-        order = list(features.found)
+        order = list(features.parts)
     slow = load_adapter(load_reward_model(BASE), str(adapter), trainable=True).eval().double()
     for i, example in enumerate(examples()):
         alone = doubled(collator([example]))

@@ -6,6 +6,7 @@ batches = make_batches(model, processor, data, rows="shared", batch_tokens=3000,
 """
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
 from rovrm.model import modeling
-from rovrm.model.batches import PlannedBatches, batch_loader, plan_batches
+from rovrm.model.batches import batch_loader, plan_batches
 from rovrm.model.collator import RewardCollator
 from rovrm.tiny_base.base import llava_config, make_processor
 
@@ -119,11 +120,13 @@ def make_batches(
         dtype: of the images' pixels.
     """
     collator = RewardCollator(processor, model.config, rows, row_tokens=10**9)
-    lengths = [collator.lengths(example, [ref.open() for ref in example.images]) for example in data]
-    costs = [collator.cost(of_example) for of_example in lengths]
-    plan = plan_batches(costs, [False] * len(data), batch_tokens, len(data), None)
+    measured = []
+    for example in data:
+        lengths = collator.lengths(example, [ref.open() for ref in example.images])
+        measured.append(replace(example, lengths=lengths))
+    plan = plan_batches(measured, collator, batch_tokens, len(measured), None)
     batches = []
-    for batch in batch_loader(PlannedBatches(data, plan), collator, workers=0, pin_memory=False):
+    for batch in batch_loader(measured, plan, collator):
         on_device = {key: value.to(device) for key, value in batch.items()}
         if "pixel_values" in on_device:
             on_device["pixel_values"] = on_device["pixel_values"].to(getattr(torch, dtype))

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError, shown
+from rovrm.data.bad_rows import fence
 from rovrm.data.example import Example
 from rovrm.data.images import find_image
-from rovrm.data.json_files import read_json
-from rovrm.data.messages import fence
 from rovrm.data.prompts import NO_IMAGES, as_example
-from rovrm.data.raw_rows import Row, Rows
+from rovrm.data.raw_rows import Row, Rows, read_json_rows
 from rovrm.data.sources import JSON_SUFFIXES, load_rows, parse_sources
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
             problem = "is no .json or .jsonl file" if os.path.exists(path) else "is not there"
             raise UserError(f"candidates={str(path)!r} {problem}; give a file of prompts and answers")
         ids_in_file: set[str] = set()
-        for row in read_json(path):
+        for row in read_json_rows(path):
             if row.values and "error" in row.values and "candidates" not in row.values:
                 errors += 1
                 continue

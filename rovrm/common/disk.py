@@ -1,13 +1,12 @@
-"""Room on the disk: asked for before hours are spent, and told of in one line where it runs out all the same.
+"""Room on the disk: asked for before hours are spent, and said in one line where it runs out all the same.
 
     with room_for(config.out, run_bytes(...), "the phases asked for"):
         ...                                                  # a full disk in here is a UserError
 
-How much a training leaves is reckoned from the architecture: checkpoints of what trains with Adam's two moments, the
-adapter, the merged model. Tokenizers, logs and scores are small beside these and not counted.
+What a training needs is estimated in rovrm/training/estimates.py, from the model's architecture: checkpoints, the
+adapter and the merged model. Tokenizers, logs and scores are small beside these and not counted.
 """
 
-import errno
 import math
 import os
 import shutil
@@ -15,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rovrm.common.errors import UserError, first_line
-
-# How libraries say it that do not raise an OSError: safetensors, and torch.save, which tells no reason.
-FULL_WORDS = ("No space left on device", "PytorchStreamWriter", "inline_container")
+from rovrm.common.errors import UserError, first_line, is_full
 
 
 @contextmanager
 def room_for(folder: str | os.PathLike, needed: float, what: str) -> Iterator[None]:
-    """Raises UserError where `what` needs more bytes than the folder's disk has, before or while it is written."""
+    """Raises UserError where the folder's disk has no room, before or while something is written.
+
+    Args:
+        folder: a folder on that disk.
+        needed: bytes that are still to be written.
+        what: what needs them, for the message.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -42,32 +44,15 @@ def room_for(folder: str | os.PathLike, needed: float, what: str) -> Iterator[No
         ) from error
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error, or one behind it, says that a disk or a quota is full."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if any(words in str(error) for words in FULL_WORDS):
-        return True
-    behind = error.__cause__ or error.__context__
-    return behind is not None and is_full(behind)
-
-
-def trouble_in_words(error: BaseException) -> str:
-    """What an error of the operating system says, with the file's name, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        where = error.filename or ("no room left on a disk" if is_full(error) else "")
-        return f"{where}: {error.strerror}" if where else error.strerror
-    return first_line(error)
+def missing(needed: float, folder: Path) -> float:
+    """How many of `needed` bytes are still to be written, where some of them lie in `folder` already."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return max(0.0, needed - sum(path.stat().st_size for path in files))
 
 
 def in_units(size: float) -> str:
+    """A size in bytes as `1.2 GB`, `3.4 MB` or `5 kB`."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{math.ceil(size / 1e3)} kB"
-
-
-def missing(needed: float, folder: Path) -> float:
-    """What is still to be written of `needed` bytes, a part of which is there."""
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    return max(0.0, needed - there)

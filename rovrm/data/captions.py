@@ -1,7 +1,7 @@
-"""Captions: read from a file, joined to examples by image, and put where the image was.
+r"""Captions: read from a file, joined to examples by image, and put where the image was.
 
     captions = load_captions("captions.jsonl")
-    told = caption_example(with_caption(example, captions))
+    example = caption_example(with_caption(example, captions), "Image description: {caption}\n\n")
 
 A caption that is the chosen answer would give it away and is never used.
 """
@@ -13,21 +13,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rovrm.common.errors import UserError, shown
+from rovrm.data.bad_rows import BadRow, fence
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
-from rovrm.data.json_files import read_json
-from rovrm.data.messages import BadRow, fence, normalise, text_of
-from rovrm.data.raw_rows import Row
+from rovrm.data.messages import normalise, text_of
+from rovrm.data.raw_rows import Row, read_json_rows
 
-CAPTION_TEMPLATE = "Image description: {caption}\n\n"
 CAPTION_IMAGES = ("image", "file", "image_path", "file_name", "image_id")
 CAPTION_TEXTS = ("caption", "captions", "human_captions", "text")
 
 
 @dataclass(slots=True)
 class Captions:
-    """Captions by image. entries: image as written -> its captions; names, stems: file name, id or stem -> keys; met:
-    key -> the images of the data that found it."""
+    """Captions by image, as a file has them.
+
+    entries: image as written, its path normalised -> its captions.
+    names, stems: file name, or its stem (an id is one) -> the entries of that name.
+    met: entry -> the paths of the images in the data that it was used for.
+    """
 
     path: str
     entries: dict[str, list[str]] = field(default_factory=dict)
@@ -36,6 +39,7 @@ class Captions:
     met: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, image: str, captions: Iterable[str]) -> None:
+        """More captions of an image, which may have some already."""
         key = posixpath.normpath(image)
         if key not in self.entries:
             self.names.setdefault(posixpath.basename(key), []).append(key)
@@ -49,41 +53,43 @@ class Captions:
         Raises UserError where two entries fit the image, and where an entry fits two images.
         """
         key = posixpath.normpath(image.name)
-        found = [key] if key in self.entries else self._fitting(key)
-        if len(found) > 1:
+        entries = [key] if key in self.entries else self._fitting(key)
+        if len(entries) > 1:
             raise UserError(
-                f"{self.path}: image {image.name} may be {found[0]} or {found[1]}, the file name fits both; "
+                f"{self.path}: image {image.name} may be {entries[0]} or {entries[1]}, the file name fits both; "
                 "write the images of the captions as the paths of the data"
             )
-        if not found:
+        if not entries:
             return []
-        self._meet(found[0], image)
-        return self.entries[found[0]]
+        self._meet(entries[0], image)
+        return self.entries[entries[0]]
 
     def elsewhere(self, image: str) -> str:
         """An entry of the same file name or stem that lies in another folder; "" for none."""
         key = posixpath.normpath(image)
-        return next(iter(self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or []), "")
+        namesakes = self.names.get(posixpath.basename(key)) or self.stems.get(_stem(key)) or [""]
+        return namesakes[0]
 
     def _fitting(self, key: str) -> list[str]:
-        named = [other for other in self.names.get(posixpath.basename(key), []) if _same_end(other, key)]
-        if named:
-            return named
-        return [other for other in self.stems.get(_stem(key), []) if _same_end(_bare(other), _bare(key))]
+        """The entries of the same file name, or else of the same stem, whose folders do not contradict the key's."""
+        by_name = [entry for entry in self.names.get(posixpath.basename(key), []) if _same_end(entry, key)]
+        if by_name:
+            return by_name
+        return [entry for entry in self.stems.get(_stem(key), []) if _same_end(_bare(entry), _bare(key))]
 
     def _meet(self, entry: str, image: ImageRef) -> None:
-        """Notes that the entry was taken for this image; raises UserError if it was for one of another folder."""
-        place = posixpath.normpath(image.path or image.name)
-        before = self.met.setdefault(entry, [])
-        if place in before:
+        """Notes that the entry was used for this image; raises UserError if it was for one of another folder."""
+        path = posixpath.normpath(image.path or image.name)
+        earlier = self.met.setdefault(entry, [])
+        if path in earlier:
             return
-        other = next((earlier for earlier in before if not _same_end(earlier, place)), None)
-        if other is not None:
-            raise UserError(
-                f"{self.path}: {entry} may be {other} or {place}, which both are in the data; "
-                "write the images of the captions with their folders, as the paths of the data"
-            )
-        before.append(place)
+        for other in earlier:
+            if not _same_end(other, path):
+                raise UserError(
+                    f"{self.path}: {entry} may be {other} or {path}, which both are in the data; "
+                    "write the images of the captions with their folders, as the paths of the data"
+                )
+        earlier.append(path)
 
 
 def _same_end(one: str, other: str) -> bool:
@@ -93,6 +99,7 @@ def _same_end(one: str, other: str) -> bool:
 
 
 def _stem(path: str) -> str:
+    """The file name without its ending, and without the zeros that lead a number: 000724 and 724 are one id."""
     stem = posixpath.splitext(posixpath.basename(path))[0]
     return (stem.lstrip("0") or "0") if stem.isascii() and stem.isdecimal() else stem
 
@@ -103,23 +110,25 @@ def _bare(path: str) -> str:
 
 
 def load_captions(path: str | os.PathLike) -> Captions:
-    """Captions from a JSON or JSONL file: an image column (image, file, image_path, file_name or image_id) and a
-    caption column (caption, captions, human_captions or text) with a text or a list. Several rows of one image add up;
-    rows without a caption are passed over. Raises UserError for a missing file, missing columns, and an ill-formed row.
+    """The captions of a JSON or JSONL file.
+
+    A row has an image column (image, file, image_path, file_name or image_id) and a caption column (caption, captions,
+    human_captions or text) with a text or a list. Several rows of one image add up; rows without a caption are passed
+    over. Raises UserError for a missing file, missing columns, and an ill-formed row.
     """
     if not os.path.isfile(path):
         raise UserError(f"captions={path}: no such file; mend the path")
     captions = Captions(str(path))
-    rows = read_json(Path(path))
+    rows = read_json_rows(Path(path))
     for row in rows:
         with fence(row.location):
             image, texts = _caption_row(row)
             if image and texts:
                 captions.add(image, texts)
     if not captions.entries:
-        found = ", ".join(dict.fromkeys(key for row in rows for key in row.values or ()))
+        columns = ", ".join(dict.fromkeys(column for row in rows for column in row.values or ()))
         takes = f"one of {', '.join(CAPTION_IMAGES)} and one of {', '.join(CAPTION_TEXTS)}"
-        raise UserError(f"captions={path}: no row has an image and a caption; columns are {found}; takes {takes}")
+        raise UserError(f"captions={path}: no row has an image and a caption; columns are {columns}; takes {takes}")
     return captions
 
 
@@ -138,7 +147,14 @@ def _caption_row(row: Row) -> tuple[str, list[str]]:
 
 
 def with_caption(example: Example, table: Captions | None) -> Example:
-    """The example with its own caption, or one of the table's. Raises BadRow where it gets none."""
+    """The example with a caption that does not give its best answers away. Raises BadRow where there is none.
+
+    Its own caption comes first, then those of the table. An example of several images without a caption of its own gets
+    one line for each image.
+
+    Args:
+        table: captions by image; None for none but the example's own.
+    """
     best = min(example.ranks)
     leaks = {normalise(text) for text, rank in zip(example.responses, example.ranks, strict=True) if rank == best}
     own = [example.caption] if example.caption and example.caption.strip() else []
@@ -146,13 +162,20 @@ def with_caption(example: Example, table: Captions | None) -> Example:
         return example
     if len(example.images) <= 1 or own:
         image = example.images[0] if len(example.images) == 1 else ImageRef()
-        found = own + (table.of(image) if table and image.name else [])
-        return replace(example, caption=_pick(found, leaks, image.name, table))
-    picked = [_pick(table.of(i) if table and i.name else [], leaks, i.name, table) for i in example.images]
-    return replace(example, caption="\n".join(f"Image {i}: {caption}" for i, caption in enumerate(picked, 1)))
+        return replace(example, caption=_pick(own + _captions_of(image, table), leaks, image.name, table))
+    lines = []
+    for number, image in enumerate(example.images, 1):
+        caption = _pick(_captions_of(image, table), leaks, image.name, table)
+        lines.append(f"Image {number}: {caption}")
+    return replace(example, caption="\n".join(lines))
+
+
+def _captions_of(image: ImageRef, table: Captions | None) -> list[str]:
+    return table.of(image) if table and image.name else []
 
 
 def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions | None) -> str:
+    """The first caption that is none of the best answers. Raises BadRow, with what is missing, where there is none."""
     for caption in captions:
         if normalise(caption) not in leaks:
             return caption
@@ -167,10 +190,14 @@ def _pick(captions: Sequence[str], leaks: set[str], image: str, table: Captions 
     )
 
 
-def caption_example(example: Example, template: str = CAPTION_TEMPLATE) -> Example:
+def caption_example(example: Example, template: str) -> Example:
     """The example of the caption phase: images and image blocks gone, the caption before the first user's text.
 
-    Raises UserError for an example without a caption and for a template without `{caption}`.
+    Args:
+        template: what is written before the text, with `{caption}` in it.
+
+    Raises:
+        UserError: for an example without a caption and for a template without `{caption}`.
     """
     if "{caption}" not in template:
         raise UserError(f"caption template {template!r} has no {{caption}}; write where the caption goes")

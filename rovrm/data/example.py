@@ -4,7 +4,8 @@ The readers (rovrm/data/reader.py) return these, and everything behind them (cap
 losses) sees nothing else. The names follow TRL's vision preference format; a pair is the case k = 2.
 """
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rovrm.data.images import ImageRef
@@ -12,7 +13,7 @@ from rovrm.data.images import ImageRef
 
 @dataclass(slots=True)
 class Example:
-    """One prompt with k >= 2 responses.
+    """One prompt with k >= 2 responses (with any number of them, where they are only scored).
 
     prompt: chat messages, `{"role": ..., "content": ...}`, the last one not by the assistant. Content is a string or a
         list of blocks `{"type": "text", "text": ...}` and `{"type": "image"}`; each image block stands for one entry
@@ -37,3 +38,20 @@ class Example:
     location: str = ""
     lengths: tuple[int, list[int]] | None = None
     hashes: list[str] = field(default_factory=list)
+
+
+def pairs_of(example: Example) -> list[Example]:
+    """A ranked list as its pairs of different rank.
+
+    A pair's id is ID-i-j: the places, from 0 for the best, of the better and the worse response. An example that is a
+    pair already, and a list of ties alone (which the checks refuse), stay as they are.
+    """
+    ranks, responses = example.ranks, example.responses
+    if len(ranks) <= 2 or len(set(ranks)) == 1:
+        return [example]
+    pairs = []
+    for i, j in itertools.combinations(range(len(ranks)), 2):
+        if ranks[i] != ranks[j]:
+            name = f"{example.id}-{i}-{j}"
+            pairs.append(replace(example, id=name, responses=[responses[i], responses[j]], ranks=[0, 1]))
+    return pairs

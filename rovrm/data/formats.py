@@ -1,8 +1,12 @@
-"""Readers: one raw row of a known preference format -> one Example. Which format it is, is found from the columns.
+"""The preference formats: what the columns of a row mean in each, and which format a row has.
 
-Each `read_X(row)` is pure and returns `(prompt, responses, ranks)`. Images, ids, captions and margins sit in the same
-columns in every format and are read by `read_row`. The schemas are those of the hub cards and of the original code; a
-reader's name is what `reader=` takes.
+    find_reader(["question", "chosen", "rejected"])                                   # "plain"
+    READERS["plain"].read({"question": "What?", "chosen": "A cup.", "rejected": "A dog."})
+    # ("What?", ["A cup.", "A dog."], [0, 1]): prompt, responses, ranks
+
+Each `read_X(row)` is pure. Images, ids, captions and margins sit in the same columns in every format and are read by
+rovrm/data/reader.py. The schemas are those of the hub cards and of the original code; a reader's name is what `reader=`
+takes.
 """
 
 import math
@@ -12,22 +16,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rovrm.common.errors import UserError
-from rovrm.data.messages import (
-    IMAGE_COLUMNS,
-    BadRow,
-    parsed,
-    to_messages,
-)
+from rovrm.data.bad_rows import BadRow
+from rovrm.data.messages import parsed, to_messages
 
 Read = tuple[Any, list[Any], list[int]]  # prompt (string or messages), responses (strings or messages), ranks
 
+IMAGE_COLUMNS = ("images", "image", "img_path", "image_path")
 VIDEO_COLUMNS = ("video", "videos", "video_path")
+# Columns that a row of any format may have.
 OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "scores", "system")
 PAIR_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VLFeedback's three ratings
 
 
-# ---- the formats -----------------------------------------------------------------------------------------------------
+# ---- cells -----------------------------------------------------------------------------------------------------------
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
@@ -52,16 +54,22 @@ def listed(value: Any) -> list[Any]:
 
 
 def _rated(row: Mapping[str, Any], score: Callable[[Mapping[str, Any]], float | None]) -> tuple[list[Any], list[int]]:
-    """Answers with their ranks by score; those whose score is None are dropped."""
+    """The answers in `completions` with their ranks by score; those whose score is None are dropped."""
     completions = listed(_field(row, "completions"))
-    scored = [(c["response"], s) for c in completions if (s := score(c)) is not None and c.get("response") is not None]
-    if len(scored) < 2:
-        raise BadRow("completions", completions, f"{len(scored)} of {len(completions)} have ratings, a ranking needs 2")
-    return [response for response, _ in scored], ranks_of([s for _, s in scored])
+    responses, scores = [], []
+    for completion in completions:
+        number = score(completion)
+        if number is not None and completion.get("response") is not None:
+            responses.append(completion["response"])
+            scores.append(number)
+    if len(scores) < 2:
+        raise BadRow("completions", completions, f"{len(scores)} of {len(completions)} have ratings, a ranking needs 2")
+    return responses, ranks_of(scores)
 
 
 def rating_in(value: Any) -> float | None:
-    """UltraFeedback and VLFeedback store ratings as strings; "N/A" and nonsense give None."""
+    """A finite number, also from a text, as which UltraFeedback and VLFeedback store ratings; "N/A" and nonsense give
+    None."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):  # the last of a whole number beyond every float
@@ -74,12 +82,15 @@ def number_in(value: Any) -> float | None:
     return None if isinstance(value, bool) else rating_in(value)
 
 
+# ---- the formats -----------------------------------------------------------------------------------------------------
+
+
 def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = None) -> float | None:
     """Mean over the aspects; None when one is missing, since a mean of fewer cannot be compared with the others'."""
     annotations = completion.get("annotations") or {}
     ratings = [rating_in((annotations.get(name) or {}).get("Rating")) for name in aspects or annotations]
-    known = [rating for rating in ratings if rating is not None]
-    return sum(known) / len(known) if known and len(known) == len(ratings) else None
+    numbers = [rating for rating in ratings if rating is not None]
+    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(ratings) else None
 
 
 def read_ultrafeedback(row: Mapping[str, Any]) -> Read:
@@ -95,7 +106,7 @@ def read_vlfeedback(row: Mapping[str, Any]) -> Read:
 
 
 def read_ultrafeedback_binarized(row: Mapping[str, Any]) -> Read:
-    """HuggingFaceH4/ultrafeedback_binarized: a TRL pair with scores, which `_judged` looks at."""
+    """HuggingFaceH4/ultrafeedback_binarized: a TRL pair with scores, which the reader of the row looks at."""
     for column in PAIR_SCORES[0]:
         _field(row, column)
     return read_trl(row)
@@ -109,9 +120,12 @@ def read_plain(row: Mapping[str, Any]) -> Read:
 
 
 def _prompt_text(row: Mapping[str, Any]) -> Any:
+    """The prompt; where it is an `instruction`, with the `input` behind it, as Alpaca files write it."""
     prompt = _field(row, "prompt", "question", "instruction", "input")
-    both = prompt is row.get("instruction") and isinstance(row.get("input"), str) and row["input"].strip()
-    return f"{prompt}\n\n{row['input']}" if both else prompt
+    material = row.get("input")
+    if prompt is row.get("instruction") and isinstance(material, str) and material.strip():
+        return f"{prompt}\n\n{material}"
+    return prompt
 
 
 def read_rlhf_v(row: Mapping[str, Any]) -> Read:
@@ -142,12 +156,15 @@ def read_two_outputs(row: Mapping[str, Any]) -> Read:
 
 
 def _preferred(row: Mapping[str, Any]) -> list[int]:
+    """The ranks of output_1 and output_2, by `label` or `preference`."""
     value = _field(row, "label", "preference") if "label" in row else _field(row, "preference", "label")
     number = number_in(value)
     if number is None or not 1 <= number <= 2:
         field = "label" if row.get("label") is not None else "preference"
         raise BadRow(field, value, "takes 1 (output_1 is better), 2, or a number between (1.5 is a tie); mend the row")
-    return [0, 0] if number == 1.5 else [0, 1] if number < 1.5 else [1, 0]
+    if number == 1.5:
+        return [0, 0]
+    return [0, 1] if number < 1.5 else [1, 0]
 
 
 def read_vision_feedback_mix(row: Mapping[str, Any]) -> Read:
@@ -179,13 +196,14 @@ def read_hh_rlhf(row: Mapping[str, Any]) -> Read:
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise BadRow("chosen", chosen, "takes transcripts, two texts; set reader=trl for lists of messages")
     shared = os.path.commonprefix([chosen, rejected])
-    cut = shared.rfind("\n\nAssistant:") + len("\n\nAssistant:")
-    if cut < len("\n\nAssistant:") or not shared.startswith("\n\nHuman:"):
+    end = shared.rfind("\n\nAssistant:")  # of the prompt; -1 for none
+    cut = end + len("\n\nAssistant:")
+    if end < 0 or not shared.startswith("\n\nHuman:"):
         raise BadRow("chosen", chosen, 'the transcripts share no "\\n\\nHuman: ... \\n\\nAssistant:"; set reader=NAME')
     answers = [chosen[cut:].strip(), rejected[cut:].strip()]
     if any("\n\nHuman:" in answer for answer in answers):
         raise BadRow("chosen", chosen, "the transcripts part before their last answers; drop the row")
-    parts = re.split(r"\n\n(Human|Assistant):", shared[: cut - len("\n\nAssistant:")])
+    parts = re.split(r"\n\n(Human|Assistant):", shared[:end])  # "", speaker, text, speaker, text, ...
     turns: list[dict[str, Any]] = []
     for speaker, text in zip(parts[1::2], parts[2::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
@@ -198,6 +216,7 @@ def read_hh_rlhf(row: Mapping[str, Any]) -> Read:
 
 def read_trl(row: Mapping[str, Any]) -> Read:
     """TRL's preference formats: strings or messages, the prompt in its own column or as the answers' shared start."""
+    # Two texts.
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
     prompt = row.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -209,6 +228,7 @@ def read_trl(row: Mapping[str, Any]) -> Read:
     _refuse_texts(chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("rejected", rejected, "chosen and rejected are both texts or both lists of messages; mend the row")
+    # Two messages, or two lists of messages that begin alike and differ in the last one.
     if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
         return prompt, [chosen, rejected], [0, 1]
     same = 0
@@ -223,33 +243,37 @@ def read_trl(row: Mapping[str, Any]) -> Read:
 
 def _refuse_texts(*answers: Any) -> None:
     """Raises BadRow for several texts where one answer, or a list of messages, is expected."""
-    for column, listed in zip(("chosen", "rejected"), answers, strict=True):
-        if isinstance(listed, (list, tuple)) and len(listed) > 1 and any(isinstance(item, str) for item in listed):
-            reason = f"a list of {len(listed)} texts, where one answer is expected; write all answers as one list "
-            raise BadRow(column, listed, reason + "`responses`, best first or with `ranks` beside it")
+    for column, answer in zip(("chosen", "rejected"), answers, strict=True):
+        if isinstance(answer, (list, tuple)) and len(answer) > 1 and any(isinstance(item, str) for item in answer):
+            reason = f"a list of {len(answer)} texts, where one answer is expected; write all answers as one list "
+            raise BadRow(column, answer, reason + "`responses`, best first or with `ranks` beside it")
 
 
 def _with_turns(prompt: Any, turns: list[Any]) -> Any:
-    """The explicit prompt and the shared turns, where the turns may repeat the prompt (ultrafeedback_binarized)."""
+    """The prompt of its own column and the shared turns; the turns may repeat the prompt (ultrafeedback_binarized)."""
     if not turns or prompt is None:
         return turns or prompt
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    messages, shared = to_messages(given), to_messages(turns)
+    own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages, shared = to_messages(own), to_messages(turns)
     repeated = any(shared[i : i + len(messages)] == messages for i in range(len(shared)))
-    return turns if repeated else [*given, *turns]
+    return turns if repeated else [*own, *turns]
 
 
 def read_ranked(row: Mapping[str, Any]) -> Read:
     """prompt, responses and their order: by `ranks` (lower is better, equal is a tie), without them by `scores` (higher
-    is better), without both best first. Where both are given, `_judged` has them agree."""
+    is better), without both best first. Where both are given, the reader of the row has them agree."""
     responses = _field(row, "responses")
     if isinstance(responses, str) or not isinstance(responses, Sequence):
         raise BadRow("responses", responses, "takes a list of two or more texts; mend the row")
-    scores, ranks = (_numbers(row, column, len(responses)) for column in ("scores", "ranks"))
+    scores = _numbers(row, "scores", len(responses))
+    ranks = _numbers(row, "ranks", len(responses))
     if ranks is not None:
-        scores = [-rank for rank in ranks]
-    order = list(range(len(responses))) if scores is None else ranks_of(scores)
-    return _prompt_text(row), list(responses), order
+        dense_ranks = ranks_of([-rank for rank in ranks])
+    elif scores is not None:
+        dense_ranks = ranks_of(scores)
+    else:
+        dense_ranks = list(range(len(responses)))
+    return _prompt_text(row), list(responses), dense_ranks
 
 
 def _numbers(row: Mapping[str, Any], column: str, count: int) -> list[float] | None:
@@ -257,18 +281,22 @@ def _numbers(row: Mapping[str, Any], column: str, count: int) -> list[float] | N
     if row.get(column) is None:
         return None
     values = row[column]
-    numbers = [number_in(value) for value in values]
-    known = [number for number in numbers if number is not None]
-    if isinstance(values, str) or not len(known) == len(numbers) == count:
+    numbers = [number for number in map(number_in, values) if number is not None]
+    if isinstance(values, str) or not len(numbers) == len(values) == count:
         raise BadRow(column, values, f"takes one number for each of the {count} responses; mend the row")
-    return known
+    return numbers
 
 
 # ---- which reader ----------------------------------------------------------------------------------------------------
 
 
 class Reader(NamedTuple):
-    """columns: what it needs ("a|b": either). read: the function. fits: a further look at columns and a row, if any."""
+    """A format: how it is told and read.
+
+    columns: those that a row must have; "a|b" stands for either.
+    read: a row -> (prompt, responses, ranks).
+    fits: a further look at the columns and a row, where other formats have these columns too.
+    """
 
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], Read]
@@ -283,13 +311,16 @@ TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in thes
 
 
 def _is_transcript(columns: set[str], row: Mapping[str, Any]) -> bool:
+    """Whether chosen and rejected are whole transcripts, as in hh-rlhf."""
     return not columns & {*PROMPT.split("|")} and str(row.get("chosen", "\n\nHuman:")).startswith("\n\nHuman:")
 
 
 def _is_trl(columns: set[str], row: Mapping[str, Any]) -> bool:
-    # Two texts alone start with their prompt; beside an unknown column they would lose it.
-    listed = any(isinstance(row.get(name), (list, tuple)) for name in ("prompt", "chosen", "rejected"))
-    return listed or columns <= {"chosen", "rejected", *OPTIONAL}
+    """Whether the row holds lists of messages, or two texts that begin with their prompt."""
+    if any(isinstance(row.get(name), (list, tuple)) for name in ("prompt", "chosen", "rejected")):
+        return True
+    # A column that is not known here may hold the prompt, and the two texts none.
+    return columns <= {"chosen", "rejected", *OPTIONAL}
 
 
 # From the most to the least particular: the first that fits is taken.
@@ -318,39 +349,47 @@ def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) ->
 
     Raises UserError listing the columns, what the nearest readers need, and the remedy.
     """
-    found = set(columns)
+    present = set(columns)
     for name, reader in READERS.items():
-        if not _missing(reader, found) and reader.fits(found, row or {}):
+        if not _missing(reader, present) and reader.fits(present, row or {}):
             return name
-    # The general formats stand last, and are the better advice among equals.
-    nearest = sorted(
-        reversed(READERS), key=lambda name: len(_missing(READERS[name], found)) / len(READERS[name].columns)
-    )[:3]
-    needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], found)) or 'nothing'}" for name in nearest)
+
+    def lacking(name: str) -> float:
+        return len(_missing(READERS[name], present)) / len(READERS[name].columns)
+
+    nearest = sorted(reversed(READERS), key=lacking)[:3]  # the general formats, the better advice among equals, first
+    needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], present)) or 'nothing'}" for name in nearest)
     remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: "
     remedy += "reader=NAME"
-    if found >= {*VL_REWARDBENCH.values()}:
+    if present >= {*VL_REWARDBENCH.values()}:
         mapping = "&".join(f"columns.{ours}={theirs}" for ours, theirs in VL_REWARDBENCH.items())
         remedy = f"These are rows of VL-RewardBench: read them by SOURCE?{mapping}; to score them, call the columns so"
-    raise UserError(f"no reader fits the columns {', '.join(sorted(found)) or '(none)'}. Nearest: {needs}. {remedy}")
+    raise UserError(f"no reader fits the columns {', '.join(sorted(present)) or '(none)'}. Nearest: {needs}. {remedy}")
 
 
-def _missing(reader: Reader, found: set[str]) -> list[str]:
-    return [needed for needed in reader.columns if not found & set(needed.split("|"))]
+def _missing(reader: Reader, present: set[str]) -> list[str]:
+    return [needed for needed in reader.columns if not present & set(needed.split("|"))]
 
 
-def check_columns(mapping: Mapping[str, str], found: Sequence[str]) -> None:
-    """Raises UserError for a canonical name that no reader knows, and for a column that the data do not have."""
+# ---- columns of other names ------------------------------------------------------------------------------------------
+
+
+def check_columns(mapping: Mapping[str, str], present: Sequence[str]) -> None:
+    """Raises UserError for a canonical name that no reader knows, and for a column that the data do not have.
+
+    mapping: our name -> theirs. present: the columns of the data.
+    """
     known = {*OPTIONAL, *(name for r in READERS.values() for needed in r.columns for name in needed.split("|"))}
     for canonical, theirs in mapping.items():
         if canonical not in known:
             raise UserError(f"columns.{canonical}: no reader knows this name; takes {', '.join(sorted(known))}")
-        if theirs not in found:
-            raise UserError(f"columns.{canonical}={theirs}: the data have no such column; they have {', '.join(found)}")
+        if theirs not in present:
+            has = ", ".join(present)
+            raise UserError(f"columns.{canonical}={theirs}: the data have no such column; they have {has}")
 
 
 def rename(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The row with `mapping` {canonical: theirs} applied; a column of a canonical name that is mapped gives way."""
-    taken = {*mapping.values(), *mapping}
-    kept = {key: value for key, value in row.items() if key not in taken}
+    """The row with its columns renamed, by our name -> theirs; a column that has our name already gives way."""
+    replaced = {*mapping.values(), *mapping}
+    kept = {column: value for column, value in row.items() if column not in replaced}
     return kept | {canonical: row[theirs] for canonical, theirs in mapping.items() if theirs in row}

@@ -1,4 +1,4 @@
-"""Lazy images: a handle that costs nothing until it is opened, and the rule by which an image file is found.
+"""Images: handles that cost nothing until they are opened, and the rule by which an image file is found.
 
     ref = ImageRef(path=find_image("images/1.jpg", image_root=None, data_file="data/train.jsonl"), label="images/1.jpg")
     ref.open()                      # PIL image, RGB, upright
@@ -29,18 +29,21 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset(".mp4 .avi .mov .webm .mkv .m4v .mpg .mpeg .flv .wmv".split())
 # Only raster formats: PIL would hand an EPS file to Ghostscript.
 PIL.Image.init()
-KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)  # a name that this Pillow lacks is a KeyError in open
-MAX_PIXELS = 50_000_000  # of all images of a row together, where nothing else is asked for: 200 MB decoded
+RASTER = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# A name that this Pillow lacks would be a KeyError in open.
+FORMATS = tuple(name for name in RASTER if name in PIL.Image.OPEN)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRef:
     """One image, not read before `open()`: a file, a cell of a data set, a PIL image in memory, or one drawn on demand.
 
-    path: the file. image: the PIL image. drawing: a hashable function that draws the image, the same each time.
-    dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives the
-        stored `{"bytes", "path"}` without decoding), its row, its image column, and the place in a list of images.
+    One of the first four is given:
+    path: the file.
+    image: a PIL image.
+    dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives the stored `{"bytes", "path"}` without
+        decoding), its row, its image column, and the place in a list of images; None where the cell is no list.
+    drawing: a hashable function that draws the image, the same each time.
     label: the image's name in the data, on which captions are joined; without it the path, or the name embedded.
 
     Equal and hashable by what it points to (a PIL image: by identity). Picklable: a memory-mapped data set is pickled
@@ -57,11 +60,14 @@ class ImageRef:
     drawing: Callable[[], PIL.Image.Image] | None = None
 
     def open(self, left: int | None = None) -> PIL.Image.Image:
-        """The decoded image, (height, width) RGB, upright.
+        """The decoded image, RGB, upright.
 
-        left: the pixels that its row may still have. Raises UserError naming the image and what is wrong: missing,
-        empty, truncated, not an image, or more pixels than these or than PIL's limit against decompression bombs
-        (checked before decoding).
+        Args:
+            left: the pixels that its row may still have; None for no limit of the row's.
+
+        Raises:
+            UserError: which names the image and what is wrong: missing, empty, truncated, not an image, or more pixels
+                than `left` or than PIL's limit against decompression bombs (checked before decoding).
         """
         try:
             if self.image is not None:
@@ -146,10 +152,11 @@ class ImageRef:
 def open_images(images: Sequence[ImageRef], max_pixels: int) -> Iterator[PIL.Image.Image]:
     """The images of a row, decoded one after the other, of at most `max_pixels` together. Raises UserError as
     `ImageRef.open`."""
+    left = max_pixels
     for ref in images:
-        opened = ref.open(max_pixels)
-        max_pixels -= opened.width * opened.height
-        yield opened
+        image = ref.open(left)
+        left -= image.width * image.height
+        yield image
 
 
 def content_hash(image: PIL.Image.Image) -> str:
@@ -161,6 +168,7 @@ def content_hash(image: PIL.Image.Image) -> str:
 
 
 def _not_empty(source: Any, size: int) -> Any:
+    """The source; PIL would call a file of 0 bytes an unknown format."""
     if not size:
         raise EOFError("the file is empty, 0 bytes")
     return source
@@ -199,11 +207,18 @@ def find_image(
 ) -> str:
     """The path of an image named in a data file.
 
-    An absolute path is taken as it is. A relative one is looked up under `image_root` if given, else in the folder of
-    `data_file` (itself, if it is a folder; none: the working folder), else in that folder's parents, nearest first. The
-    folder that worked is tried first for the next name of the same data folder, so that many rows cost one look each;
-    it is logged once. Raises UserError for a URL, a video, an empty name, and a file found nowhere (must_exist=False:
-    that one keeps its name).
+    An absolute path is taken as it is. A relative one is looked up under `image_root`; without it in the folder of the
+    data file, then in that folder's parents, nearest first. The folder that worked is tried first for the next name of
+    the same data folder, so that many rows cost one look each; it is logged once.
+
+    Args:
+        name: as the data write it.
+        image_root: the folder of relative names; None to search.
+        data_file: the file, or folder, in which the name stands; None for the working folder.
+        must_exist: False lets a file that is found nowhere keep its name.
+
+    Raises:
+        UserError: for a URL, a video, an empty name, and a file found nowhere.
     """
     _refuse(name)
     try:
@@ -239,6 +254,7 @@ def expanded(path: str | os.PathLike) -> str:
 
 
 def _refuse(name: str) -> None:
+    """Raises UserError for a name that cannot be that of an image file."""
     if not name.strip():
         raise UserError("image '': the name is empty; give a path, or null for a row without an image")
     if "://" in name or name.startswith("data:"):

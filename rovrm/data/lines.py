@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError
-from rovrm.data.json_files import whole_json
+from rovrm.data.raw_rows import whole_json
 
 TABLES = (".csv", ".tsv", ".parquet")
 Lines = list[tuple[int, bytes]]  # line number from 1, and content

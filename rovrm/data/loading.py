@@ -1,46 +1,40 @@
-"""From sources to examples: reading, drawing n of them, and captions.
+"""Examples of a phase: all sources read, n of their rows drawn, ids made unique.
 
     loaded = load_examples("a.jsonl?weight=0.3,owner/name?weight=0.7", n=10000)
-    captioned = use_captions(loaded.examples, "captions.jsonl")      # then captions.caption_example on each
+    loaded.examples, loaded.rejected
 
-No row is dropped in silence: what cannot be used is in `Loaded.rejected` with its place, field, value and reason.
+No row is dropped in silence: what cannot be used is in `Loaded.rejected` with its place, field, value and reason. Rows
+that were not drawn are not read, and so not listed.
 """
 
-import functools
-import itertools
-import json
 import logging
-import os
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rovrm.common.errors import BadRows, UserError, shown
-from rovrm.data.captions import Captions, load_captions, with_caption
+from rovrm.data.bad_rows import BadRow, first_rejection, rejection
+from rovrm.data.captions import load_captions, with_caption
+from rovrm.data.dataset_rows import dataset_rows
 from rovrm.data.example import Example
-from rovrm.data.formats import READERS, check_columns, find_reader, rename
-from rovrm.data.images import find_image
-from rovrm.data.messages import BadRow
-from rovrm.data.raw_rows import Row, Rows, Source, dataset_rows, list_rows
-from rovrm.data.reader import read_row
-from rovrm.data.sources import load_rows, parse_sources
+from rovrm.data.formats import check_columns
+from rovrm.data.raw_rows import Row, rows_of_dicts
+from rovrm.data.reader import RowReader
+from rovrm.data.sources import Source, load_rows, parse_sources
 
 logger = logging.getLogger(__name__)
 
-Select = Literal["random", "first"]
+Draw = Literal["random", "first"]  # which n rows: drawn with the seed, or the first
 
 
 @dataclass(slots=True)
 class Loaded:
-    """examples; rejected: one {"location", "id", "field", "value", "reason"} per row that cannot be used; counts: per
-    source {"read", "kept", "rejected"}. Rows that were not drawn are not read: read = good + rejected, kept <= good. A
-    row read as its pairs counts as so many."""
+    """examples; rejected: one {"location", "id", "field", "value", "reason"} per row that cannot be used."""
 
     examples: list[Example] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
@@ -54,172 +48,125 @@ def load_examples(
     image_root: str | None = None,
     captions: str | None = None,
     n: int | None = None,
-    select: Select = "random",
+    select: Draw = "random",
     seed: int = 0,
     images_needed: bool = True,
 ) -> Loaded:
     """The examples of all sources, in the order of the sources and their rows; no image is opened.
 
-    columns: {canonical: theirs} for every source that has the column. captions: a file whose captions every row must
-    find one in. n: how many in all; select: which, drawn with the seed or the first. A source's own `n` limits that
-    source; `weight`s (on all sources or none) fix the shares, and the total is then the largest, up to n, that repeats
-    no row. images_needed=False: an image file that is not there does not spoil its row. Raises UserError for a source
-    or setting that is wrong, and when not one row can be used.
+    Args:
+        sources: as a setting writes them (rovrm/data/sources.py). A source's own `n` limits that source. `weight`s, on
+            all sources or none, fix the shares; the total is then the largest, up to n, that repeats no row.
+        columns: our name -> theirs, for every source that has the column.
+        reader: the format of the rows, for sources that name none; None to find it from the columns.
+        image_root: the folder of relative image paths; None for the data file's folder and its parents.
+        captions: a file whose captions every row must find one in.
+        n: how many examples in all; None for all.
+        select: which n.
+        seed: of the draw.
+        images_needed: whether an image file that is not there spoils its row.
+
+    Raises:
+        UserError: for a source or setting that is wrong.
+        BadRows: when not one row can be used.
     """
     parsed = parse_sources(sources)
     shares = _shares(parsed)
     table = load_captions(captions) if captions else None
     opened = [load_rows(source) for source in parsed]
-    _check_shared_columns(columns or {}, opened)
+    columns = columns or {}
+    # A mapping for all sources is a mistake only if none of them has the column.
+    check_columns(columns, list(dict.fromkeys(column for rows in opened for column in rows.columns)))
     parts: list[Loaded] = []
     for source, rows, share in zip(parsed, opened, shares, strict=True):
-        own = {canonical: theirs for canonical, theirs in (columns or {}).items() if theirs in rows.columns}
         check_columns(source.columns, rows.columns)
-        rows_reader = _Reader(
-            rows, own | source.columns, source.reader or reader, image_root, table, images_needed, source.pairs
+        own_columns = {canonical: theirs for canonical, theirs in columns.items() if theirs in rows.columns}
+        row_reader = RowReader(
+            rows,
+            own_columns | source.columns,
+            reader=source.reader or reader,
+            image_root=image_root,
+            captions=table,
+            images_needed=images_needed,
+            pairs=source.pairs,
         )
-        total = n if len(parsed) == 1 else None if n is None or share is None else int(n * share) + 1
-        limit = min((limit for limit in (source.n, total) if limit is not None), default=None)
-        parts.append(_read(source, rows_reader, limit, select, _generator(seed, source)))
+        limits = [source.n]
+        if len(parsed) == 1:
+            limits.append(n)
+        elif n is not None and share is not None:
+            limits.append(int(n * share) + 1)
+        limit = min((number for number in limits if number is not None), default=None)
+        parts.append(_read(source, row_reader, limit, select, _generator(seed, source)))
     _draw_shares(parts, shares, n, select, seed)
-    return _joined(parts, n, select, seed)
+    return _joined(parts, [source.text for source in parsed], n, select, seed)
 
 
 def as_examples(dataset: Any) -> list[Example]:
-    """A list of Examples as it is; a `datasets.Dataset` or a list of dicts in any known format, read. Raises UserError
-    for a data set without a length, and for the first row that cannot be read."""
+    """A list of Examples as it is; a `datasets.Dataset` or a list of dicts in any known format, read.
+
+    Raises UserError for a data set without a length, and for the first row that cannot be read.
+    """
     if not hasattr(dataset, "__len__"):
         raise UserError(f"{type(dataset).__name__} has no length; give a datasets.Dataset or a list, not a stream")
-    if not hasattr(dataset, "features"):
+    if hasattr(dataset, "features"):
+        rows = dataset_rows(dataset, "dataset", stem="dataset")
+    else:
         listed = list(dataset)
         if all(isinstance(row, Example) for row in listed):
             return listed
-        rows = list_rows(listed, "dataset")
-    else:
-        rows = dataset_rows(dataset, "dataset", stem="dataset")
-    loaded = _read(Source("dataset", "dataset"), _Reader(rows, {}), None, "first", random.Random(0))
+        rows = rows_of_dicts(listed, "dataset")
+    loaded = _read(Source("dataset", "dataset"), RowReader(rows, {}), None, "first", random.Random(0))
     if loaded.rejected:
-        raise UserError(_first_rejected(loaded.rejected))
-    return _joined([loaded], None, "first", 0).examples
+        raise UserError(first_rejection(loaded.rejected))
+    return _joined([loaded], ["dataset"], None, "first", 0).examples
 
 
-class _Reader:
-    """Turns the rows of one source into examples; the format of each file is found once."""
-
-    def __init__(
-        self,
-        rows: Rows,
-        mapping: dict[str, str],
-        name: str | None = None,
-        image_root: str | None = None,
-        captions: Captions | None = None,
-        images_needed: bool = True,
-        pairs: bool = False,
-    ):
-        self.rows, self.mapping, self.captions, self.pairs = rows, mapping, captions, pairs
-        self.find = functools.partial(find_image, image_root=image_root, must_exist=images_needed)
-        if name is not None and name not in READERS:
-            raise UserError(f"reader={name}: no such reader; takes {', '.join(READERS)}")
-        self.names = {file: name or self._find(file) for file in rows.kinds}
-
-    def _find(self, file: str | None) -> str:
-        columns, first = self.rows.kinds[file]
-        renamed = {canonical for canonical, theirs in self.mapping.items() if theirs in columns}
+def use_captions(examples: Sequence[Example]) -> Loaded:
+    """The examples that have a caption of their own; the others are rejected, and so are those whose caption is a
+    best-ranked answer, which would give the answer away."""
+    loaded = Loaded()
+    for example in examples:
         try:
-            return find_reader((set(columns) - {*self.mapping.values()}) | renamed, rename(first, self.mapping))
-        except UserError as error:
-            raise UserError(f"{file or self.rows.name}: {error}") from error
-
-    def __call__(self, row: Row) -> list[Example | BadRow]:
-        """The row's example, or each of its pairs, or why it cannot be used."""
-        try:
-            example = self._example(row)
+            loaded.examples.append(with_caption(example, None))
         except BadRow as error:
-            return [error]
-        parts = pairs_of(example) if self.pairs else [example]
-        return [self._captioned(part) for part in parts]
-
-    def _captioned(self, example: Example) -> Example | BadRow:
-        try:
-            return with_caption(example, self.captions) if self.captions else example
-        except BadRow as error:
-            return error
-
-    def _example(self, row: Row) -> Example:
-        if row.values is None:
-            raise BadRow("row", row.raw, row.problem)
-        find = functools.partial(self.find, data_file=row.data_file)
-        return read_row(
-            self.names[row.data_file],
-            rename(row.values, self.mapping),
-            find,
-            location=row.location,
-            fallback_id=f"{row.stem}-{row.number}",
-            source=row.stem,
-        )
+            loaded.rejected.append(rejection(example.location, example.id, error))
+    return loaded
 
 
-def pairs_of(example: Example) -> list[Example]:
-    """A ranked list as its pairs of different rank, with the id ID-i-j: the places, from 0 for the best, of the better
-    and the worse response. A pair, and a list of ties alone (which the checks refuse), stay as they are."""
-    ranks, responses = example.ranks, example.responses
-    if len(ranks) <= 2 or len(set(ranks)) == 1:
-        return [example]
-    pairs = []
-    for i, j in itertools.combinations(range(len(ranks)), 2):
-        if ranks[i] != ranks[j]:
-            name, both = f"{example.id}-{i}-{j}", [responses[i], responses[j]]
-            pairs.append(replace(example, id=name, responses=both, ranks=[0, 1]))
-    return pairs
+# ---- one source ------------------------------------------------------------------------------------------------------
 
 
-def _read(source: Source, reader: _Reader, limit: int | None, select: Select, rng: random.Random) -> Loaded:
-    """Reads one source until `limit` examples are good, or to its end. Pairs are drawn from all of them: those of the
-    first lists alone would be few prompts, each with all its pairs."""
+def _read(source: Source, reader: RowReader, limit: int | None, select: Draw, rng: random.Random) -> Loaded:
+    """Reads one source until `limit` examples are good, or to its end."""
     order = list(range(len(reader.rows)))
-    drawn = limit is not None and select == "random"
-    if drawn:
+    shuffled = limit is not None and select == "random"
+    if shuffled:
         rng.shuffle(order)
-    good: dict[tuple[int, int], Example] = {}
+    # Pairs are drawn from those of all lists: those of the first lists alone would be few prompts with all their pairs.
+    needs_all = shuffled and reader.pairs
+    good: dict[tuple[int, int], Example] = {}  # by the number of the row, and that of the pair in it
     rejected: list[dict[str, str]] = []
     for index, row in zip(order, reader.rows.take(order), strict=True):
         for place, part in enumerate(reader(row)):
             if isinstance(part, BadRow):
-                given = (row.values or {}).get("id")
-                id_ = f"{row.stem}-{row.number}" if given in (None, "") else shown(given)
-                rejected.append(_rejected(row.location, id_, part))
+                rejected.append(rejection(row.location, _id_of(row), part))
             else:
                 good[index, place] = part
-        if limit is not None and len(good) >= limit and not (drawn and reader.pairs):
+        if limit is not None and len(good) >= limit and not needs_all:
             break
     keys = list(good)
-    if drawn and reader.pairs:
+    if needs_all:
         rng.shuffle(keys)
     kept = sorted(keys[:limit])
     if source.n is not None and len(good) < source.n and (limit is None or limit >= source.n):
         logger.warning("source %r: n=%d asked for, %d usable rows found: all taken", source.text, source.n, len(good))
-    counts = {"read": len(good) + len(rejected), "kept": len(kept), "rejected": len(rejected)}
-    return Loaded([good[key] for key in kept], rejected, {source.text: counts})
+    return Loaded([good[key] for key in kept], rejected)
 
 
-def _rejected(location: str, id_: str, error: BadRow) -> dict[str, str]:
-    value = error.value
-    try:
-        value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    except Exception:  # keys that are no texts, lists nested too deeply, numbers that are too long
-        value = shown(value)
-    return {"location": location, "id": id_, "field": error.field, "value": value[:200], "reason": error.reason}
-
-
-def _first_rejected(rejected: Sequence[dict[str, str]]) -> str:
-    first = rejected[0]
-    where = f"{first['location']}: {first['field']} = {first['value']!r}"
-    return f"{len(rejected)} rows cannot be used; the first, {where}: {first['reason']}"
-
-
-def _check_shared_columns(columns: dict[str, str], opened: Sequence[Rows]) -> None:
-    """A mapping for all sources is a mistake only if none of them has the column."""
-    check_columns(columns, list(dict.fromkeys(column for rows in opened for column in rows.columns)))
+def _id_of(row: Row) -> str:
+    """The id of a row that cannot be used, whatever stands there."""
+    own = (row.values or {}).get("id")
+    return f"{row.stem}-{row.number}" if own in (None, "") else shown(own)
 
 
 def _generator(seed: int, source: Source) -> random.Random:
@@ -227,6 +174,9 @@ def _generator(seed: int, source: Source) -> random.Random:
     # through SHA-512, so hash randomisation plays no part.
     name = Path(source.name).name
     return random.Random(f"{seed}:{name}".encode("utf-8", "surrogateescape"))  # a name may hold any byte
+
+
+# ---- several sources -------------------------------------------------------------------------------------------------
 
 
 def _shares(parsed: Sequence[Source]) -> list[float | None]:
@@ -240,55 +190,59 @@ def _shares(parsed: Sequence[Source]) -> list[float | None]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _draw_shares(parts: Sequence[Loaded], shares: Sequence[float | None], n: int | None, select: Select, seed: int):
+def _draw_shares(
+    parts: Sequence[Loaded], shares: Sequence[float | None], n: int | None, select: Draw, seed: int
+) -> None:
     """Cuts the parts to their shares, in place: the largest total, up to n, that repeats no row."""
-    known = [share for share in shares if share is not None]
-    if not known:
+    weights = [share for share in shares if share is not None]
+    if not weights:
         return
     have = [len(part.examples) for part in parts]
-    largest = min(count / share for count, share in zip(have, known, strict=True))
+    largest = min(count / weight for count, weight in zip(have, weights, strict=True))
     total = int(min(largest, n if n is not None else largest) + 1e-9)
     if n is not None and total < n:
         logger.warning("n=%d asked for, but the weights allow %d examples without repeating a row", n, total)
-    sizes = [int(total * share + 1e-9) for share in known]
-    # The largest remainders get what rounding down has left over.
-    for i in sorted(range(len(sizes)), key=lambda i: sizes[i] - total * known[i])[: total - sum(sizes)]:
+    sizes = [int(total * weight + 1e-9) for weight in weights]
+    # Rounding down leaves some over: one more for each of the parts that lost most by it.
+    left_over = total - sum(sizes)
+    by_loss = sorted(range(len(sizes)), key=lambda i: sizes[i] - total * weights[i])
+    for i in by_loss[:left_over]:
         sizes[i] = min(sizes[i] + 1, have[i])
     for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        part.examples = _draw(part.examples, size, select, random.Random(f"{seed}:share:{i}"))
-        next(iter(part.counts.values()))["kept"] = len(part.examples)
+        part.examples = _drawn(part.examples, size, select, random.Random(f"{seed}:share:{i}"))
 
 
-def _draw(examples: list[Example], size: int, select: Select, rng: random.Random) -> list[Example]:
+def _drawn(examples: list[Example], size: int, select: Draw, rng: random.Random) -> list[Example]:
     """`size` of the examples, in their order."""
     if size >= len(examples):
         return examples
-    chosen = range(size) if select == "first" else sorted(rng.sample(range(len(examples)), size))
-    return [examples[i] for i in chosen]
+    numbers = range(size) if select == "first" else sorted(rng.sample(range(len(examples)), size))
+    return [examples[i] for i in numbers]
 
 
-def _joined(parts: Sequence[Loaded], n: int | None, select: Select, seed: int) -> Loaded:
-    owners = [(example, next(iter(part.counts))) for part in parts for example in part.examples]
-    examples = [example for example, _ in owners]
-    if n is not None and len(examples) > n:
-        keep = {id(example) for example in _draw(examples, n, select, random.Random(f"{seed}:total"))}
-        owners = [(example, owner) for example, owner in owners if id(example) in keep]
-    elif n is not None and len(examples) < n:
-        logger.warning("n=%d asked for, %d usable rows found: all taken", n, len(examples))
-    loaded = Loaded([example for example, _ in owners], [bad for part in parts for bad in part.rejected])
+def _joined(parts: Sequence[Loaded], names: Sequence[str], n: int | None, select: Draw, seed: int) -> Loaded:
+    """The parts as one, n examples of them. names: of the sources, for the message that not one row can be used."""
+    loaded = Loaded()
     for part in parts:
-        for text, counts in part.counts.items():
-            loaded.counts[text] = counts | {"kept": sum(owner == text for _, owner in owners)}
+        loaded.examples += part.examples
+        loaded.rejected += part.rejected
+    if n is not None and len(loaded.examples) > n:
+        loaded.examples = _drawn(loaded.examples, n, select, random.Random(f"{seed}:total"))
+    elif n is not None and len(loaded.examples) < n:
+        logger.warning("n=%d asked for, %d usable rows found: all taken", n, len(loaded.examples))
     if not loaded.examples and loaded.rejected:
-        message = f"{', '.join(loaded.counts)}: not one row can be used. {_first_rejected(loaded.rejected)}"
+        message = f"{', '.join(names)}: not one row can be used. {first_rejection(loaded.rejected)}"
         raise BadRows(message, rows=loaded.rejected)
     _make_ids_unique(loaded.examples)
     _tell_files_apart(loaded.examples)
     return loaded
 
 
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
 def _make_ids_unique(examples: Iterable[Example]) -> None:
-    """Numbers ids that repeat: a, a-2, a-3, passing over those that are taken."""
+    """Numbers ids that repeat: a, a-2, a-3, passing over those that are in use."""
     seen: set[str] = set()
     counts: dict[str, int] = {}  # by id as given, the last number tried: equal ids are not counted through anew
     for example in examples:
@@ -300,16 +254,18 @@ def _make_ids_unique(examples: Iterable[Example]) -> None:
 
 
 def _tell_files_apart(examples: Iterable[Example]) -> None:
-    """Examples whose source is their file's name get as much of its path as tells files of one name apart."""
-    files: dict[str, dict[str, list[Example]]] = {}  # name -> file -> its examples
+    """Where several files have one name, their examples' `source` gets as much of the path as tells them apart."""
+    by_name: dict[str, dict[str, list[Example]]] = {}  # name of the file -> its path -> its examples
     for example in examples:
-        file = example.location.rpartition(", row ")[0]
-        if example.source == Path(file).stem:
-            files.setdefault(example.source, {}).setdefault(file, []).append(example)
-    for found in files.values():
-        for name, many in zip(_short_names(list(found)), found.values(), strict=True) if len(found) > 1 else ():
-            for example in many:
-                example.source = name
+        path = example.location.rpartition(", row ")[0]
+        if example.source == Path(path).stem:  # not where the row names its source itself
+            by_name.setdefault(example.source, {}).setdefault(path, []).append(example)
+    for by_path in by_name.values():
+        if len(by_path) == 1:
+            continue
+        for short_name, of_file in zip(_short_names(list(by_path)), by_path.values(), strict=True):
+            for example in of_file:
+                example.source = short_name
 
 
 def _short_names(files: Sequence[str]) -> list[str]:
@@ -320,24 +276,3 @@ def _short_names(files: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(files)
-
-
-# ---- captions --------------------------------------------------------------------------------------------------------
-
-
-def use_captions(examples: Sequence[Example], captions: str | os.PathLike | Captions | None = None) -> Loaded:
-    """Each example with its caption: its own, or one of the file's. Examples that get none are rejected.
-
-    A caption that is the chosen answer (any best-ranked one, compared by `normalise`) would give the answer away and is
-    never used; the next one in the list is. Raises UserError for a file that cannot be read or is ambiguous.
-    """
-    table = captions if isinstance(captions, Captions) or captions is None else load_captions(captions)
-    loaded = Loaded()
-    for example in examples:
-        try:
-            loaded.examples.append(with_caption(example, table))
-        except BadRow as error:
-            loaded.rejected.append(_rejected(example.location, example.id, error))
-    kept, name = len(loaded.examples), table.path if table else "captions of the rows"
-    loaded.counts[name] = {"read": len(examples), "kept": kept, "rejected": len(loaded.rejected)}
-    return loaded

@@ -1,23 +1,25 @@
-"""Prompts and responses as users write them (a text, messages, a row) to Examples, for scoring and best-of-n."""
+"""Prompts and responses as users write them (a text, messages, a row) to Examples, for scoring and best-of-n.
+
+    as_example({"prompt": "What is on the table?", "responses": ["A cup.", "A dog."], "images": "photo.jpg"})
+
+The responses stay in the row's own order, and one is enough: nothing is ranked here.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
-from rovrm.common.errors import UserError, shown
+from rovrm.common.errors import UserError, described, shown
+from rovrm.data.bad_rows import BadRow, fence
 from rovrm.data.example import Example
-from rovrm.data.formats import VIDEO_COLUMNS
+from rovrm.data.formats import READERS, VIDEO_COLUMNS, find_reader, listed
 from rovrm.data.images import ImageRef, find_image
-from rovrm.data.messages import BadRow, fence, image_column, unread_image
-from rovrm.data.reader import answers_of, read_row
-
-if TYPE_CHECKING:
-    from rovrm.data.example import Example
-
+from rovrm.data.reader import image_column, is_empty, read_row, unread_image
+from rovrm.data.sources import load_rows, parse_sources
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "system")
 ANSWERS = ("responses", "chosen", "rejected", "response")
@@ -30,8 +32,13 @@ NO_IMAGES = {*PROMPT_COLUMNS, *ANSWERS, *VIDEO_COLUMNS, "candidates", "id", "sou
 def as_example(row: Example | Mapping[str, Any], number: int = 0, find: Callable[[str], str] = find_image) -> Example:
     """A row with prompt, responses and images as an Example, responses in their order.
 
-    number: names a row without `id`. find: an image's name -> its path. Raises UserError naming what is missing or
-    refused, whatever it is.
+    Args:
+        row: a mapping as `RewardScorer.score_batch` takes it; an Example stays as it is.
+        number: names a row without `id`.
+        find: the name of an image -> its path.
+
+    Raises:
+        UserError: which names what is missing or refused, whatever it is.
     """
     if isinstance(row, Example):
         return row
@@ -42,42 +49,8 @@ def as_example(row: Example | Mapping[str, Any], number: int = 0, find: Callable
         return _example(row, name, find)
 
 
-def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> Example:
-    given = [key for key in ANSWERS if row.get(key) is not None]
-    for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        if key in row and row[key] is None and other in given:  # one reward would be taken for that of a whole pair
-            raise UserError(f"{key} is null beside {other}; fill it in or leave it out")
-    prompt, responses = _as_trained(row, given)
-    if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
-        raise UserError(f"needs a list of one or more responses, got {shown(row.get('responses'), 80)}")
-    kept = {key: row[key] for key in PROMPT_COLUMNS if row.get(key) is not None}
-    kept = kept if prompt is None else {"prompt": prompt, "system": row.get("system")}
-    videos = {key: True for key in VIDEO_COLUMNS if not _empty(row.get(key))}
-    column = image_column(row)
-    pictures = {"images": _pictures(None if column is None else row[column])}
-    example = read_row("ranked", {**kept, **videos, **pictures, "responses": responses, "id": name}, find)
-    unread = unread_image(row, NO_IMAGES, example.images, find)
-    if unread is not None:
-        raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
-    return example
-
-
-def _as_trained(row: Mapping[str, Any], given: Sequence[str]) -> tuple[Any, Any]:
-    """(prompt, responses) by the reader that training has for the row's columns; (None, responses) for rows of this
-    module's own: with `responses`, `response` or half a pair, or of columns that no reader fits."""
-    own = row["responses"] if "responses" in given else [row[key] for key in given]
-    if "response" in given and isinstance(row["response"], (list, tuple)) and len(row["response"]) > 1:
-        theirs = "; VL-RewardBench's query is the prompt" if "query" in row else ""
-        raise BadRow("response", row["response"], f"several answers; call the column `responses`{theirs}")
-    if given and set(given) != {"chosen", "rejected"}:
-        return None, own
-    try:
-        return answers_of(row)
-    except UserError:  # no reader fits: what is missing is said of this module's own columns
-        return None, own
-
-
 def example_or_error(row: Any, number: int, find: Callable[[str], str]) -> Example | UserError:
+    """`as_example`, with the UserError returned; a row that is a UserError already stays one."""
     if isinstance(row, UserError):
         return row
     try:
@@ -86,24 +59,88 @@ def example_or_error(row: Any, number: int, find: Callable[[str], str]) -> Examp
         return error
 
 
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, list, tuple)) and not value)
+def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> Example:
+    answer_columns = [column for column in ANSWERS if row.get(column) is not None]
+    for column, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        # Without this, one reward would be taken for that of a whole pair.
+        if column in row and row[column] is None and other in answer_columns:
+            raise UserError(f"{column} is null beside {other}; fill it in or leave it out")
+    prompt, responses = _prompt_and_responses(row, answer_columns)
+    if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
+        raise UserError(f"needs a list of one or more responses, got {shown(row.get('responses'), 80)}")
+
+    # The row is written anew in the columns of the reader `ranked`, which then checks it as a training row.
+    if prompt is None:
+        ranked = {column: row[column] for column in PROMPT_COLUMNS if row.get(column) is not None}
+    else:
+        ranked = {"prompt": prompt, "system": row.get("system")}
+    for column in VIDEO_COLUMNS:  # the reader refuses them
+        if not is_empty(row.get(column), (str, list, tuple)):
+            ranked[column] = True
+    column = image_column(row)
+    ranked["images"] = _pictures(None if column is None else row[column])
+    example = read_row("ranked", ranked | {"responses": responses, "id": name}, find)
+    unread = unread_image(row, NO_IMAGES, example.images, find)
+    if unread is not None:
+        raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
+    return example
+
+
+def _prompt_and_responses(row: Mapping[str, Any], answer_columns: Sequence[str]) -> tuple[Any, Any]:
+    """The prompt and the responses as training reads them, where a format fits the row's columns.
+
+    The prompt is None for rows of scoring's own shape, whose prompt stands in PROMPT_COLUMNS: with `responses`,
+    `response` or half a pair, or of columns that no format fits.
+    """
+    own = row["responses"] if "responses" in answer_columns else [row[column] for column in answer_columns]
+    if "response" in answer_columns and isinstance(row["response"], (list, tuple)) and len(row["response"]) > 1:
+        theirs = "; VL-RewardBench's query is the prompt" if "query" in row else ""
+        raise BadRow("response", row["response"], f"several answers; call the column `responses`{theirs}")
+    if answer_columns and set(answer_columns) != {"chosen", "rejected"}:
+        return None, own
+    try:
+        return _answers_of(row)
+    except UserError:  # no reader fits: what is missing is said of scoring's own columns
+        return None, own
+
+
+def _answers_of(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """Prompt and answers of a row in any known format, as training reads them, the answers in the row's own order.
+
+    Raises UserError where no format fits its columns, BadRow where the row is not of that format's shape.
+    """
+    values = {column: value for column, value in row.items() if value is not None}
+    reader = find_reader(values, values)
+    try:
+        prompt, answers, _ = READERS[reader].read(values)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise BadRow("row", row, f"not the shape of {reader} ({described(error)}); mend the row") from error
+    if "completions" in READERS[reader].columns and len(answers) != len(listed(values["completions"])):
+        reason = "some have no rating, and training passes them over; give those to score as `responses`"
+        raise BadRow("completions", row["completions"], reason)
+    return prompt, answers
 
 
 def _pictures(images: Any) -> list[Any]:
     """None, one image or several as a list of paths and PIL images. Raises UserError for anything else."""
-    listed = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-    for image in listed:
+    if images is None:
+        return []
+    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+    for image in pictures:
         if not isinstance(image, (str, os.PathLike, Image.Image, ImageRef)):
             shape = f" of shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
             raise UserError(
                 f"images takes a path, a PIL image or a list of them, got {type(image).__name__}{shape}; "
                 "make a PIL image of it: Image.fromarray(array), or Image.open(io.BytesIO(data))"
             )
-    return [os.fspath(image) if isinstance(image, os.PathLike) else image for image in listed]
+    return [os.fspath(image) if isinstance(image, os.PathLike) else image for image in pictures]
+
+
+# ---- prompts as TRL gives them ---------------------------------------------------------------------------------------
 
 
 def as_messages(prompt: Any) -> list[Any]:
+    """A prompt as messages: a string is one by the user."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
@@ -112,14 +149,16 @@ def holds_more(prompt: Any, images: Any) -> bool:
     contents = [message.get("content") for message in prompt if isinstance(message, Mapping)]
     blocks = [block for content in contents if isinstance(content, (list, tuple)) for block in content]
     inside = sum(isinstance(block, Mapping) and block.get("image") is not None for block in blocks)
-    return inside > (len(images) if isinstance(images, (list, tuple)) else images is not None)
+    if isinstance(images, (list, tuple)):
+        return inside > len(images)
+    return inside > (0 if images is None else 1)
 
 
-def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
+# ---- files of prompts ------------------------------------------------------------------------------------------------
+
+
+def load_prompts(data: Sequence[str], image_root: str) -> list[Example]:
     """The prompts of all sources as Examples with one empty response each. Raises UserError for the first bad row."""
-    from rovrm.data.images import find_image
-    from rovrm.data.sources import load_rows, parse_sources
-
     examples: list[Example] = []
     for source in parse_sources(data):
         rows = load_rows(source)
@@ -127,8 +166,8 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
             if row.values is None:
                 raise UserError(f"{row.location}: {row.problem}")
             find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)
-            asked = {key: value for key, value in row.values.items() if key not in ANSWERS}
-            values = {"id": f"{row.stem}-{row.number}"} | asked | {"responses": [""]}
+            prompt = {column: value for column, value in row.values.items() if column not in ANSWERS}
+            values = {"id": f"{row.stem}-{row.number}"} | prompt | {"responses": [""]}
             examples.append(as_example(values, row.number, find))
     check_images(examples)
     names = [example.id for example in examples]
@@ -141,7 +180,7 @@ def load_prompts(data: Sequence[str], image_root: str) -> list["Example"]:
     return examples
 
 
-def check_images(examples: Sequence["Example"]) -> None:
+def check_images(examples: Sequence[Example]) -> None:
     """Raises UserError where not one image file can be found, which is no matter of single prompts."""
     paths = [ref.path for example in examples for ref in example.images if ref.path is not None]
     if paths and not any(map(os.path.isfile, paths)):

@@ -1,43 +1,34 @@
-"""Rows as files and data sets hold them, with the place each came from."""
+"""Raw rows: dicts as files hold them, each with the place it came from; and how JSON files become raw rows.
 
+    rows = read_json_rows(Path("pairs.jsonl"))
+    rows[0].values       # {"prompt": "What is this?", "chosen": "A cup.", "rejected": "A dog."}
+    rows[0].location     # "pairs.jsonl, row 1"
+
+What the columns mean is not known here: rovrm/data/reader.py makes an Example of a raw row. Tables, data sets and the
+synthetic world become raw rows in table_rows.py, dataset_rows.py and world_rows.py.
+"""
+
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rovrm.common.errors import UserError, described, shown
-from rovrm.data.images import ImageRef
+from rovrm.common.errors import UserError, shown
 
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])")
-PARTS = ("bytes", "path")  # how data sets store an image
-BATCH = 1000  # rows fetched at once; large enough that Arrow's overhead per call vanishes
-
-
-@dataclass(slots=True)
-class Source:
-    """A source as written (`text`), taken apart. n: how many examples; weight: its share among several sources; pairs:
-    whether ranked lists become their pairs."""
-
-    text: str
-    name: str
-    split: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    reader: str | None = None
-    n: int | None = None
-    weight: float | None = None
-    pairs: bool = False
-    columns: dict[str, str] = field(default_factory=dict)  # canonical name -> theirs
-    options: dict[str, str] = field(default_factory=dict)  # of the synthetic world alone
 
 
 @dataclass(slots=True)
 class Row:
-    """One row. values is None for a row that could not be parsed, and `problem` then says why.
+    """One raw row.
 
-    location: "file, row 12" (1-based; in a JSONL file or a table the line number). data_file: where relative image
-    paths start. stem, number: parts of the id a row without one gets.
+    values: its cells by column; None for a row that could not be parsed, and `problem` then says why.
+    location: "FILE, row 12", counted from 1; in a JSONL file or a table the number of the line.
+    stem, number: make the id, STEM-NUMBER, of a row that has none.
+    data_file: where the search for relative image paths starts.
+    raw: the text of a row that could not be parsed.
     """
 
     values: dict[str, Any] | None
@@ -51,8 +42,12 @@ class Row:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows by index. take(indices) yields them in that order. kinds: for the choice of a reader, by data file, every
-    column seen and a first row, since the files of a folder may differ in format."""
+    """The raw rows of one source, by index.
+
+    kinds: by data file all columns seen in it and its first row, by which the format is told; the files of a folder may
+        differ in format.
+    take: yields the rows of these indices, in their order. Rows of data sets and of the world are made only then.
+    """
 
     name: str
     kinds: dict[str | None, tuple[list[str], dict[str, Any]]]
@@ -64,117 +59,114 @@ class Rows:
 
     @property
     def columns(self) -> list[str]:
+        """The columns of all files together."""
         return list(dict.fromkeys(column for columns, _ in self.kinds.values() for column in columns))
 
 
-def choose_split(source: Source, splits: Iterable[str]) -> str:
-    names = list(splits)
-    if source.split is not None:
-        if source.split in names:
-            return source.split
-        raise UserError(f"source {source.text!r}: no split {source.split!r}; it has {', '.join(names)}")
-    if "train" in names or len(names) == 1:
-        return "train" if "train" in names else names[0]
-    raise UserError(f"source {source.text!r}: which split? It has {', '.join(names)}; add ?split=NAME")
-
-
-def json_row(file: Path, number: int, value: Any, raw: str, problem: str = "") -> Row:
-    if not isinstance(value, dict):
-        problem = problem or f"a row is a JSON object, got {type(value).__name__}; write {{...}}"
-        raw, value = raw or shown(value), None
-    return Row(value, f"{file}, row {number}", file.stem, number, str(file), problem, raw)
-
-
-def json_rows(name: str, rows: list[Row]) -> Rows:
+def rows_in_memory(name: str, rows: list[Row]) -> Rows:
+    """Rows that are all read already, as those of JSON files and tables are."""
+    columns: dict[str | None, dict[str, None]] = {}  # by file; a dict stands for an ordered set
     firsts: dict[str | None, dict[str, Any]] = {}
-    columns: dict[str | None, dict[str, None]] = {}
-    for row in (row for row in rows if row.values is not None):
-        firsts.setdefault(row.data_file, row.values or {})
-        columns.setdefault(row.data_file, {}).update(dict.fromkeys(row.values or ()))
+    for row in rows:
+        if row.values is not None:
+            columns.setdefault(row.data_file, {}).update(dict.fromkeys(row.values))
+            firsts.setdefault(row.data_file, row.values)
     kinds = {file: (list(columns[file]), first) for file, first in firsts.items()}
     return Rows(name, kinds, len(rows), lambda indices: (rows[i] for i in indices))
 
 
-def list_rows(rows: Iterable[Any], name: str) -> Rows:
-    """Rows that are already dicts in memory (a list given to the trainer)."""
-    listed = [Row(dict(row), f"{name}, row {number}", name, number) for number, row in enumerate(rows, 1)]
-    return json_rows(name, listed)
+def rows_of_dicts(dicts: Iterable[Any], name: str) -> Rows:
+    """Dicts that were given in Python, such as a list for the trainer."""
+    rows = [Row(dict(values), f"{name}, row {number}", name, number) for number, values in enumerate(dicts, 1)]
+    return rows_in_memory(name, rows)
 
 
-# ---- data sets -------------------------------------------------------------------------------------------------------
+def choose_split(source: str, wanted: str | None, splits: Iterable[str]) -> str:
+    """Which of its splits is read of a source: the one that is wanted, else `train`, else the only one."""
+    names = list(splits)
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        raise UserError(f"source {source!r}: no split {wanted!r}; it has {', '.join(names)}")
+    if "train" in names:
+        return "train"
+    if len(names) == 1:
+        return names[0]
+    raise UserError(f"source {source!r}: which split? It has {', '.join(names)}; add ?split=NAME")
 
 
-def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = None) -> Rows:
-    """Rows of a `datasets.Dataset`. Cells of image columns become ImageRef (or lists of them); a video or audio cell
-    becomes that word, so that readers can refuse it. None is read: only the columns' offsets and validity bits are.
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def read_json_rows(file: Path, split: str | None = None) -> list[Row]:
+    """The rows of a .json or .jsonl file, whatever form it has inside.
+
+    It may be a list, `{"data": [...]}`, one object per line, or the lists of several splits, `{"train": [...],
+    "test": [...]}`, of which `split` names one. A broken line becomes a row with a `problem`. Raises UserError for an
+    empty file and for one that is not JSON.
     """
-    if not len(dataset):
-        raise UserError(f"source {name!r}: the data set has no rows; choose another split")
-    media = [column for column, feature in dataset.features.items() if _holds_bytes(feature)]
-    texts = dataset.remove_columns(media).with_format("arrow")
-    pictures = dataset.select_columns(media).with_format("arrow") if media else None
-    counts = {column: _counts(pictures, column) for column in media}
-    others = {c: kind for c in media for kind in ("Video", "Audio") if kind in repr(dataset.features[c])}
-
-    def cells(index: int) -> dict[str, Any]:
-        found = {column: _refs(pictures, index, column, count[index]) for column, count in counts.items()}
-        return found | {column: kind.lower() for column, kind in others.items() if found[column]}
-
-    def take(indices: Iterable[int]) -> Iterator[Row]:
-        chosen = list(indices)
-        for start in range(0, len(chosen), BATCH):
-            batch = chosen[start : start + BATCH]
-            for index, (values, problem) in zip(batch, _texts(texts, batch), strict=True):
-                values = None if values is None else values | cells(index)
-                yield Row(values, f"{name}, row {index + 1}", stem, index + 1, data_file, problem)
-
-    kinds: dict[str | None, Any] = {data_file: (dataset.column_names, next(take([0])).values or {})}
-    return Rows(name, kinds, len(dataset), take)
-
-
-def _texts(texts: Any, batch: list[int]) -> list[tuple[dict[str, Any] | None, str]]:
-    """(cells, "") of each row; (None, why not) of one that cannot be read: damaged files hold what is no text."""
     try:
-        return [(row, "") for row in (texts[batch].to_pylist() if texts.column_names else [{} for _ in batch])]
-    except Exception as error:  # Arrow's errors have no common class
-        if len(batch) == 1:
-            return [(None, f"the row cannot be read ({described(error)}); write the file again")]
-        return [_texts(texts, [index])[0] for index in batch]
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); mend it or name another") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error}); a source is JSON, JSONL, CSV or parquet") from error
+    if not text.strip():
+        raise UserError(f"{file}: the file is empty; give one with rows")
+    items = whole_json(text)
+    splits = items if isinstance(items, dict) else {"train": items or []}
+    chosen = choose_split(str(file), split, splits)
+    if items is None:  # JSON Lines
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [_line_row(file, number, line) for number, line in lines]
+    else:
+        rows = [_row(file, number, item, "") for number, item in enumerate(splits[chosen], 1)]
+    if not rows:
+        raise UserError(f"{file}: it holds no rows; give a file with at least one")
+    if all(row.values is None for row in rows):
+        raise UserError(
+            f"{file}: neither a JSON list nor JSONL; {rows[0].location}: {rows[0].problem} ({rows[0].raw[:80]!r}); "
+            "write one JSON object per line"
+        )
+    return rows
 
 
-def _holds_bytes(feature: Any) -> bool:
-    """Image, Video or Audio, a list of them, or the plain {"bytes", "path"} that other tools write."""
-    import datasets
-
-    if isinstance(feature, (datasets.Image, datasets.Video, datasets.Audio)):
-        return True
-    if isinstance(feature, dict):
-        return "bytes" in feature and "path" in feature
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return inner is not None and _holds_bytes(inner)
-
-
-def _counts(pictures: Any, column: str) -> list[int]:
-    """Images per row: -1 for a single image, 0 for none, else the length of the list."""
-    import pyarrow
-    from pyarrow import compute
-
-    counts: list[int] = []
-    for batch in pictures.select_columns([column]).iter(BATCH):
-        cells = batch.column(column)
-        if pyarrow.types.is_struct(cells.type):
-            # call_function, because pyarrow.compute makes its functions at run time, unseen by type checkers
-            parts = [compute.call_function("struct_field", [cells], compute.StructFieldOptions([p])) for p in PARTS]
-            valid = zip(*(part.is_valid().to_pylist() for part in parts), strict=True)
-            counts += [-1 if any(stored) else 0 for stored in valid]
-        else:
-            counts += [length or 0 for length in compute.call_function("list_value_length", [cells]).to_pylist()]
-    return counts
-
-
-def _refs(pictures: Any, row: int, column: str, count: int) -> Any:
-    if count == -1:
-        return ImageRef(dataset=pictures, row=row, column=column)
-    if count == 0:
+def whole_json(text: str) -> list[Any] | dict[str, list[Any]] | None:
+    """The items of a text that is one JSON value, by split where it holds several lists; None when it is JSONL."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return None
-    return [ImageRef(dataset=pictures, row=row, column=column, item=item) for item in range(count)]
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return [value]
+    if isinstance(value.get("data"), list):
+        return value["data"]
+    return value if _holds_splits(value) else [value]
+
+
+def _holds_splits(value: dict[str, Any]) -> bool:
+    """Whether every value is a list of rows: of objects that are not messages, which a row itself may consist of."""
+    if not all(isinstance(items, list) for items in value.values()):
+        return False
+    firsts = [items[0] for items in value.values() if items]
+    return bool(firsts) and all(isinstance(first, dict) and not {"role", "from"} & first.keys() for first in firsts)
+
+
+def _line_row(file: Path, number: int, line: str) -> Row:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        problem = f"broken JSON at column {error.colno} ({error.msg}); mend or delete the line"
+        return _row(file, number, None, line, problem)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        return _row(file, number, None, line, f"unreadable JSON ({error}); mend or delete the line")
+    return _row(file, number, value, line)
+
+
+def _row(file: Path, number: int, value: Any, raw: str, problem: str = "") -> Row:
+    if not isinstance(value, dict):
+        problem = problem or f"a row is a JSON object, got {type(value).__name__}; write {{...}}"
+        raw, value = raw or shown(value), None
+    return Row(value, f"{file}, row {number}", file.stem, number, str(file), problem, raw)

@@ -1,14 +1,15 @@
-"""Sources of rows: files, folders, globs and hub data sets, read without touching image bytes.
+"""Sources: what a setting such as `visual.data` names, and the raw rows that lie there.
 
     rows = load_rows(parse_source("openbmb/RLAIF-V-Dataset?n=500"))
-    for row in rows.take(range(len(rows))): row.values, row.location      # dicts; image cells are ImageRef
+    for row in rows.take(range(len(rows))):
+        row.values, row.location                                          # a dict; image cells are ImageRef
 
-A source is `NAME[?key=value&key=value]`. NAME: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, a
-folder written by `Dataset.save_to_disk`, a glob, or a hub id `owner/name`. Parquet, saved and hub data stay memory
-mapped; JSON and tables are read by the standard library, because `datasets` wants one type per column, which real files
-do not have.
-With `pairs=true` a ranked list becomes all its pairs of different rank, so that `n` counts pairs, not lists.
-`world:text`, `world:caption` and `world:visual` are the generated pairs of the synthetic world (rovrm/world/).
+A source is `NAME[?key=value&key=value]`. NAME is a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files,
+a folder written by `Dataset.save_to_disk`, a glob, a hub id `owner/name`, or `world:text`, `world:caption` or
+`world:visual`, the generated pairs of the synthetic world. The options are fields of `Source`.
+
+Parquet, saved and hub data stay memory mapped, and no image is read. JSON and tables are read by the standard library,
+because `datasets` wants one type per column, which real files do not have.
 """
 
 import glob
@@ -16,14 +17,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError, described, offline
+from rovrm.data.dataset_rows import dataset_rows
 from rovrm.data.images import expanded
-from rovrm.data.json_files import read_json
-from rovrm.data.raw_rows import SPLIT_WORD, Row, Rows, Source, choose_split, dataset_rows, json_rows
+from rovrm.data.raw_rows import SPLIT_WORD, Row, Rows, choose_split, read_json_rows, rows_in_memory
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,32 @@ SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
 # What `datasets` and the hub put beside the data; none of it holds rows.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 WORLD, WORLD_OPTIONS = "world:", ("seed", "families", "questions")  # generated rows, see rovrm/data/world_rows.py
+
+
+@dataclass(slots=True)
+class Source:
+    """A source taken apart; every field but the first two is one of its options.
+
+    text: as written; name: the NAME in it.
+    split, config, revision: as in `datasets.load_dataset`. reader: the format, a name in formats.READERS; None to find
+        it from the columns.
+    n: how many examples are taken of it; weight: its share among several sources.
+    pairs: whether a ranked list becomes all its pairs of different rank, so that `n` counts pairs and not lists.
+    columns: `columns.prompt=question` and the like, our name -> theirs.
+    options: those of the synthetic world alone.
+    """
+
+    text: str
+    name: str
+    split: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    reader: str | None = None
+    n: int | None = None
+    weight: float | None = None
+    pairs: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
 
 
 # ---- parsing ---------------------------------------------------------------------------------------------------------
@@ -61,10 +88,11 @@ def parse_sources(sources: str | Iterable[str]) -> list[Source]:
 def parse_source(text: str) -> Source:
     """Takes `NAME?key=value&key=value` apart. Raises UserError for an unknown option or a value of the wrong type."""
     # `?` also stands in globs ("part-?.jsonl"), so only a `?` before `key=` starts the options.
-    name, *options = re.split(r"\?(?=[\w.\-]+=)", text, maxsplit=1)
+    name, *behind = re.split(r"\?(?=[\w.\-]+=)", text, maxsplit=1)
+    options = behind[0].split("&") if behind else []
     source = Source(text=text, name=expanded(name))
     seen = set()
-    for option in options[0].split("&") if options else []:
+    for option in options:
         key, _, value = option.partition("=")
         if key in seen:
             raise UserError(f"source {text!r}: option {key!r} is given twice; give it once")
@@ -96,6 +124,7 @@ def _with_option(source: Source, key: str, value: str) -> Source:
 
 
 def _number(source: Source, key: str, value: str, kind: type, takes: str) -> Any:
+    """The value as a number of this kind, finite and above 0. takes: what it must be, in words."""
     try:
         number = kind(value)
     except ValueError:
@@ -131,10 +160,10 @@ def _load(source: Source) -> Rows:
     if os.path.isfile(path):
         return _load_files(source, [path], source.split)
     if glob.has_magic(source.name):
-        found = [Path(name) for name in sorted(glob.glob(source.name, recursive=True)) if os.path.isfile(name)]
-        if not found:
+        files = [Path(name) for name in sorted(glob.glob(source.name, recursive=True)) if os.path.isfile(name)]
+        if not files:
             raise UserError(f"source {source.text!r}: no file matches the pattern; mend it")
-        return _load_files(source, found, source.split)
+        return _load_files(source, files, source.split)
     if re.fullmatch(r"[\w.\-]+/[\w.\-]+", source.name) and path.suffix not in SUFFIXES:
         return dataset_rows(_load_hub(source), source.name, stem=source.name.split("/")[1])
     raise UserError(f"source {source.text!r}: no such file or folder, and not a hub id (owner/name); mend the path")
@@ -145,54 +174,67 @@ def _load_folder(source: Source, path: Path) -> Rows:
         import datasets
 
         loaded = datasets.load_from_disk(str(path))
-        splits = {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
-        chosen = splits[choose_split(source, splits)]
-        return dataset_rows(chosen, source.name, stem=path.name, data_file=str(path))
+        datasets_by_split: dict[str, Any] = {"train": loaded}
+        if isinstance(loaded, dict):
+            datasets_by_split = {str(split): dataset for split, dataset in loaded.items()}
+        chosen = choose_split(source.text, source.split, datasets_by_split)
+        return dataset_rows(datasets_by_split[chosen], source.name, stem=path.name, data_file=str(path))
     # A clone of a hub data set keeps its files in data/, hence the second, deeper look.
     files = _data_files(path.iterdir()) or _data_files(path.rglob("*"))
     if not files:
         raise UserError(f"source {source.text!r}: the folder holds no {', '.join(SUFFIXES)} file; name one that does")
-    splits = _by_split(files)
-    if not splits:
+    files_by_split = _by_split(files)
+    if not files_by_split:
         return _load_files(source, files, source.split)
-    return _load_files(source, splits[choose_split(source, splits)], None)
+    return _load_files(source, files_by_split[choose_split(source.text, source.split, files_by_split)], None)
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
+    """The files that hold the data: of one kind, since a folder may keep the same rows in two."""
     files = sorted(p for p in paths if p.suffix in SUFFIXES and p.name not in NOT_DATA and p.is_file())
-    by_kind = ([p for p in files if p.suffix in kind] for kind in ((".parquet",), JSON_SUFFIXES, TABLE_SUFFIXES))
-    return next((found for found in by_kind if found), [])
+    for suffixes in ((".parquet",), JSON_SUFFIXES, TABLE_SUFFIXES):
+        of_kind = [path for path in files if path.suffix in suffixes]
+        if of_kind:
+            return of_kind
+    return []
 
 
 def _by_split(files: list[Path]) -> dict[str, list[Path]]:
     """Files grouped by the split word in their names, as the hub does; those without are `train`. None has one: {}."""
-    splits: dict[str, list[Path]] = {}
     words = [SPLIT_WORD.search(file.stem.lower()) for file in files]
-    for file, word in zip(files, words, strict=True) if any(words) else ():
-        splits.setdefault(word.group(1) if word else "train", []).append(file)
-    return splits
+    if not any(words):
+        return {}
+    files_by_split: dict[str, list[Path]] = {}
+    for file, word in zip(files, words, strict=True):
+        files_by_split.setdefault(word.group(1) if word else "train", []).append(file)
+    return files_by_split
 
 
 def _load_files(source: Source, files: list[Path], split: str | None) -> Rows:
     """The rows of files. split: which, of those that a JSON file may hold; other files are all `train`."""
     kinds = {file.suffix for file in files}
-    if wrong := sorted(kinds - set(SUFFIXES)):
-        raise UserError(f"source {source.text!r}: cannot read {', '.join(wrong)} files; takes {', '.join(SUFFIXES)}")
+    unreadable = sorted(kinds - set(SUFFIXES))
+    if unreadable:
+        takes = ", ".join(SUFFIXES)
+        raise UserError(f"source {source.text!r}: cannot read {', '.join(unreadable)} files; takes {takes}")
     if kinds == {".parquet"}:
-        choose_split(replace(source, split=split), ["train"])
-        data, folder = _load_parquet(source, files), str(files[0].parent)
-        return dataset_rows(data, source.name, stem=files[0].stem, data_file=folder)
+        choose_split(source.text, split, ["train"])
+        dataset, folder = _load_parquet(source, files), str(files[0].parent)
+        return dataset_rows(dataset, source.name, stem=files[0].stem, data_file=folder)
     if ".parquet" in kinds:
         raise UserError(f"source {source.text!r}: parquet and other files together; name them as two sources")
-    return json_rows(source.name, [row for file in files for row in _file_rows(file, split)])
+    rows: list[Row] = []
+    for file in files:
+        rows += _file_rows(file, split)
+    return rows_in_memory(source.name, rows)
 
 
 def _file_rows(file: Path, split: str | None) -> list[Row]:
     if file.suffix in JSON_SUFFIXES:
-        return read_json(file, split)
-    from rovrm.data.tables import read_table
+        return read_json_rows(file, split)
+    from rovrm.data.table_rows import read_table
 
-    choose_split(Source(str(file), str(file), split), ["train"])
+    choose_split(str(file), split, ["train"])
     return read_table(file)
 
 
@@ -214,7 +256,7 @@ def _load_hub(source: Source) -> Any:
 
     name, config, revision = source.name, source.config, source.revision
     try:
-        split = source.split or choose_split(source, _hub_splits(source))
+        split = source.split or choose_split(source.text, None, _hub_splits(source))
         return datasets.load_dataset(name, config, split=split, revision=revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         if not isinstance(error, OSError):

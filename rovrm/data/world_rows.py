@@ -1,4 +1,4 @@
-"""The world as a data source: `text.data=world:text?n=8192`, `visual.data=world:visual`.
+"""Rows of the synthetic world as raw rows: `text.data=world:text?n=8192`, `visual.data=world:visual`.
 
 Rows are made when they are read, so a source of any size costs nothing until then. Options besides those of every
 source: `seed`, `split` (train, test), `families` (`faithful+neutral`, or with weights
@@ -11,7 +11,8 @@ from typing import Any
 
 from rovrm.common.errors import UserError
 from rovrm.data.images import ImageRef
-from rovrm.data.raw_rows import Row, Rows, Source
+from rovrm.data.raw_rows import Row, Rows
+from rovrm.data.sources import Source
 from rovrm.world.language import KINDS
 from rovrm.world.pairs import FAMILIES, INPUTS, SPLITS, pair_row
 
@@ -52,15 +53,15 @@ def _seed(source: Source) -> int:
     return int(text)
 
 
-def _weights(source: Source, option: str, known: tuple[str, ...]) -> dict[str, float] | None:
-    """`a+b` or `a:0.7+b:0.3` -> weights; None where the option is not given."""
+def _weights(source: Source, option: str, takes: tuple[str, ...]) -> dict[str, float] | None:
+    """`a+b` or `a:0.7+b:0.3` -> weights; None where the option is not given. takes: the names that may stand there."""
     if option not in source.options:
         return None
     weights: dict[str, float] = {}
     for part in source.options[option].split("+"):
         name, _, weight = part.partition(":")
-        if name not in known:
-            raise UserError(f"source {source.text!r}: {option} has no {name!r}; takes {', '.join(known)}, joined by +")
+        if name not in takes:
+            raise UserError(f"source {source.text!r}: {option} has no {name!r}; takes {', '.join(takes)}, joined by +")
         if name in weights:
             raise UserError(f"source {source.text!r}: {option} has {name!r} twice; it takes one weight")
         try:

@@ -1,4 +1,8 @@
-"""What trains: adapters, their folders, the projector and the head; and how an adapter is merged."""
+"""Adapters: which weights train in which phase, how a phase's adapter is loaded and merged, and what lies beside it.
+
+An adapter is PEFT's LoRA on the language model. The scalar head and the projector, the modules between the vision tower
+and the language model, train in full and are saved with it.
+"""
 
 import os
 import re
@@ -20,12 +24,20 @@ ADAPTER = "adapter"
 def training_processor(
     base: str, start: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None
 ) -> Any:
-    """The processor that a reward model is trained and saved with: that of what training starts from (a base, a
-    checkpoint, or an adapter's folder), whose rewards are read in its own chat template. A language model's template,
-    and one that a file gives, is prepared for that (`rovrm.model.chat.prepare_template`)."""
+    """The processor that a reward model is trained and saved with: the one of what training starts from.
+
+    Rewards are read in its own chat template. A language model's template, and one that a file gives, is prepared for
+    that (`rovrm.model.chat.prepare_template`).
+
+    Args:
+        base: the base model.
+        start: what training starts from: the base, a checkpoint, or an adapter's folder.
+        chat_template: a file with another template; empty for the processor's own.
+        config: the base's, where it is loaded already.
+    """
     config = config or load_config(base, trust_remote_code)
-    adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
-    place = start if not adapter else processor_of(Path(start), base)
+    is_adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
+    place = processor_of(Path(start), base) if is_adapter else start
     processor = load_processor(place, chat_template, trust_remote_code, config)
     if chat_template or (place == base and not is_reward_model(config)):
         prepare_template(processor)
@@ -46,10 +58,15 @@ def projector_names(model: nn.Module) -> list[str]:
 
 
 def lora_config(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Any:
-    """LoRA on every linear layer of the language model (and of nothing else: `all-linear` would adapt the vision tower
-    too); `score` and the projector are trained and saved in full, in the adapter."""
+    """LoRA on every linear layer of the language model; `score` and the projector are trained and saved in full, in the
+    adapter.
+
+    Args:
+        r, alpha, dropout: as in `peft.LoraConfig`.
+    """
     from peft import LoraConfig
 
+    # By a pattern of the names: PEFT's `all-linear` would adapt the vision tower too.
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     layers = {name.rsplit(".", 1)[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)}
@@ -74,7 +91,7 @@ def add_adapter(model: PreTrainedModel, base: str, r: int, alpha: int, dropout: 
 
 
 def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
-    """The model with the adapter of a folder on it."""
+    """The model with the adapter of a folder on it. trainable: with gradients, to train it further."""
     from peft import PeftModel
 
     if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
@@ -86,20 +103,27 @@ def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
 
 
 def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
-    """Chooses what trains, in float32: adapter (or language model, with `full`) and score; the projector only in the
-    visual phase; the vision tower never. bfloat16 weights would round the paper's updates of 1e-6 away."""
+    """Chooses what trains: adapter (or language model, with `full`) and score; the projector only in the visual phase;
+    the vision tower never.
+
+    What trains becomes float32: bfloat16 weights would round the paper's updates of 1e-6 away.
+
+    Args:
+        visual: whether this is the visual phase.
+        full: whether the whole language model trains; else `model` has an adapter on it.
+    """
     projectors = [f".{name}." for name in PROJECTORS]
-    if full:
-        decoder = {id(p) for p in model.get_decoder().parameters()}  # type: ignore[operator]
+    decoder = {id(p) for p in model.get_decoder().parameters()} if full else set()  # type: ignore[operator]
     for name, parameter in model.named_parameters():
+        # PEFT keeps a module that trains in full twice: as `original_module`, which stays, and in `modules_to_save`.
         if any(part in f".{name}" for part in projectors):
-            active = visual and (full or ".modules_to_save." in name)
+            trains = visual and (full or ".modules_to_save." in name)
         elif full:
-            active = id(parameter) in decoder or name.startswith("score.")
+            trains = id(parameter) in decoder or name.startswith("score.")
         else:
-            active = "lora_" in name or ".score.modules_to_save." in name
-        parameter.requires_grad_(active)
-        if active and parameter.dtype != torch.float32:
+            trains = "lora_" in name or ".score.modules_to_save." in name
+        parameter.requires_grad_(trains)
+        if trains and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 
@@ -141,17 +165,19 @@ def phase_record(folder: Path) -> dict[str, Any]:
 
 
 def processor_of(adapter: Path | None, base: str) -> str:
-    """Where the processor lies: with the adapter or beside it, with the chat template of the training, else with the
-    base, which is said."""
-    nearby = [] if adapter is None else [adapter, adapter.parent]
-    found = next((str(folder) for folder in nearby if (folder / "tokenizer_config.json").is_file()), base)
-    if adapter is not None and found == base:
-        logger.warning(
-            "%s holds no processor, as an earlier version wrote it: the base's is taken; was it trained with another "
-            "chat template, copy the processor files of its phase folder into it",
-            adapter,
-        )
-    return found
+    """Where the processor lies, with the chat template of the training: in the adapter's folder or the one above, else
+    with the base, which is said. adapter: None for a base without one."""
+    if adapter is None:
+        return base
+    for folder in (adapter, adapter.parent):
+        if (folder / "tokenizer_config.json").is_file():
+            return str(folder)
+    logger.warning(
+        "%s holds no processor, as an earlier version wrote it: the base's is taken; was it trained with another "
+        "chat template, copy the processor files of its phase folder into it",
+        adapter,
+    )
+    return base
 
 
 def merge_adapter(base: str, adapter: str, trust_remote_code: bool = False) -> PreTrainedModel:

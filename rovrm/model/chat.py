@@ -1,13 +1,16 @@
-"""Chat templates: how a conversation becomes text, the same for policies and reward models.
+r"""Chat templates: how a conversation becomes text, the same for policies and reward models.
 
-    chat = ChatTemplate(processor)
-    chat.conversations(example)     # one full conversation per response, as a reward model reads it
-    chat.prompt(example)            # up to where the answer begins, as a policy reads it
+    chat = ChatTemplate(processor)           # of LLaVA-1.5, say
+    chat.conversations(example)              # ["USER: <image>\nWhat is it? ASSISTANT: A cup. </s>", ...]
+    chat.prompt(example)                     # "USER: <image>\nWhat is it? ASSISTANT:"
+    encode(processor, texts, images)         # the padded batch that a model takes
+
+A reward model reads whole conversations, a policy the conversation up to where its answer begins.
 
 Templates differ in what they print. Many loop over content blocks and print nothing for a string; others print a list
 of blocks as Python would; some read the first block alone. So each template is tried once with marked texts, and each
-role gets the form that the template prints. **Every part of a conversation must stand in the text exactly once**: that
-is checked for every conversation, and one that a template cuts or doubles is refused with a UserError.
+role gets the form of content that the template prints. **Every part of a conversation must stand in the text exactly
+once**: that is checked for every conversation, and one that a template cuts or doubles is refused with a UserError.
 
 The reward is read at a conversation's last token, which must mean something. Where a template writes no token behind
 the last answer (LLaVA-1.5 and v1.6-Vicuna end it with a blank), `prepare_template` adds the end-of-sequence token to
@@ -23,18 +26,25 @@ from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.messages import text_of
 
-BLOCKS, STRING = "blocks", "string"
+BLOCKS, STRING = "blocks", "string"  # the two forms of a message's content
 ROLES = ("system", "user", "assistant")
 END_OF_SEQUENCE = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
 DATE = "26 Jul 2024"  # what Llama's templates write where they know no date
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}"
 PRINTED, MARKED_UP = 100_000, 10  # characters that a template may print of its own, and for each one given to it
-HALF = re.compile(r"[\ud800-\udfff]")
+HALF = re.compile(r"[\ud800-\udfff]")  # half of a character: what is left of an emoji that was cut
 TEMPLATE_REMEDY = "give another template with chat_template=FILE"
 
 
 class ChatTemplate:
-    """The chat template of a processor, or of a text model's tokenizer. Raises UserError where there is none."""
+    """The chat template of a processor, or of a text model's tokenizer.
+
+    Args:
+        processor: a processor, or the tokenizer of a text model; it keeps its own template.
+
+    Raises:
+        UserError: where it has no chat template.
+    """
 
     def __init__(self, processor: Any):
         self.processor = processor
@@ -42,32 +52,88 @@ class ChatTemplate:
         if getattr(processor, "chat_template", None) is None:
             name = getattr(getattr(processor, "tokenizer", processor), "name_or_path", "")
             raise UserError(f"the processor of {name!r} has no chat template; give one with chat_template=FILE")
-        self._forms: dict[str, str] = {}
-        self._pieces: dict[Any, list[str] | UserError] = {}  # by structure: the text around its parts
+        # What was found out about the template, by trying it.
+        self._forms: dict[str, str] = {}  # role -> the form of its content
+        self._pieces: dict[Any, list[str] | UserError] = {}  # structure of a conversation -> the text around its parts
         self._placeholder: str | None = None
         self._tokens: list[str] | None = None
 
     def conversations(self, example: Example) -> list[str]:
-        """The k full conversations. Raises UserError where the template refuses, cuts or doubles one."""
+        """The full conversations of an example, one per response, as a reward model reads them.
+
+        Raises:
+            UserError: where the template refuses, cuts or doubles one, and for a response with a token that would end
+                its turn.
+        """
         prompt = self._placed(example)
-        for text in example.responses:
-            self._check_answer(text)
-        answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in example.responses]
-        return [self._text([*prompt, answer], answering=False) for answer in answers]
+        for response in example.responses:
+            self._check_response(response)
+        return [self._text([*prompt, _message("assistant", text)], answering=False) for text in example.responses]
 
     def prompt(self, example: Example) -> str:
-        """The conversation up to where the answer begins. A policy that could think first is asked to answer."""
+        """The conversation up to where the answer begins, as a policy reads it. A policy that could think first is
+        asked to answer."""
         return self._text(self._placed(example), answering=True)
 
     def ending(self) -> str:
-        """What the template writes behind the last answer."""
-        marks = [_mark(0), _mark(1)]
-        messages = [_message(role, mark) for role, mark in zip(ROLES[1:], marks, strict=True)]
-        return self._apply(messages, answering=False).partition(marks[1])[2]
+        """What the template writes behind the last answer, such as " </s>"."""
+        return self._sample().partition(_mark(1))[2]
+
+    def has_bos(self) -> bool:
+        """`has_bos` of the template's conversations, whatever is said in them."""
+        return has_bos(getattr(self.processor, "tokenizer", self.processor), self._sample())
+
+    # ---- the parts of a conversation ---------------------------------------------------------------------------------
+
+    def _placed(self, example: Example) -> list[dict[str, Any]]:
+        """The prompt with content as blocks, and one image block per image.
+
+        Images without a place lead the first user's text. In other turns than the user's the texts are one block,
+        because some templates read no second one.
+        """
+        count = len(example.images)
+        if count and not self.takes_images:
+            raise UserError(f"this is a text model, and the row has {count} images; give a vision model")
+        messages = [message | {"content": _blocks(message)} for message in example.prompt]
+        placed = sum(block["type"] == "image" for message in messages for block in message["content"])
+        if placed > count:
+            raise UserError(
+                f"the prompt has {placed} image placeholders for {count} images; add images or drop placeholders"
+            )
+        if placed < count:
+            user = next((message for message in messages if message["role"] == "user"), None)
+            if user is None:
+                raise UserError("the prompt has no user message to put the image in; add one")
+            user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
+        return messages
+
+    def _check_response(self, response: str) -> None:
+        """Raises UserError for a response that would end its own turn: what follows could be anything to the model."""
+        token = next((token for token in self._turn_tokens() if token in response), None)
+        if token is not None:
+            raise UserError(
+                f"the response {response[:60]!r} holds {token!r}, by which this model's chat template marks turns; "
+                "remove it from the text"
+            )
+
+    def _turn_tokens(self) -> list[str]:
+        """The special tokens that the template writes into a conversation, and the end of sequence."""
+        if self._tokens is None:
+            tokenizer = getattr(self.processor, "tokenizer", self.processor)
+            # thoughts are texts like others
+            written = re.sub("<think>.*?</think>", "", self._sample(), flags=re.DOTALL)
+            special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+            self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
+        return self._tokens
 
     # ---- rendering ---------------------------------------------------------------------------------------------------
 
     def _text(self, messages: list[dict[str, Any]], answering: bool) -> str:
+        """The rendered conversation, after a look whether all of it stands there once.
+
+        Conversations of one structure (the same roles and kinds of blocks) have the same text around their parts, which
+        is found with marks in place of the parts (`_structure`). This one must be that text with its own parts in it.
+        """
         parts = [(m["role"], block["text"]) for m in messages for block in m["content"] if _has_text(block)]
         pieces = self._structure(messages, answering)
         text = self._apply(_set_apart(messages, pieces), answering)
@@ -78,106 +144,77 @@ class ChatTemplate:
             raise UserError(_first_cut(text, parts))
         return text
 
-    def _check_answer(self, answer: str) -> None:
-        """Raises UserError for an answer that would end its own turn: what follows could be anything to the model."""
-        token = next((token for token in self._turn_tokens() if token in answer), None)
-        if token is not None:
-            raise UserError(
-                f"the response {answer[:60]!r} holds {token!r}, by which this model's chat template marks turns; "
-                "remove it from the text"
-            )
-
-    def _turn_tokens(self) -> list[str]:
-        """The special tokens that the template writes into a conversation, and the end of sequence."""
-        if self._tokens is None:
-            tokenizer = getattr(self.processor, "tokenizer", self.processor)
-            written = self._apply([_message(role, _mark(i)) for i, role in enumerate(ROLES[1:])], answering=False)
-            written = re.sub("<think>.*?</think>", "", written, flags=re.DOTALL)  # thoughts are texts like others
-            special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-            self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
-        return self._tokens
-
     def _structure(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
-        """The text around the parts of conversations of this structure, found with marks in their place."""
+        """The text around the parts of conversations of this structure: one piece more than there are parts."""
         key = (answering, tuple((m["role"], tuple(_kind(block) for block in m["content"])) for m in messages))
         if key not in self._pieces:
             try:
                 self._pieces[key] = self._tried(messages, answering)
             except UserError as error:
                 self._pieces[key] = error
-        found = self._pieces[key]
-        if isinstance(found, UserError):
-            raise UserError(str(found))
-        return found
+        pieces = self._pieces[key]
+        if isinstance(pieces, UserError):
+            raise UserError(str(pieces))
+        return pieces
 
     def _tried(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
+        """`_structure`, found out. Raises UserError where the template loses, repeats or moves a part or an image."""
         marked, roles = _marked(messages)
         text = self._apply(marked, answering)
         pieces = [text]
         for i, role in enumerate(roles):
             if problem := _problem(text, _mark(i)):
                 raise UserError(f"the chat template {problem} the {role}'s text; {_remedy(role)}")
-            before, _, behind = pieces[-1].partition(_mark(i))
-            if not behind and _mark(i) not in pieces[-1]:
+            if _mark(i) not in pieces[-1]:  # it stands before the mark of an earlier part
                 raise UserError(f"the chat template moves the {role}'s text out of its place; {TEMPLATE_REMEDY}")
-            pieces[-1:] = [before, behind]
-        asked = sum(block["type"] == "image" for m in messages for block in m["content"])
-        if asked and (written := text.count(self._image_text())) != asked:
-            raise UserError(f"the chat template writes {written} placeholders for {asked} images; {TEMPLATE_REMEDY}")
+            before, _, behind = pieces.pop().partition(_mark(i))
+            pieces += [before, behind]
+        images = sum(block["type"] == "image" for m in messages for block in m["content"])
+        written = text.count(self._image_text()) if images else 0
+        if written != images:
+            raise UserError(f"the chat template writes {written} placeholders for {images} images; {TEMPLATE_REMEDY}")
         return pieces
 
     def _image_text(self) -> str:
         """What the template writes for an image: what a question with two has more than the same with one."""
         if self._placeholder is None:
             text = _message("user", _mark(0))["content"]
-            pictured = [{"role": "user", "content": [{"type": "image"}] * count + text} for count in (1, 2)]
-            one, two = (self._apply([message], answering=True) for message in pictured)
-            same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
+            one = self._apply([{"role": "user", "content": [{"type": "image"}] + text}], answering=True)
+            two = self._apply([{"role": "user", "content": [{"type": "image"}] * 2 + text}], answering=True)
+            same = 0  # characters with which both begin: up to behind the first image
+            while same < min(len(one), len(two)) and one[same] == two[same]:
+                same += 1
             self._placeholder = two[same:].partition(_mark(0))[0].strip() or "an image"
         return self._placeholder
 
+    def _sample(self) -> str:
+        """A conversation of one question and one answer, with marks for their texts."""
+        return self._apply([_message("user", _mark(0)), _message("assistant", _mark(1))], answering=False)
+
     def _apply(self, messages: list[dict[str, Any]], answering: bool) -> str:
-        given = [message | {"content": self._content(message)} for message in messages]
+        """Messages of blocks as the template renders them, each in the form that it prints for the role."""
+        if not self._forms:
+            self._forms = _forms_of(self.processor, [BLOCKS, STRING] if self.takes_images else [STRING, BLOCKS])
+        formed = []
+        for message in messages:
+            pictured = any(block["type"] == "image" for block in message["content"])
+            if not pictured and self._forms[message["role"]] == STRING:
+                message = message | {"content": text_of(message["content"])}
+            formed.append(message)
         options = {"add_generation_prompt": True} if answering else {}
         if answering and "enable_thinking" in self.processor.chat_template:
             options["enable_thinking"] = False
-        return _apply(self.processor, given, options)
+        return _apply(self.processor, formed, options)
 
-    def _content(self, message: dict[str, Any]) -> str | list[dict[str, Any]]:
-        """A message's blocks in the form that the template prints for its role."""
-        blocks = message["content"]
-        if any(block["type"] == "image" for block in blocks):
-            return blocks
-        return text_of(blocks) if self._form(message["role"]) == STRING else blocks
 
-    def _form(self, role: str) -> str:
-        if not self._forms:
-            self._forms = _forms_of(self.processor, [BLOCKS, STRING] if self.takes_images else [STRING, BLOCKS])
-        return self._forms[role]
-
-    def _placed(self, example: Example) -> list[dict[str, Any]]:
-        """The prompt with content as blocks, one image block per image; those without a place lead the first user's
-        text. In other turns than the user's the texts are one block: some templates read no second one."""
-        if example.images and not self.takes_images:
-            raise UserError(f"this is a text model, and the row has {len(example.images)} images; give a vision model")
-        messages = [message | {"content": _blocks(message)} for message in example.prompt]
-        placed = sum(block["type"] == "image" for message in messages for block in message["content"])
-        count = len(example.images)
-        if placed > count:
-            raise UserError(
-                f"the prompt has {placed} image placeholders for {count} images; add images or drop placeholders"
-            )
-        if placed < count:
-            user = next((m for m in messages if m["role"] == "user"), None)
-            if user is None:
-                raise UserError("the prompt has no user message to put the image in; add one")
-            user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
-        return messages
+# ---- templates and batches -------------------------------------------------------------------------------------------
 
 
 def prepare_template(processor: Any) -> None:
-    """Gives a language model's processor the template that a reward model is trained and saved with: its date is fixed,
-    and where nothing but white space follows the last answer, the end-of-sequence token does."""
+    """Gives a language model's processor the template that a reward model is trained and saved with.
+
+    Its date is fixed, and where nothing but white space follows the last answer, the end-of-sequence token does.
+    """
     template = processor.chat_template
     if not isinstance(template, str):
         return
@@ -189,9 +226,22 @@ def prepare_template(processor: Any) -> None:
         _set_template(processor, template.removesuffix("\n") + END_OF_SEQUENCE)
 
 
+def _set_template(processor: Any, template: str) -> None:
+    processor.chat_template = template
+    tokenizer = getattr(processor, "tokenizer", None)
+    if getattr(tokenizer, "chat_template", None) is not None:  # a second copy, which saving would write as well
+        tokenizer.chat_template = template  # type: ignore[union-attr]
+
+
 def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]], **options: Any) -> dict[str, Any]:
-    """Rendered texts and the images of each as the processor's padded batch; the tokenizer's where no text has images,
-    which some processors refuse."""
+    """Rendered texts and their images as the processor's padded batch.
+
+    Args:
+        texts: from `ChatTemplate`; all begin alike.
+        images: of each text, PIL images in the order of their placeholders. Where no text has any, the batch is the
+            tokenizer's, because some processors refuse an empty list.
+        options: of the processor, such as `padding_side="left"`.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
     special = not has_bos(tokenizer, texts[0])
     options = {"return_tensors": "pt", "padding": True, "add_special_tokens": special} | options
@@ -216,24 +266,25 @@ def has_bos(tokenizer: Any, text: str) -> bool:
 
 def _forms_of(processor: Any, preferred: list[str]) -> dict[str, str]:
     """By role the form of content that the template prints once; the first of `preferred` where none does."""
-    tried = [(user, assistant) for user in preferred for assistant in preferred]
-    fitting = (pair for pair in tried if _prints(processor, dict(zip(ROLES[1:], pair, strict=True))))
-    forms = dict(zip(ROLES[1:], next(fitting, tried[0]), strict=True))
+    forms = {"user": preferred[0], "assistant": preferred[0]}
+    for user, assistant in [(user, assistant) for user in preferred for assistant in preferred]:
+        if _prints(processor, {"user": user, "assistant": assistant}):
+            forms = {"user": user, "assistant": assistant}
+            break
     system = next((form for form in preferred if _prints(processor, {"system": form} | forms)), preferred[0])
     return forms | {"system": system}
 
 
 def _prints(processor: Any, forms: dict[str, str]) -> bool:
     """Whether a turn of each role, in these forms, stands in the text once."""
-    marks = {role: _mark(i) for i, role in enumerate(forms)}
-    given = [_message(role, marks[role]) for role in forms]
-    for message in given:
-        message["content"] = marks[message["role"]] if forms[message["role"]] == STRING else message["content"]
+    messages = []
+    for i, (role, form) in enumerate(forms.items()):
+        messages.append({"role": role, "content": _mark(i)} if form == STRING else _message(role, _mark(i)))
     try:
-        text = _apply(processor, given, {})
+        text = _apply(processor, messages, {})
     except UserError:
         return False
-    return not any(_problem(text, mark) for mark in marks.values())
+    return not any(_problem(text, _mark(i)) for i in range(len(messages)))
 
 
 def _problem(text: str, mark: str) -> str:
@@ -248,10 +299,9 @@ def _first_cut(text: str, parts: list[tuple[str, str]]) -> str:
     """The message about a conversation that the template does not write as it writes others."""
     rest = _squeezed(text)
     for role, part in parts:
-        _, found, behind = rest.partition(_squeezed(part))
-        if not found:
+        if _squeezed(part) not in rest:
             return f"the chat template does not write all of the {role}'s text {part[:80]!r}; {_remedy(role)}"
-        rest = behind
+        rest = rest.partition(_squeezed(part))[2]
     return f"the chat template treats a text of this conversation as its own mark-up; {TEMPLATE_REMEDY}"
 
 
@@ -261,6 +311,7 @@ def _remedy(role: str) -> str:
 
 
 def _apply(processor: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """The processor's own rendering. Raises UserError where the template refuses, or prints without end."""
     try:
         text = processor.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # jinja2 and the templates' own raise_exception have no common narrower type
@@ -268,24 +319,21 @@ def _apply(processor: Any, messages: list[dict[str, Any]], options: dict[str, An
             f"the chat template refuses this conversation ({type(error).__name__}: {error}); "
             "mend the roles of the prompt, or give another template with chat_template=FILE"
         ) from error
-    given = len(str(messages))
-    if len(text) > PRINTED + MARKED_UP * given:  # tokenising megabytes takes minutes, and a batch holds many of them
+    length = len(str(messages))
+    if len(text) > PRINTED + MARKED_UP * length:  # tokenising megabytes takes minutes, and a batch holds many of them
         raise UserError(
-            f"the chat template prints {len(text)} characters for a conversation of {given}; {TEMPLATE_REMEDY}"
+            f"the chat template prints {len(text)} characters for a conversation of {length}; {TEMPLATE_REMEDY}"
         )
     if half := HALF.search(text):
         raise UserError(f"the conversation holds {half[0]!r}, half a character: no tokenizer takes it; mend the text")
     return text
 
 
-def _set_template(processor: Any, template: str) -> None:
-    processor.chat_template = template
-    tokenizer = getattr(processor, "tokenizer", None)
-    if getattr(tokenizer, "chat_template", None) is not None:  # a second copy, which saving would write as well
-        tokenizer.chat_template = template  # type: ignore[union-attr]
+# ---- messages and marks ----------------------------------------------------------------------------------------------
 
 
-# ---- messages --------------------------------------------------------------------------------------------------------
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -295,27 +343,6 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
     if message["role"] == "user" or any(block["type"] == "image" for block in content):
         return list(content)
     return [{"type": "text", "text": text_of(content)}]
-
-
-def _set_apart(messages: list[dict[str, Any]], pieces: list[str]) -> list[dict[str, Any]]:
-    """The messages with a line break between texts that the template would write as one word: some move the images of a
-    turn in front, and join what stood around them."""
-    number = 0
-    apart = []
-    for message in messages:
-        blocks = []
-        for block in message["content"]:
-            if _has_text(block):
-                number += 1
-                later = number < len(pieces) - 1 and not pieces[number] and not block["text"][-1].isspace()
-                block = block | {"text": block["text"] + "\n"} if later else block
-            blocks.append(block)
-        apart.append(message | {"content": blocks})
-    return apart
-
-
-def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def _has_text(block: dict[str, Any]) -> bool:
@@ -343,7 +370,26 @@ def _marked(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[
 
 
 def _mark(number: int) -> str:
+    """Stands for a text when a template is tried: a word that no template writes or changes."""
     return f"Part{number}OfTheConversation"
+
+
+def _set_apart(messages: list[dict[str, Any]], pieces: list[str]) -> list[dict[str, Any]]:
+    """The messages with a line break between texts that the template would write as one word: some move the images of a
+    turn in front, and join what stood around them. pieces: the text around the parts, from `_structure`."""
+    number = 0  # of the piece behind the part
+    apart = []
+    for message in messages:
+        blocks = []
+        for block in message["content"]:
+            if _has_text(block):
+                number += 1
+                joined = number < len(pieces) - 1 and not pieces[number]  # nothing stands between it and the next part
+                if joined and not block["text"][-1].isspace():
+                    block = block | {"text": block["text"] + "\n"}
+            blocks.append(block)
+        apart.append(message | {"content": blocks})
+    return apart
 
 
 def _squeezed(text: str) -> str:

@@ -139,17 +139,22 @@ def pad_rows(rows: list[Row], pad_token_id: int, padding_side: str = "right") ->
 
 
 class RewardCollator:
-    """Examples -> one batch for `XForSequenceClassification.forward` and the loss.
+    """Turns examples into one batch for `XForSequenceClassification.forward` and the loss.
 
-    processor: the model's processor (or tokenizer, for text models) with a chat template.
-    config: the model's config. rows: auto | shared | separate.
-    row_tokens: a shared row longer than this is split into several (each encodes the image again).
-    padding_side: of shared rows; separate rows are padded as the processor does.
+        collator = RewardCollator(processor, model.config)
+        batch = collator(examples)                                    # dict of tensors
 
-    The batch holds the model's inputs, and for the loss
+    Besides the model's inputs the batch holds, for the loss,
         list_ids (rows,): which example of the batch a row belongs to,
         response_ids, labels (rows, k): the response's number in its example and its rank (0 best); -100 for absent,
         margins (examples,): float32, 0 where the example has none.
+
+    Args:
+        processor: the model's processor (or tokenizer, for text models) with a chat template.
+        config: the model's config.
+        rows: auto | shared | separate.
+        row_tokens: a shared row longer than this is split into several (each encodes the image again).
+        padding_side: of shared rows; separate rows are padded as the processor does.
     """
 
     def __init__(
@@ -165,8 +170,10 @@ class RewardCollator:
         self.shared = use_shared_rows(config, rows)
         self.row_tokens = row_tokens
         self.padding_side = padding_side
-        own = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-        self.image_token_id: int = next((token for token in own if token is not None), -1)  # -1: a text model
+        self.image_token_id = -1  # of a text model
+        for name in ("image_token_index", "image_token_id"):  # families differ in the name
+            if getattr(config, name, None) is not None:
+                self.image_token_id: int = getattr(config, name)
         self._extra_tokens: dict[tuple[tuple[int, int], ...], int] = {}
         self._rope_index = _rope_index(config) if self.shared else None
         if self.tokenizer.pad_token_id is None:  # padding is masked by attention, so eos may double as pad
@@ -177,19 +184,24 @@ class RewardCollator:
         texts = [self.chat.conversations(example) for example in examples]
         images = [[ref.open() for ref in example.images] for example in examples]
         batch = self._shared(texts, images) if self.shared else self._separate(texts, images)
-        ranks = torch.full((len(examples), max(len(e.responses) for e in examples)), -100)
+        ranks = torch.full((len(examples), max(len(e.responses) for e in examples)), -100)  # (examples, k)
         for i, example in enumerate(examples):
             ranks[i, : len(example.ranks)] = torch.tensor(example.ranks)
-        taken = ranks[batch["list_ids"][:, None], batch["response_ids"].clamp(min=0)]
-        batch["labels"] = taken.masked_fill(batch["response_ids"] < 0, -100)
+        # From ranks by example to labels by row: a row may hold some of an example's responses only.
+        labels = ranks[batch["list_ids"][:, None], batch["response_ids"].clamp(min=0)]  # (rows, k)
+        batch["labels"] = labels.masked_fill(batch["response_ids"] < 0, -100)
         batch["margins"] = torch.tensor([example.margin or 0.0 for example in examples])
         return batch
 
     def lengths(self, example: Example, images: list[Any]) -> tuple[int, list[int]]:
-        """Tokens of the shared prefix, image tokens included, and of each response behind it; `images` are opened.
+        """An example's lengths: tokens of the prefix that its conversations share, image tokens included, and of each
+        response behind it.
 
         How many tokens images take depends on their sizes alone, so with shared rows, where nothing else can go wrong
         in the processor, images of known sizes are not processed again.
+
+        Args:
+            images: the example's images, opened.
         """
         texts = self.chat.conversations(example)
         plain = self._tokenized(texts)
@@ -203,7 +215,8 @@ class RewardCollator:
         return prefix + self._extra_tokens[sizes], [len(ids) - prefix for ids in plain]
 
     def same_tokens(self, example: Example) -> tuple[int, int] | None:
-        """The numbers of two responses that differ in rank but not in tokens, which no model can tell apart."""
+        """The numbers of two responses that differ in rank but not in tokens, which no model can tell apart; None where
+        there are none."""
         firsts: dict[tuple[int, ...], int] = {}
         for j, ids in enumerate(self._tokenized(self.chat.conversations(example))):
             i = firsts.setdefault(tuple(ids), j)

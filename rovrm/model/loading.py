@@ -1,4 +1,7 @@
-"""Loading and saving: base models, reward models, adapters, processors, and what trains in which phase.
+"""Loading checkpoints: configs, processors and reward models, with one line that says what is wrong with a damaged one.
+
+    model = load_reward_model("llava-hf/llava-1.5-7b-hf")       # a language model with a fresh head, or a reward model
+    processor = load_processor("llava-hf/llava-1.5-7b-hf")
 
 Loading goes through the classes of rovrm/model/modeling.py and stops unless the checkpoint's keys are exactly right: a
 missing key would leave weights random with only a log line to tell. Everything is safetensors.
@@ -23,6 +26,7 @@ from rovrm.model import modeling
 
 logger = logging.getLogger(__name__)
 
+# The files of a checkpoint's folder, as patterns: of the config, the weights and the processor.
 CONFIG, WEIGHTS = ("config.json",), ("model*.safetensors*",)
 PROCESSOR = ("*token*", "merges.txt", "vocab.json", "*processor_config.json", "chat_template*")
 # Modules between the vision tower and the language model, over all families of transformers that we know.
@@ -31,8 +35,13 @@ SAMPLES, SAMPLE = 1024, 2**14  # of a file of weights, for its mark: files of up
 
 
 def load_processor(name: str, chat_template: str = "", trust_remote_code: bool = False, config: Any = None) -> Any:
-    """The processor of a checkpoint (the tokenizer, for a text model); `chat_template` names a file that replaces its
-    template. config: the model's, where `name` is a folder with a processor alone."""
+    """The processor of a checkpoint; of a text model the tokenizer.
+
+    Args:
+        name: a folder or hub id.
+        chat_template: a file that replaces its chat template; empty for its own.
+        config: the model's, where `name` is a folder with a processor alone.
+    """
     options = {"trust_remote_code": trust_remote_code}
     config = config or load_config(name, trust_remote_code)
     auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
@@ -68,10 +77,16 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
 
 @contextmanager
 def loading(what: str, name: str, files: tuple[str, ...]) -> Iterator[None]:
-    """Makes one line of whatever loading a checkpoint raises."""
+    """Around the loading of a checkpoint: whatever is raised inside becomes a UserError of one line.
+
+    Args:
+        what: what is loaded, in words that the name follows.
+        name: the folder or hub id.
+        files: patterns of the files that are read, of which the message names those that may be the cause.
+    """
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # Rust's panics are no Exceptions
         if isinstance(error, UserError) or not of_damage(error):
             raise
         raise damaged(f"cannot load {what}", name, files, error) from error
@@ -84,11 +99,13 @@ def of_damage(error: BaseException) -> bool:
 
 
 def damaged(what: str, name: str, files: tuple[str, ...], error: BaseException) -> UserError:
-    """What went wrong, with which model, why, and which of the files (patterns) in its folder may be the cause; where
-    JSON files among them cannot be read, those alone."""
-    found = sorted({path for pattern in files for path in Path(name).glob(pattern)} if os.path.isdir(name) else ())
-    found = [path for path in found if _is_broken(path)] or found
-    remedy = f"; mend {', '.join(path.name for path in found)} there, or copy it again" if found else ""
+    """The error about a checkpoint that does not load: what went wrong, with which model, why, and which files of its
+    folder may be the cause; where JSON files among them cannot be read, those alone. Arguments as in `loading`."""
+    paths = set()
+    if os.path.isdir(name):
+        paths = {path for pattern in files for path in Path(name).glob(pattern)}
+    suspects = [path for path in sorted(paths) if _is_broken(path)] or sorted(paths)
+    remedy = f"; mend {', '.join(path.name for path in suspects)} there, or copy it again" if suspects else ""
     reason = " ".join(str(error).split())[:300]
     if not reason or not isinstance(error, OSError | ValueError | UserError):  # whose texts say nothing without it
         reason = f"{type(error).__name__} {reason}".strip()
@@ -103,8 +120,11 @@ def _is_broken(path: Path) -> bool:
 
 
 def weights_mark(name: str) -> str:
-    """A mark of a checkpoint's or adapter's weights that costs little for many gigabytes: a hash of each safetensors
-    file's name, size and header and of evenly spaced samples of its bytes; of a hub id the commit that is in use."""
+    """A mark of a checkpoint's or adapter's weights, by which a run notices that they are others than before.
+
+    It costs little for many gigabytes: a hash of each safetensors file's name, size and header and of evenly spaced
+    samples of its bytes; of a hub id the commit that is in use.
+    """
     if not os.path.isdir(name):
         try:
             snapshot = Path(str(cached_file(name, "config.json"))).parent  # .../snapshots/COMMIT
@@ -130,15 +150,20 @@ def load_reward_model(
 ) -> PreTrainedModel:
     """A reward model from a language-model checkpoint (fresh `score`) or from a reward checkpoint (all weights).
 
-    The head stays float32 at any dtype. quantize: 4-bit NF4 through bitsandbytes (QLoRA). Raises UserError when the
-    keys are not exactly the language model's (plus `score.weight`).
+    Args:
+        name: a folder or hub id.
+        dtype: of the weights; the head stays float32 at any.
+        quantize: 4-bit NF4 through bitsandbytes (QLoRA).
+
+    Raises:
+        UserError: when the keys are not exactly the language model's (plus `score.weight`).
     """
     config = load_config(name, trust_remote_code)
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
     with loading("model", name, CONFIG + WEIGHTS), no_key_table():
-        made: Any = reward_class(name, config)
+        model_class: Any = reward_class(name, config)
         set_head(config)
-        model, info = made.from_pretrained(
+        model, info = model_class.from_pretrained(
             name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
         )
     fresh = not is_reward_model(config)
@@ -173,12 +198,16 @@ def is_reward_model(config: Any) -> bool:
 
 def set_head(config: Any) -> None:
     """One label, a plain scalar (`problem_type` regression: servers then apply no sigmoid), on root and text config."""
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        part.num_labels = 1
+    config.num_labels = 1
+    config.get_text_config().num_labels = 1
     config.problem_type = "regression"
 
 
 def check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
+    """Raises UserError unless a loaded model lacked exactly the expected keys and met no others.
+
+    info: transformers' loading info. expected: keys that are to be missing, because their weights are fresh.
+    """
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if missing == expected and not unexpected and not info["mismatched_keys"]:
         return
@@ -188,8 +217,8 @@ def check_keys(name: str, info: dict[str, Any], expected: set[str]) -> None:
         "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
         "present but should be fresh": sorted(expected - missing),
     }
-    told = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)
-    raise UserError(f"the weights of {name!r} do not fit its architecture: {told}; check weights and config.json")
+    faults = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)
+    raise UserError(f"the weights of {name!r} do not fit its architecture: {faults}; check weights and config.json")
 
 
 def four_bit() -> Any:
@@ -210,8 +239,29 @@ def four_bit() -> Any:
 
 
 def numeric_type(name: str, use_cpu: bool = False) -> torch.dtype:
-    """auto: bfloat16 where a GPU has it, else float32."""
+    """The numeric type of a name; `auto` is bfloat16 where a GPU has it, else float32."""
     if name == "auto":
         fast = torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return getattr(torch, name)
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device by its name; None or "" for the GPU if there is one, else the CPU. Raises UserError for one that
+    cannot be used."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)  # torch takes names of devices that are not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
+    return place
+
+
+def dtype_on(device: torch.device, dtype: str | torch.dtype) -> torch.dtype:
+    """The numeric type by its name; `auto` is bfloat16 on a GPU that has it, else float32. Raises UserError for an
+    unknown name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype={dtype!r}: takes auto, float32, bfloat16 or float16")
+    return numeric_type(dtype, use_cpu=device.type == "cpu")

@@ -103,8 +103,8 @@ class RewardModel(PreTrainedModel):
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
     def _zero_of_unused(self) -> torch.Tensor:
-        """0 * (parameters that only images reach), so that a batch without images gives them a gradient too:
-        DistributedDataParallel waits for every parameter's."""
+        """0 * (the parameters that only images reach). Added to the rewards of a batch without images, it gives these
+        parameters a gradient too: DistributedDataParallel waits for the gradient of every parameter."""
         text = {id(p) for n, p in self.get_decoder().named_parameters() if "cross_attn" not in n}
         text.update(id(p) for p in self.score.parameters())
         unused = [p for p in self.parameters() if p.requires_grad and id(p) not in text]
@@ -112,20 +112,20 @@ class RewardModel(PreTrainedModel):
 
 
 def _last_attended(attention_mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
-    """(rows, 1): the index of each row's last attended token."""
+    """(rows, 1): the index of each row's last attended token, whichever side the padding is on."""
     rows, tokens = hidden.shape[:2]
     if attention_mask is None:
         return torch.full((rows, 1), tokens - 1, device=hidden.device)
-    order = torch.arange(1, tokens + 1, device=attention_mask.device)
+    order = torch.arange(1, tokens + 1, device=attention_mask.device)  # grows to the right, and is 0 where masked
     return (attention_mask.ne(0) * order).argmax(dim=1, keepdim=True)
 
 
 def language_model_class(prefix: str) -> type[PreTrainedModel]:
     """The language-model class of the family `prefix` ("Llava", "Qwen2_5_VL", ...). Raises AttributeError."""
     for suffix in LM_SUFFIXES:
-        found = getattr(transformers, prefix + suffix, None)
-        if found is not None:
-            return found
+        lm_class = getattr(transformers, prefix + suffix, None)
+        if lm_class is not None:
+            return lm_class
     names = " nor ".join(prefix + suffix for suffix in LM_SUFFIXES)
     raise AttributeError(f"transformers {transformers.__version__} has neither {names}")
 
@@ -142,9 +142,11 @@ def family_prefix(architecture: str) -> str:
 
 
 def _make_class(name: str) -> type[PreTrainedModel]:
+    """The reward model's class of a family: RewardModel on the base class of the family's language model, which knows
+    its backbone, its config and how its weights are initialised."""
     lm_class = language_model_class(name.removesuffix(SUFFIX))
     base = next(b for b in lm_class.__bases__ if issubclass(b, PreTrainedModel))
-    made = type(name, (RewardModel, base), {"__module__": __name__, "config_class": lm_class.config_class})
+    reward_class = type(name, (RewardModel, base), {"__module__": __name__, "config_class": lm_class.config_class})
     # transformers renames checkpoint keys by class name and skips classes from outside the library: without this,
     # Qwen2-VL's language weights stay random and LLaVA's are saved under names that nothing else reads.
     mapping = get_checkpoint_conversion_mapping(lm_class.__name__) or get_checkpoint_conversion_mapping(
@@ -152,11 +154,12 @@ def _make_class(name: str) -> type[PreTrainedModel]:
     )
     if mapping:
         register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
-    made.register_for_auto_class("AutoModelForSequenceClassification")
-    return made
+    reward_class.register_for_auto_class("AutoModelForSequenceClassification")
+    return reward_class
 
 
 def __getattr__(name: str):
+    """Makes a class when it is first asked for, and keeps it: a second one of the same name would be another class."""
     if not name.endswith(SUFFIX) or name == SUFFIX:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = _make_class(name)

@@ -1,7 +1,7 @@
 """A vision-language model as a policy: answers sampled for prompts about images, with their log-probabilities.
 
     policy = Policy.from_pretrained("llava-hf/llava-1.5-7b-hf")
-    policy.sample(examples, n=8, seed=0)      # one list of n Candidates per example
+    policy.sample(examples, n=8, seed=0)      # [[Candidate("A cup.", logprob=-3.1, tokens=4, cut=False), ...], ...]
 
 `examples` are `rovrm.data.example.Example`; only prompt and images are read.
 """
@@ -26,8 +26,12 @@ AT_ONCE = 131_072  # padded tokens of prompts and answers in one call of generat
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """text; logprob: the sum of its tokens' log-probabilities (nats) at temperature 1, end of sequence included;
-    tokens: their number; cut: no end of sequence among them, so that the text may stop in the middle."""
+    """One answer.
+
+    logprob: the sum of its tokens' log-probabilities (nats) at temperature 1, end of sequence included.
+    tokens: their number.
+    cut: whether there is no end of sequence among them, so that the text may stop in the middle.
+    """
 
     text: str
     logprob: float
@@ -36,7 +40,13 @@ class Candidate:
 
 
 class Policy:
-    """model: any model of transformers that generates from text and images; processor: its processor."""
+    """A model that answers.
+
+    Args:
+        model: any model of transformers that generates from text, or from text and images. Its generation settings are
+            replaced: it samples from its own distribution.
+        processor: its processor; of a text model its tokenizer.
+    """
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor, self.chat = model.eval(), processor, ChatTemplate(processor)
@@ -45,16 +55,26 @@ class Policy:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         # A model's own generation settings may filter or penalise (min_p, repetition_penalty): then these would not be
         # samples of the policy, and their log-probabilities and the bound on their KL divergence would be another's.
-        given = {key: getattr(model.generation_config, key, None) for key in TOKEN_IDS}
-        if given["eos_token_id"] is None:  # answers would never end
-            given["eos_token_id"] = self.tokenizer.eos_token_id
-        model.generation_config = GenerationConfig(**{key: ids for key, ids in given.items() if ids is not None})
+        # Its special tokens are kept.
+        token_ids = {key: getattr(model.generation_config, key, None) for key in TOKEN_IDS}
+        if token_ids["eos_token_id"] is None:  # answers would never end
+            token_ids["eos_token_id"] = self.tokenizer.eos_token_id
+        model.generation_config = GenerationConfig(**{key: ids for key, ids in token_ids.items() if ids is not None})
 
     @classmethod
     def from_pretrained(
         cls, name: str | os.PathLike, *, device: str = "", dtype: str = "auto", trust_remote_code: bool = False
     ) -> "Policy":
-        """Loads a folder or hub id. Raises UserError for a checkpoint that does not generate (a reward model)."""
+        """Loads a folder or hub id.
+
+        Args:
+            device: where the model runs; empty for the GPU if there is one, else the CPU.
+            dtype: numbers of the model; `auto` is bfloat16 on a GPU that has it, else float32.
+            trust_remote_code: lets the checkpoint run code of its own.
+
+        Raises:
+            UserError: for a checkpoint that does not generate (a reward model), or does not load.
+        """
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         config = load_config(os.fspath(name), trust_remote_code)
@@ -66,8 +86,8 @@ class Policy:
         try:
             model: Any = auto.from_pretrained(name, dtype=number, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
-            why = f"{str(error).splitlines()[0]}{offline(name)}"
-            raise UserError(f"cannot load the policy {os.fspath(name)!r}: {why}") from error
+            reason = f"{str(error).splitlines()[0]}{offline(name)}"
+            raise UserError(f"cannot load the policy {os.fspath(name)!r}: {reason}") from error
         return cls(model.to(place), load_processor(os.fspath(name), "", trust_remote_code, config))
 
     @torch.inference_mode()
@@ -81,8 +101,17 @@ class Policy:
         max_new_tokens: int = 256,
         seed: int = 0,
     ) -> list[list[Candidate]]:
-        """n candidates for each example; temperature 0 is greedy (n must be 1). The same seed and the same batch of
-        examples give the same candidates. Examples with and without images cannot be mixed in one call."""
+        """n candidates for each example. The same seed and the same batch of examples give the same candidates.
+
+        Args:
+            examples: all with images, or all without.
+            temperature: 0 is greedy, and n must then be 1.
+            top_p: share of the probability that the sampled tokens come from; 1 for all.
+            max_new_tokens: of one answer, at most.
+
+        Returns:
+            One list of n candidates per example, in order.
+        """
         if temperature == 0 and n > 1:
             raise UserError(f"n={n} greedy answers would be the same one; set a temperature above 0, or n=1")
         torch.manual_seed(seed)
@@ -97,13 +126,16 @@ class Policy:
         goes by itself, and of a single prompt half the candidates: one long prompt must not widen all the others."""
         inputs = self._inputs(examples)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        if n * len(examples) * (max(lengths) + options["max_new_tokens"]) > AT_ONCE and n * len(examples) > 1:
+        rows = n * len(examples)
+        if rows > 1 and rows * (max(lengths) + options["max_new_tokens"]) > AT_ONCE:
             if len(examples) == 1:
                 return [self._sample(examples, n - n // 2, options)[0] + self._sample(examples, n // 2, options)[0]]
             order = sorted(range(len(examples)), key=lambda i: lengths[i])
-            halves = [order[: len(order) // 2], order[len(order) // 2 :]]
-            parts = [answer for half in halves for answer in self._sample([examples[i] for i in half], n, options)]
-            return [parts[order.index(i)] for i in range(len(examples))]
+            answers: dict[int, list[Candidate]] = {}
+            for half in (order[: len(order) // 2], order[len(order) // 2 :]):
+                of_half = self._sample([examples[i] for i in half], n, options)
+                answers.update(zip(half, of_half, strict=True))
+            return [answers[i] for i in range(len(examples))]
         log_probs = _LogProbs()
         hook = self.model.register_forward_hook(log_probs.keep)
         try:
@@ -115,12 +147,14 @@ class Policy:
             ) from error
         finally:
             hook.remove()
-        found = self._candidates(sequences[:, inputs["input_ids"].shape[1] :], torch.stack(log_probs.steps, dim=1))
-        return [found[i : i + n] for i in range(0, len(found), n)]
+        tokens = sequences[:, inputs["input_ids"].shape[1] :]  # behind the prompts, which are padded on the left
+        candidates = self._candidates(tokens, torch.stack(log_probs.steps, dim=1))
+        return [candidates[i : i + n] for i in range(0, len(candidates), n)]
 
     def _inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The prompts as a batch on the model's device, padded on the left."""
         texts = [self.chat.prompt(example) for example in examples]
-        images = [[ref.open() for ref in e.images] for e in examples]
+        images = [[ref.open() for ref in example.images] for example in examples]
         if any(images) and not all(images):
             raise UserError("prompts with and without images cannot be sampled in one batch; sample them apart")
         batch = encode(self.processor, texts, images, padding_side="left")
@@ -128,23 +162,25 @@ class Policy:
             batch.pop("token_type_ids", None)
         return {key: value.to(self.model.device) for key, value in batch.items()}
 
-    def _candidates(self, tokens: torch.Tensor, chosen: torch.Tensor) -> list[Candidate]:
-        """tokens, behind the prompt, and their log-probabilities: (candidates, steps)."""
+    def _candidates(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> list[Candidate]:
+        """Candidates from the tokens behind the prompts and their log-probabilities, both (candidates, steps)."""
         ends = self.model.generation_config.eos_token_id
         ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=tokens.device)
-        ended = torch.isin(tokens, ends).int()
-        counted = (ended.cumsum(dim=1) - ended) == 0  # up to and including the first end
-        sums, lengths = (chosen * counted).sum(dim=1).tolist(), counted.sum(dim=1).tolist()
-        texts = self.tokenizer.batch_decode(
-            [row[keep].tolist() for row, keep in zip(tokens, counted, strict=True)], skip_special_tokens=True
-        )
-        cut = (ended.sum(dim=1) == 0).tolist()
-        return [Candidate(t.strip(), s, n, c) for t, s, n, c in zip(texts, sums, lengths, cut, strict=True)]
+        is_end = torch.isin(tokens, ends).int()
+        counted = (is_end.cumsum(dim=1) - is_end) == 0  # up to and including the first end
+        answers = [row[keep].tolist() for row, keep in zip(tokens, counted, strict=True)]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        sums = (log_probs * counted).sum(dim=1).tolist()
+        cut = (is_end.sum(dim=1) == 0).tolist()
+        return [Candidate(texts[i].strip(), sums[i], len(answers[i]), cut[i]) for i in range(len(texts))]
 
 
 class _LogProbs(StoppingCriteria):
-    """The log-probabilities of tokens as they are chosen, from the model's logits before any penalty or temperature. It
-    holds one step's logits, where `output_logits=True` holds those of all steps. Stops nothing."""
+    """The log-probabilities of tokens as they are chosen, from the model's logits before any penalty or temperature.
+
+    transformers calls it after every step, as a criterion that stops nothing. So it holds one step's logits at a time,
+    where `output_logits=True` would hold those of all steps.
+    """
 
     def __init__(self) -> None:
         self.logits: torch.Tensor | None = None

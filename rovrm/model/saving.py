@@ -1,11 +1,13 @@
-"""A merged or fully tuned reward model as a folder that loads without rovrm, and the lines of its card."""
+"""A merged or fully tuned reward model as a folder that loads without rovrm, and the quick start of its card."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rovrm.common.errors import UserError
 from rovrm.common.files import saving
+from rovrm.model.chat import ChatTemplate
 
 QUESTIONS = (
     "What is in the picture?",
@@ -17,12 +19,22 @@ ANSWERS = ("It is a red cup on a table.", "There are two of them.", "Yes.", "No,
 
 
 def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, record: dict[str, Any], card: str) -> None:
-    """Writes a merged or fully tuned reward model as an ordinary checkpoint folder. Stored in bfloat16 it prints by how
-    much the rounding moves the rewards: small updates vanish in it."""
+    """Writes a merged or fully tuned reward model as an ordinary checkpoint folder.
+
+    Stored in bfloat16, it prints by how much the rounding moves the rewards: small updates vanish in it.
+
+    Args:
+        merged: the model; in float32, where it is to be rounded.
+        processor: for the measurement alone; it is saved elsewhere.
+        save_dtype: bfloat16 rounds every weight but the head's; float32 casts nothing.
+        record: the phase's (phase.json), with the mean and the spread of held-out rewards.
+        card: the text of README.md.
+    """
     note_rewards(merged.config, record)
     if save_dtype == "bfloat16":
         before = sample_rewards(merged, processor)
         rounded = [p for name, p in merged.named_parameters() if name != "score.weight"]
+        # Rounded, but still computed in float32: so the change is that of the storage, not of the arithmetic.
         for parameter in rounded:
             parameter.data = parameter.data.bfloat16().float()
         _say_change(before, sample_rewards(merged, processor))
@@ -36,7 +48,7 @@ def save_merged(merged: Any, processor: Any, folder: Path, save_dtype: str, reco
 
 
 def sample_rewards(model: Any, processor: Any) -> list[float]:
-    """Rewards of 16 fixed questions and answers, with drawn pictures where the model takes images."""
+    """Rewards of 4 fixed answers to each of 4 fixed questions, with drawn pictures where the model takes images."""
     from PIL import Image
 
     from rovrm.model.scorer import RewardScorer
@@ -62,18 +74,15 @@ def _say_change(before: list[float], after: list[float]) -> None:
 
 
 def note_rewards(config: Any, record: dict[str, Any]) -> None:
-    """Mean and spread of the held-out rewards, for `normalize=True`."""
+    """Writes the mean and the spread of the held-out rewards into the config, for `normalize=True`."""
     if "reward_mean" in record:
         config.reward_mean, config.reward_std = record["reward_mean"], record["reward_std"]
 
 
 def quick_start(processor: Any) -> str:
     """Lines that score one answer with transformers alone, for this processor or tokenizer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    template = processor.chat_template if isinstance(processor.chat_template, str) else ""
-    bos = tokenizer.bos_token
-    special = f"add_special_tokens={not (bos and ('bos_token' in template or bos in template))}"  # never two of them
-    if tokenizer is processor:
+    special = f"add_special_tokens={_adds_special_tokens(processor)}"
+    if not hasattr(processor, "tokenizer"):
         auto, question, answer = "AutoTokenizer", '"What is 2 plus 3?"', '"It is 5."'
         call = f'processor([text], return_tensors="pt", {special})'
     else:
@@ -94,3 +103,11 @@ text = processor.apply_chat_template(messages, tokenize=False)
 inputs = {call}
 with torch.no_grad():
     print(model(**inputs).logits.item())"""
+
+
+def _adds_special_tokens(processor: Any) -> bool:
+    """As `chat.encode` decides it: a conversation begins with one bos token, never with two."""
+    try:
+        return not ChatTemplate(processor).has_bos()
+    except UserError:  # the template is broken: reading a reward says so, and how to mend it
+        return True

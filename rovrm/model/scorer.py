@@ -1,14 +1,21 @@
 """The reward model as a Python scorer.
 
     from rovrm import RewardScorer
+
     scorer = RewardScorer.from_pretrained("runs/demo/phase3-visual")
     scorer.score("What is on the table?", ["A cup.", "A dog."], images="photo.jpg")   # -> [1.83, -0.41]
 
-Responses to one prompt share their row: prompt and image are encoded once. Prompts, messages and `<image>` placeholders
-are read by the code that reads the training data, so that a row means the same in both.
+    rows = [
+        {"prompt": "What is on the table?", "responses": ["A cup.", "A dog."], "images": "photo.jpg"},
+        {"prompt": "What is 2 plus 3?", "responses": ["5"]},
+    ]
+    scorer.score_batch(rows)                                                          # -> [[1.83, -0.41], [0.67]]
+
+A reward is one number for a whole conversation: prompt, images and the response at its end. It compares responses to
+one prompt, and means nothing by itself. Prompts, messages and `<image>` placeholders are read by the code that reads
+the training data, so that a row means the same in both.
 """
 
-import logging
 import math
 import os
 import threading
@@ -22,28 +29,34 @@ from tqdm.auto import tqdm
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
-from rovrm.data.formats import VIDEO_COLUMNS
-from rovrm.data.images import MAX_PIXELS, ImageRef, find_image, open_images
-from rovrm.data.prompts import as_example, as_messages, example_or_error, holds_more
-from rovrm.model.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
+from rovrm.data.images import find_image, open_images
+from rovrm.data.prompts import example_or_error
+from rovrm.model.batches import batch_loader, collect_rewards, plan_batches, split_batch
 from rovrm.model.collator import RewardCollator, split_responses
+from rovrm.model.reward import group_samples, rewards_or_none
+from rovrm.settings.keys import MAX_PIXELS
 
 if TYPE_CHECKING:
     from rovrm.settings.keys import ScoreConfig, ServeConfig
 
 
-logger = logging.getLogger(__name__)
 MANY = 32  # examples from which it pays to start worker processes that measure them
 
 
 class RewardScorer:
     """Scores responses to prompts about images; higher is better. Calls from several threads wait for each other.
 
-    model: a reward model (rovrm/model/modeling.py). processor: its processor or tokenizer. rows: auto | shared |
-    separate. workers: processes that read images and build batches; 0 = none. `max_length`: tokens of the longest
-    conversation taken, at first the model's own limit; `max_pixels`: pixels of all images of a row together.
-    normalize=True in the calls below gives (reward - mean) / spread, with the two taken on held-out data at the end of
-    training.
+    Args:
+        model: a reward model (rovrm/model/modeling.py). processor: its processor; of a text model its tokenizer.
+        rows: `shared` encodes a prompt and its images once for all responses, `separate` once for each; `auto` shares
+            where that is proved exact for the model's family.
+        workers: processes that read images and build batches; 0 for none.
+
+    Attributes:
+        max_length: tokens of the longest conversation that is scored, at first the model's own limit; None for none.
+        max_pixels: pixels of all images of a row together, at most.
+        mean, std: of the rewards on held-out data at the end of training, as the checkpoint's config has them; None
+            where it has none. With `normalize=True` every method below returns (reward - mean) / std.
     """
 
     def __init__(self, model: Any, processor: Any, rows: str = "auto", workers: int = 0):
@@ -67,38 +80,63 @@ class RewardScorer:
         workers: int = 0,
         trust_remote_code: bool = False,
     ) -> "RewardScorer":
-        """Loads a reward checkpoint: a folder that rovrm.train wrote (the full model, or only an adapter, whose base is
-        then loaded), or a hub id. adapter: a phase folder or adapter folder to put on the model `name`. dtype auto:
-        bfloat16 on a GPU that has it, else float32; the head is float32 always. Raises UserError for what is no reward
-        model, and for an adapter without a head on a base that has none.
+        """Loads a reward checkpoint.
+
+        Args:
+            name: a folder that rovrm.train wrote, or a hub id. A folder that holds an adapter alone is put on its base
+                model, which is loaded too.
+            adapter: a phase folder, or an adapter's folder, to put on the model `name`.
+            device: where the model runs; None for the GPU if there is one, else the CPU.
+            dtype: numbers of the model: `float32`, `bfloat16`, `float16` or a `torch.dtype`; `auto` is bfloat16 on a
+                GPU that has it, else float32. The head is float32 always.
+            rows, workers: as in the class. trust_remote_code: lets the checkpoint run code of its own.
+
+        Raises:
+            UserError: for what is no reward model, and for an adapter without a head on a base that has none.
         """
-        from rovrm.model.adapters import adapter_folder, base_of, brings_head, load_adapter, phase_record, processor_of
-        from rovrm.model.loading import is_reward_model, load_config, load_processor, load_reward_model
+        from rovrm.model import adapters, loading
 
         base, folder = os.fspath(name), None
-        place = _device(device)
-        if adapter is not None or (os.path.isdir(base) and not os.path.isfile(os.path.join(base, "config.json"))):
-            folder = adapter_folder(base if adapter is None else adapter)
-            base = base_of(folder) if adapter is None else base
-        config = load_config(base, trust_remote_code)
-        if not is_reward_model(config) and not (folder is not None and brings_head(folder)):
+        place = loading.usable_device(device)
+        if adapter is not None:
+            folder = adapters.adapter_folder(adapter)
+        elif os.path.isdir(base) and not os.path.isfile(os.path.join(base, "config.json")):
+            folder = adapters.adapter_folder(base)
+            base = adapters.base_of(folder)
+        config = loading.load_config(base, trust_remote_code)
+        if not loading.is_reward_model(config) and not (folder is not None and adapters.brings_head(folder)):
             raise UserError(
                 f"{os.fspath(adapter or name)!r} is no reward model (architecture "
                 f"{(config.architectures or ['none'])[0]}, and no adapter with a trained `score`); train one with "
                 "rovrm.train"
             )
-        model: Any = load_reward_model(base, _dtype(dtype, place), trust_remote_code=trust_remote_code)
+        number = loading.dtype_on(place, dtype)
+        model: Any = loading.load_reward_model(base, number, trust_remote_code=trust_remote_code)
         if folder is not None:
-            model = load_adapter(model, str(folder), trainable=False)
-            record = phase_record(folder.parent)  # the base's own mean and spread, if any, are not the adapter's
+            model = adapters.load_adapter(model, str(folder), trainable=False)
+            record = adapters.phase_record(folder.parent)  # a mean and spread of the base would be another model's
             model.config.reward_mean, model.config.reward_std = record.get("reward_mean"), record.get("reward_std")
-        processor = load_processor(processor_of(folder, base), "", trust_remote_code, config)
+        processor = loading.load_processor(adapters.processor_of(folder, base), "", trust_remote_code, config)
         return cls(model.to(place), processor, rows=rows, workers=workers)
 
+    # ---- scoring -----------------------------------------------------------------------------------------------------
+
     def score(self, prompt: Any, responses: Sequence[Any], images: Any = None, normalize: bool = False) -> list[float]:
-        """One reward per response. prompt: a string or chat messages. images: None, a path, a PIL image, or a list of
-        them; without it, those inside the messages' content blocks. Raises UserError as `score_batch`."""
-        return self.score_batch([{"prompt": prompt, "responses": responses, "images": images}], normalize=normalize)[0]
+        """The rewards of responses to one prompt.
+
+            scorer.score("Which is older?", ["The left one.", "The right one."], images=["left.jpg", "right.jpg"])
+
+        Args:
+            prompt: a string or chat messages.
+            responses: one or more strings.
+            images: a path, a PIL image, or a list of them; None for those inside the messages' content blocks, if any.
+            normalize: in standard deviations from the mean of held-out rewards.
+
+        Returns:
+            One reward per response.
+        """
+        row = {"prompt": prompt, "responses": responses, "images": images}
+        return self.score_batch([row], normalize=normalize)[0]
 
     def score_batch(
         self,
@@ -107,21 +145,32 @@ class RewardScorer:
         normalize: bool = False,
         progress: bool = False,
     ) -> list[list[float]]:
-        """One list of rewards per example, in order: k rewards for k responses.
+        """The rewards of the responses of many examples.
 
-        examples: mappings with `prompt` (a string or chat messages), `responses` (or `chosen` and `rejected`, or
-        `response`), optionally `images` and `system`; rows of any format that training reads, whose answers are then
-        the same and in the row's order; or Examples. A forward takes at most `batch_tokens` padded
-        tokens; an example with more is scored in several. Raises UserError for the first example that cannot be scored.
+            scorer.score_batch([{"prompt": "What is this?", "responses": ["A cup.", "A dog."], "images": "photo.jpg"}])
+
+        Args:
+            examples: mappings with `prompt` (a string or chat messages), `responses` (or `chosen` and `rejected`, or
+                `response`), optionally `images` and `system`; or rows of any format that training reads, whose answers
+                are scored in the row's own order; or Examples.
+            batch_tokens: padded tokens of one forward, at most; an example with more is scored in several.
+            normalize: in standard deviations from the mean of held-out rewards.
+            progress: shows a progress bar.
+
+        Returns:
+            One list per example, in order, with one reward per response.
+
+        Raises:
+            UserError: for the first example that cannot be scored.
         """
         if normalize:
             self.require_stats()
         with self._lock:
-            ready = self.measure(examples)
-            for example in ready:
+            measured = self.measure(examples)
+            for example in measured:
                 if isinstance(example, UserError):
                     raise example
-            [rewards] = self._rewards([ready], batch_tokens, normalize, None, progress)  # type: ignore[list-item]
+            [rewards] = self._rewards([measured], batch_tokens, normalize, None, progress)  # type: ignore[list-item]
         return rewards
 
     def score_or_error(
@@ -133,7 +182,10 @@ class RewardScorer:
     ) -> list[list[float] | UserError]:
         """As `score_batch`, but an example that cannot be scored gives the UserError that says why. find: as in
         `measure`."""
-        return [r for unit in self.score_units(rows, len(rows) or 1, batch_tokens, normalize, find) for r in unit]
+        scored: list[list[float] | UserError] = []
+        for unit in self.score_units(rows, len(rows) or 1, batch_tokens, normalize, find):
+            scored += unit
+        return scored
 
     def score_units(
         self,
@@ -144,67 +196,75 @@ class RewardScorer:
         find: Callable[[str], str] = find_image,
         batch_size: int | None = None,
     ) -> Iterator[list[list[float] | UserError]]:
-        """As `score_or_error`, `size` rows after another: no batch holds rows of two of these units, so that the last
-        digits of a unit's rewards do not depend on what else is scored. A UserError among the rows stays one.
-        batch_size: rows of a batch, at most; a unit of short rows would be one, padded to its longest."""
+        """As `score_or_error`, but unit by unit, each as soon as it is there. No batch holds rows of two units, so that
+        the last digits of a unit's rewards do not depend on what else is scored.
+
+        Args:
+            rows: as in `score_batch`; a UserError among them stays one.
+            size: rows of a unit.
+            find: as in `measure`.
+            batch_size: rows of a batch, at most; None for no limit. Without one a unit of short rows may be a single
+                batch, padded to its longest.
+        """
         if normalize:
             self.require_stats()
         with self._lock:
             measured = self.measure(rows, find)
             units = [measured[start : start + size] for start in range(0, len(measured), size)]
             good = [[example for example in unit if isinstance(example, Example)] for unit in units]
-            for unit, found in zip(units, self._rewards(good, batch_tokens, normalize, batch_size), strict=True):
-                rewards = iter(found)
+            for unit, rewards_of_good in zip(
+                units, self._rewards(good, batch_tokens, normalize, batch_size), strict=True
+            ):
+                rewards = iter(rewards_of_good)
                 yield [example if isinstance(example, UserError) else next(rewards) for example in unit]
 
     def reward(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Sequence[Any] | None = None, **columns: Any
     ) -> list[float | None]:
-        """A reward function for TRL's GRPO and RLOO trainers: one reward per (prompt, completion).
+        """A reward function for TRL's GRPO and RLOO trainers.
 
-        prompts: strings or chat messages. completions: strings or TRL's `[{"role": "assistant", "content": ...}]`; of
-        several turns the last is scored, the others join the prompt. images (or a column `image`): per sample an image,
-        a list or None; where it is None, the images inside the prompt's content blocks are used, and where these hold
-        more than it, since TRL adds it to them. White space that leads a completion is dropped: a policy begins with
-        a space where its chat template ends without one. Samples of the same prompt and images (by path or pixels)
-        that follow each other share their row. A completion that cannot be scored (too long, or with the text of the
-        image token or of one that ends turns) gets None, by which TRL leaves it out, and is logged; if none of a call
-        can be, UserError is raised. Other columns are ignored, but video is refused.
+            GRPOTrainer(policy, reward_funcs=scorer.reward, ...)
+
+        Samples of the same prompt and images (by path or pixels) that follow each other are scored together. White
+        space that leads a completion is dropped: a policy begins with a space where its chat template ends without one.
+
+        Args:
+            prompts: strings or chat messages, one per sample.
+            completions: strings or TRL's `[{"role": "assistant", "content": ...}]`, one per sample; of several turns
+                the last is scored, and the others join the prompt.
+            images: an image, a list of them or None, for each sample. Where it is None, or holds fewer than the content
+                blocks of the prompt (TRL adds its images to them), those in the prompt are used.
+            columns: `image` stands for `images`; video is refused; all others are ignored.
+
+        Returns:
+            One reward per sample. None, which TRL leaves out, for a completion that cannot be scored: one that is too
+            long, or holds the text of the image token or of a token that ends turns. It is logged.
+
+        Raises:
+            UserError: where not one completion of the call can be scored.
         """
         images = columns.get("image") if images is None else images
-        groups: list[Example] = []
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            if not isinstance(completion, str) and len(completion) > 1:
-                prompt = as_messages(prompt) + list(completion[:-1])
-                completion = completion[-1:]
-            pictures = None if images is None or holds_more(prompt, images[i]) else images[i]
-            row = {"prompt": prompt, "responses": [completion], "images": pictures}
-            for column in VIDEO_COLUMNS:
-                row[column] = columns[column][i] if columns.get(column) is not None else None
-            example = as_example(row, i)
-            example.responses = [text.lstrip() for text in example.responses]
-            if groups and groups[-1].prompt == example.prompt and _same_images(groups[-1].images, example.images):
-                groups[-1].responses += example.responses
-                groups[-1].ranks += example.ranks
-            else:
-                groups.append(example)
-        return self._rewards_or_none(groups)
+        return rewards_or_none(self, group_samples(prompts, completions, images, columns))
 
     def measure(
         self, rows: Sequence[Example | Mapping[str, Any] | UserError], find: Callable[[str], str] = find_image
     ) -> list[Example | UserError]:
-        """Every row as an Example with its lengths, or the UserError that says why it cannot be scored. Images are
-        decoded for it, in the worker processes. find: an image's name in a row -> its path."""
-        found: list[Example | UserError] = [example_or_error(row, i, find) for i, row in enumerate(rows)]
-        todo = [i for i, e in enumerate(found) if isinstance(e, Example) and e.lengths is None]
-        looks = _Lengths([found[i] for i in todo], self.collator, self.max_pixels)  # type: ignore[misc]
+        """Every row as an Example with its lengths in tokens, or the UserError that says why it cannot be scored.
+        Images are decoded for it, in the worker processes.
+
+        rows: as in `score_batch`; a UserError among them stays one. find: the name of an image in a row -> its path.
+        """
+        examples: list[Example | UserError] = [example_or_error(row, i, find) for i, row in enumerate(rows)]
+        unmeasured = [i for i, e in enumerate(examples) if isinstance(e, Example) and e.lengths is None]
+        lengths_of = _Lengths([examples[i] for i in unmeasured], self.collator, self.max_pixels)  # type: ignore[misc]
+        workers = self.workers if len(unmeasured) >= MANY else 0
+        looks: list[tuple[int, list[int]] | str] = []
         with self._lock:
-            workers = self.workers if len(todo) >= MANY else 0
-            loader = DataLoader(looks, batch_size=8, num_workers=workers, collate_fn=list)
-            for i, lengths in zip(todo, (one for batch in loader for one in batch), strict=True):
-                fine = isinstance(lengths, tuple)
-                found[i] = replace(found[i], lengths=lengths) if fine else UserError(lengths)  # type: ignore[type-var]
-        return [self._short_enough(e) if isinstance(e, Example) else e for e in found]
+            for batch in DataLoader(lengths_of, batch_size=8, num_workers=workers, collate_fn=list):
+                looks += batch
+        for i, look in zip(unmeasured, looks, strict=True):
+            examples[i] = UserError(look) if isinstance(look, str) else replace(examples[i], lengths=look)  # type: ignore[type-var]
+        return [self._short_enough(example) if isinstance(example, Example) else example for example in examples]
 
     def require_stats(self) -> None:
         """Raises UserError where the checkpoint does not know its rewards' mean and spread."""
@@ -213,20 +273,7 @@ class RewardScorer:
                 "this checkpoint holds no reward_mean and reward_std in its config; score with normalize=False"
             )
 
-    # ------------------------------------------------------------------------------------------------------------------
-
-    def _rewards_or_none(self, groups: list[Example]) -> list[float | None]:
-        """Rewards of all responses, in order. A group that cannot be scored as one is tried response by response."""
-        found: list[list[float] | UserError] = []
-        for group, rewards in zip(groups, self.score_or_error(groups), strict=True):
-            alone = [replace(group, responses=[text], ranks=[0]) for text in group.responses]
-            found += self.score_or_error(alone) if isinstance(rewards, UserError) and len(alone) > 1 else [rewards]
-        errors = [rewards for rewards in found if isinstance(rewards, UserError)]
-        if errors and len(errors) == len(found):
-            raise errors[0]
-        for error in errors:
-            logger.warning("no reward for a completion: %s", error)
-        return [reward for rewards in found for reward in ([None] if isinstance(rewards, UserError) else rewards)]
+    # ---- the steps of scoring ----------------------------------------------------------------------------------------
 
     def _short_enough(self, example: Example) -> Example | UserError:
         longest = example.lengths[0] + max(example.lengths[1])  # type: ignore[index]
@@ -245,34 +292,39 @@ class RewardScorer:
         batch_size: int | None,
         progress: bool = False,
     ) -> Iterator[list[list[float]]]:
-        """The rewards of each unit as soon as they are there; one loader builds the batches of all, ahead of them."""
+        """Yields the rewards of each unit as soon as they are there; one loader builds the batches of all, ahead."""
         self.collator.row_tokens = batch_tokens
-        rewards = [[[math.nan] * len(example.responses) for example in unit] for unit in units]
-        items: list[Example] = []
-        places: list[tuple[list[float], list[int]]] = []  # where the rewards of an item belong
+        # An example whose responses do not fit into one forward is scored in parts, each an example of its own.
+        parts: list[Example] = []
+        numbers: list[list[int]] = []  # of the responses of each part, in its example
+        owners: list[list[float]] = []  # of each part: the rewards of its example, filled in as they come
+        rewards_of_units = [[[math.nan] * len(example.responses) for example in unit] for unit in units]
         plans: list[list[list[int]]] = []
-        for unit, targets in zip(units, rewards, strict=True):
-            parts = [(i, part) for i, e in enumerate(unit) for part in self._parts(e, batch_tokens)]
-            some = [_some(unit[i], part) for i, part in parts]
-            plans.append([[len(items) + i for i in batch] for batch in self._plan(some, batch_tokens, batch_size)])
-            items += some
-            places += [(targets[i], part) for i, part in parts]
-        batches = iter(tqdm(self._loader(items, plans), desc="scoring", disable=not progress))
-        for unit, targets, plan in zip(units, rewards, plans, strict=True):
-            found: dict[int, dict[int, float]] = {}
+        for unit, rewards_of_unit in zip(units, rewards_of_units, strict=True):
+            start = len(parts)
+            for example, rewards in zip(unit, rewards_of_unit, strict=True):
+                for responses in self._split(example, batch_tokens):
+                    parts.append(_part_of(example, responses))
+                    numbers.append(responses)
+                    owners.append(rewards)
+            mine = range(start, len(parts))
+            plans.append(plan_batches(parts, self.collator, batch_tokens, batch_size or len(mine), None, mine))
+
+        joined = [batch for plan in plans for batch in plan]
+        loader = batch_loader(parts, joined, self.collator, self.workers if len(joined) > 1 else 0)
+        batches = iter(tqdm(loader, desc="scoring", disable=not progress))
+        for unit, rewards_of_unit, plan in zip(units, rewards_of_units, plans, strict=True):
+            rewards_by_part: dict[int, dict[int, float]] = {}
             for _ in plan:
-                self._score(next(batches), found)
-            for item, many in found.items():
-                for k, reward in many.items():
-                    places[item][0][places[item][1][k]] = reward
-            _check_finite(unit, targets)
-            yield self._normalized(targets) if normalize else targets
+                self._score(next(batches), rewards_by_part)
+            for part, rewards_by_response in rewards_by_part.items():
+                for place, reward in rewards_by_response.items():
+                    owners[part][numbers[part][place]] = reward
+            _check_finite(unit, rewards_of_unit)
+            yield self._normalized(rewards_of_unit) if normalize else rewards_of_unit
 
-    def _normalized(self, rewards: list[list[float]]) -> list[list[float]]:
-        return [[(reward - self.mean) / self.std for reward in many] for many in rewards]  # type: ignore[operator]
-
-    def _parts(self, example: Example, batch_tokens: int) -> list[list[int]]:
-        """The example's responses in groups whose rows fit into one forward."""
+    def _split(self, example: Example, batch_tokens: int) -> list[list[int]]:
+        """The numbers of the example's responses, in groups whose rows fit into one forward."""
         prefix, lengths = example.lengths or (0, [])
         if self.collator.shared:
             return split_responses(prefix, lengths, batch_tokens)
@@ -280,25 +332,20 @@ class RewardScorer:
         numbers = list(range(len(lengths)))
         return [numbers[start : start + count] for start in range(0, len(numbers), count)]
 
-    def _plan(self, examples: list[Example], batch_tokens: int, batch_size: int | None) -> list[list[int]]:
-        costs = [self.collator.cost(e.lengths) for e in examples if e.lengths]
-        kinds = [bool(e.images) and not self.collator.shared for e in examples]
-        return plan_batches(costs, kinds, batch_tokens, batch_size or len(examples), None)
-
-    def _loader(self, items: list[Example], plans: list[list[list[int]]]) -> DataLoader:
-        planned = PlannedBatches(items, [batch for plan in plans for batch in plan])
-        return batch_loader(planned, self.collator, self.workers if len(planned) > 1 else 0, pin_memory=False)
+    def _normalized(self, rewards_of_unit: list[list[float]]) -> list[list[float]]:
+        return [[(reward - self.mean) / self.std for reward in rewards] for rewards in rewards_of_unit]  # type: ignore[operator]
 
     @torch.inference_mode()
-    def _score(self, batch: dict[str, Any], into: dict[int, dict[int, float]]) -> None:
+    def _score(self, batch: dict[str, Any], rewards_by_part: dict[int, dict[int, float]]) -> None:
+        """One forward; its rewards go into `rewards_by_part`, by part and response."""
         device = next(self.model.parameters()).device
-        model_inputs, ours = split_batch(batch)
+        model_inputs, loss_inputs = split_batch(batch)
         rewards = self.model(**{key: value.to(device) for key, value in model_inputs.items()}).logits
-        collect_rewards(ours, rewards.cpu(), into)
+        collect_rewards(loss_inputs, rewards.cpu(), rewards_by_part)
 
 
 class _Lengths(Dataset):
-    """`self[i]`: an example's lengths, or why it cannot be scored."""
+    """`self[i]`: the lengths of an example (rovrm/data/example.py), or a text that says why it cannot be scored."""
 
     def __init__(self, examples: Sequence[Example], collator: RewardCollator, max_pixels: int):
         self.examples, self.collator, self.max_pixels = examples, collator, max_pixels
@@ -316,6 +363,26 @@ class _Lengths(Dataset):
             return f"example {example.id}: {type(error).__name__}: {error}"
 
 
+def _part_of(example: Example, numbers: list[int]) -> Example:
+    """The example with these of its responses alone."""
+    prefix, lengths = example.lengths or (0, [])
+    return replace(
+        example,
+        responses=[example.responses[j] for j in numbers],
+        ranks=[0] * len(numbers),
+        lengths=(prefix, [lengths[j] for j in numbers]),
+    )
+
+
+def _check_finite(examples: list[Example], rewards_of_unit: list[list[float]]) -> None:
+    for example, rewards in zip(examples, rewards_of_unit, strict=True):
+        if not all(map(math.isfinite, rewards)):
+            raise UserError(f"example {example.id}: rewards {rewards}; the model overflows, score with dtype=float32")
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
 def load_scorer(config: "ScoreConfig | ServeConfig", workers: int = 0) -> RewardScorer:
     """The scorer that the settings of a command ask for."""
     scorer = RewardScorer.from_pretrained(
@@ -326,49 +393,8 @@ def load_scorer(config: "ScoreConfig | ServeConfig", workers: int = 0) -> Reward
         workers=workers,
         trust_remote_code=config.trust_remote_code,
     )
-    scorer.max_length, scorer.max_pixels = config.max_length or scorer.max_length, config.max_pixels
+    scorer.max_length = config.max_length or scorer.max_length
+    scorer.max_pixels = config.max_pixels
     if config.normalize:
         scorer.require_stats()
     return scorer
-
-
-def _some(example: Example, numbers: list[int]) -> Example:
-    """The example with these of its responses alone."""
-    prefix, lengths = example.lengths or (0, [])
-    responses, own = [example.responses[j] for j in numbers], [lengths[j] for j in numbers]
-    return replace(example, responses=responses, ranks=[0] * len(numbers), lengths=(prefix, own))
-
-
-def _check_finite(examples: list[Example], rewards: list[list[float]]) -> None:
-    for example, many in zip(examples, rewards, strict=True):
-        if not all(map(math.isfinite, many)):
-            raise UserError(f"example {example.id}: rewards {many}; the model overflows, score with dtype=float32")
-
-
-def _same_images(one: list[ImageRef], other: list[ImageRef]) -> bool:
-    """Whether two samples' images are the same files or the same pixels: data sets decode an image anew for every
-    sample that repeats it."""
-    pairs = zip(one, other, strict=False)
-    return len(one) == len(other) and all(a == b or (a.image is not None and a.image == b.image) for a, b in pairs)
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
-    return place
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    from rovrm.model.loading import numeric_type
-
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserError(f"dtype={dtype!r}: takes auto, float32, bfloat16 or float16")
-    return numeric_type(dtype, use_cpu=device.type == "cpu")

@@ -27,7 +27,7 @@ from data_selection.store import Store
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.model.adapters import load_adapter
-from rovrm.model.batches import PlannedBatches, batch_loader, plan_batches, split_batch
+from rovrm.model.batches import batch_loader, plan_batches, split_batch
 from rovrm.model.collator import RewardCollator
 from rovrm.selection.warm_up import MOMENTS, base_model
 from rovrm.settings.keys import TrainConfig
@@ -92,9 +92,13 @@ def extract(
         there = len(examples) - to_do
         print(f"{name}: {there} of {len(examples)} rows have their features from before; {to_do} to do")
     mine = missing[state.process_index :: state.num_processes]
-    plans = [_plan(collator, examples, store.rows(shard), config) for shard in mine]
-    planned = PlannedBatches(examples, [batch for plan in plans for batch in plan])
-    batches = iter(batch_loader(planned, collator, config.workers, torch.cuda.is_available()))
+    # One plan for each shard: its batches must not depend on which other shards are missing.
+    plans = [
+        plan_batches(examples, collator, config.batch_tokens, config.batch_size, None, store.rows(shard))
+        for shard in mine
+    ]
+    joined = [batch for plan in plans for batch in plan]
+    batches = iter(batch_loader(examples, joined, collator, config.workers, torch.cuda.is_available()))
     bar = tqdm(
         total=sum(len(store.rows(shard)) for shard in mine),
         desc=f"gradients of the {name}",
@@ -112,13 +116,6 @@ def extract(
                 bar.update(len(places))
             store.write(shard, units, slopes)
     state.wait_for_everyone()
-
-
-def _plan(collator: RewardCollator, examples: Sequence[Example], rows: range, config: TrainConfig) -> list[list[int]]:
-    costs = [collator.cost(examples[i].lengths or (0, [0])) for i in rows]
-    kinds = [bool(examples[i].images) and not collator.shared for i in rows]
-    plan = plan_batches(costs, kinds, config.batch_tokens, config.batch_size, None)
-    return [[rows.start + i for i in batch] for batch in plan]
 
 
 def batch_features(model: Any, batch: dict[str, Tensor], features: GradientFeatures) -> tuple[Tensor, Tensor]:

@@ -3,72 +3,88 @@
     config = parse(TrainConfig, ["recipe=run.yaml", "text.n=1000", "--batch-tokens", "8192", "--dry-run"], "train")
 
 `key=value`, `--key value`, `--key=value` and a bare `--flag` are alike; the command line wins over the recipe, the
-last of a repeated key wins, and `--help` prints the comments beside the dataclass's fields. OmegaConf checks and
-converts the values; this file adds what it lacks: flags, `a,b` for a list, ranges, one-line errors, and `${` taken
-literally. Imports stay light so that `--help` answers at once.
+last of a repeated key wins, and `--help` prints the comments beside the dataclass's fields.
+
+    words of the command line -> (key, text)    here, `_pairs`
+    lines of the recipe -> (key, value)         recipes.py, and here `_unfolded`
+    key -> a place in the dataclass             here, `_place`; hints.py guesses what an unknown key was meant to be
+    text or value -> what the place takes       values.py; OmegaConf converts and checks it
+
+Mistakes are collected on the way and told together. Imports stay light so that `--help` answers at once.
 """
 
-import csv
 import io
 import logging
 import os
-import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args
 
-import yaml
 from omegaconf import OmegaConf
 
-from rovrm.common.disk import is_full, trouble_in_words
-from rovrm.common.errors import UserError, refuse
+from rovrm.common.errors import UserError, is_full, quoted, refuse, trouble_in_words
 from rovrm.settings.fields import Setting, settings, type_in_words, usage
 from rovrm.settings.hints import right_key
-from rovrm.settings.recipes import Dumper, Loader, read_recipe, show
-
-# ---- what commands call: parse, run, save ---------------------------------------------------------------------------
+from rovrm.settings.recipes import read_recipe, write_recipe
+from rovrm.settings.values import BOOLEANS, value_for, value_of_name, value_of_text
 
 Config = TypeVar("Config")
-BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-NULLS = ("null", "none", "~")
+Known = dict[str, Setting]  # the settings of the command, by key
+
+# ---- what commands call: parse, run, save ----------------------------------------------------------------------------
 
 
 def parse(config_class: type[Config], argv: list[str], prog: str, below: dict[str, Any] | None = None) -> Config:
-    """An instance of `config_class` from the command line, below it the file that `recipe=` names, and below that the
-    values of `below`, which is a mapping like a recipe's.
+    """An instance of a settings dataclass from the words of a command line.
 
-    Raises UserError with one line for an unknown key, an ill-typed or missing value, or a bad recipe, and with a line
-    for each where there are several. `--help` and `-h` print every key with its type, default and comment, and leave
-    with status 0.
+    Args:
+        config_class: the dataclass.
+        argv: the words. `--help` and `-h` among them print every key with its type, default and comment, and leave
+            with status 0.
+        prog: the command's name in that text.
+        below: values under those of the recipe, which are under those of the command line: a mapping like a recipe's.
+
+    Raises:
+        UserError: for unknown keys, values that a key does not take or needs, and a bad recipe. It has one line, or
+            where several things are wrong a line for each.
     """
     if "--help" in argv or "-h" in argv:
         print(usage(config_class, prog))
         raise SystemExit(0)
     known = {setting.key: setting for setting in settings(config_class)}
-    wrong: list[str] = []
-    pairs = list(_pairs(argv, known, wrong))
+    mistakes: list[str] = []
+    pairs = _pairs(argv, known, mistakes)
+    givens = _from_mapping(below or {}, known, "")
+    recipes = [text for key, text in pairs if key == "recipe"]
+    if recipes:
+        givens += _from_recipe(recipes[-1], known, mistakes)
+    givens += [Given(key, text, True, "") for key, text in pairs if key != "recipe"]
+
     config = OmegaConf.structured(config_class)
-    for key, value, typed, where in _given(pairs, below or {}, known, wrong):
+    for given in givens:  # later ones win
         try:
-            _assign(config, known, key, value, typed)
+            _assign(config, known, given)
         except UserError as error:
-            wrong.append(f"{error}{where}")
-    refuse(wrong)
-    required = OmegaConf.missing_keys(OmegaConf.structured(config_class)) | {"out"}
-    for setting in known.values():
-        empty = setting.path in required and OmegaConf.select(config, setting.path, default="") == ""
-        if empty:  # an empty folder name would mean the working directory
-            raise UserError(f"{setting.key}: got nothing, takes {setting.takes} ({setting.comment})")
+            mistakes.append(f"{error}{given.origin}")
+    refuse(mistakes)
+    _check_required(config, config_class, known)
     return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> int:
-    """Runs a command's `main(argv)`: a UserError in it goes to stderr, without a traceback, and gives status 2, and so
-    does trouble of the operating system (a full disk, a name too long, no permission); Ctrl-C gives 130."""
+    """Runs a command and returns its exit status.
+
+    A UserError goes to stderr as it is, without a traceback, and gives status 2; so does trouble of the operating
+    system, such as a full disk, a name that is too long or a missing permission. Ctrl-C gives 130.
+
+    Args:
+        main: the command; what it returns is the status, None stands for 0.
+        argv: the words of its command line.
+        prog: its name in messages.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: a file's name may hold any byte
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
@@ -89,196 +105,188 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> 
 
 
 def save(config: Any, path: str | os.PathLike) -> None:
-    """Writes `config` as YAML that `recipe=` reads back; whoever reads meanwhile sees the old file or the whole new."""
-    path, plain = Path(path), asdict(config)
-    values = {f.metadata.get("key", f.name): plain[f.name] for f in fields(config)}
-    text = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a settings dataclass as YAML that `recipe=` reads back. Raises UserError where it cannot be written."""
+    by_name = asdict(config)
+    by_key = {f.metadata.get("key", f.name): by_name[f.name] for f in fields(config)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_recipe(Path(path), by_key)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-# ---- words of the command line --------------------------------------------------------------------------------------
+# ---- words of the command line ---------------------------------------------------------------------------------------
 
 
-def _pairs(argv: list[str], known: dict[str, Setting], wrong: list[str]) -> Iterator[tuple[str, str]]:
-    """(key, text) for every setting on the command line, in order; words that are none go to `wrong`."""
-    rest = deque(argv)
-    while rest:
-        word = rest.popleft()
+def _pairs(argv: list[str], known: Known, mistakes: list[str]) -> list[tuple[str, str]]:
+    """(key, text) of every setting on the command line, in order. Words that are none are added to `mistakes`."""
+    pairs = []
+    words = deque(argv)
+    while words:
+        word = words.popleft()
         is_flag = word.startswith("--")
         key, equals, text = word.removeprefix("--").partition("=")
         if not key or key.startswith("-") or not (equals or is_flag):
             remedy = f"recipe={word}" if word.endswith((".yaml", ".yml")) else "key=value or --key value"
-            wrong.append(f"{show(word)} is not a setting: write {remedy} (--help lists the keys)")
-            continue
+            mistakes.append(f"{quoted(word)} is not a setting: write {remedy} (--help lists the keys)")
+        elif equals:
+            pairs.append((key, text))
+        else:
+            try:
+                pairs.append((key, _text_of_flag(key, words, known)))
+            except UserError as error:
+                mistakes.append(str(error))
+    return pairs
+
+
+def _text_of_flag(key: str, words: deque[str], known: Known) -> str:
+    """The value of `--key`: the next word, which is taken off `words`, or `true` where the key makes sense alone.
+
+    A key that makes sense alone is a boolean, or may hold anything. Raises UserError where a value is missing.
+    """
+    value_follows = bool(words) and not words[0].startswith("--")
+    if key == "recipe":
+        takes, hint = "a file", str
+    else:
         try:
-            yield key, text if equals else _flag_text(key, rest, known)
-        except UserError as error:
-            wrong.append(str(error))
-
-
-def _flag_text(key: str, rest: deque[str], known: dict[str, Setting]) -> str:
-    """The value of `--key`: the next word, or `true` where a bare flag makes sense and none follows."""
-    follows = bool(rest) and not rest[0].startswith("--")
-    try:
-        hint = str if key == "recipe" else _find(known, key)[1]
-    except UserError:  # an unknown key: said with its value, which is the next word unless that is a setting itself
-        return rest.popleft() if follows and not _is_setting(rest[0], known) else ""
-    if hint is bool and not (follows and rest[0].lower() in BOOLEANS):
+            place = _place(key, "", known)
+        except UserError:  # unknown, which is said later, with its value
+            return words.popleft() if value_follows and not _is_setting(words[0], known) else ""
+        takes, hint = place.setting.takes, place.hint
+    if hint is bool and not (value_follows and words[0].lower() in BOOLEANS):
         return "true"
-    if hint is Any and (not follows or _is_setting(rest[0], known)):
+    if hint is Any and not (value_follows and not _is_setting(words[0], known)):
         return "true"
-    if not follows:
-        takes = "a file" if key == "recipe" else _find(known, key)[0].takes
+    if not value_follows:
         raise UserError(f"--{key}: got no value, takes {takes}")
-    return rest.popleft()
+    return words.popleft()
 
 
-def _is_setting(word: str, known: dict[str, Setting]) -> bool:
+def _is_setting(word: str, known: Known) -> bool:
+    """Whether a word is `key=value` with a key of ours, or with one inside a section or mapping of ours."""
     key, equals, _ = word.partition("=")
     heads = {"recipe", *(name.split(".")[0] for name in known)}
     return bool(equals) and key.split(".")[0].replace("-", "_") in heads
 
 
-def _from_text(text: str, hint: Any) -> Any:
-    """Text for a field that may hold anything, read as YAML: `[...]`, `{...}`, or a scalar. Other fields keep it."""
-    if hint is not Any and get_origin(hint) is not dict:
-        return text
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            return yaml.load(text, Loader=Loader)
-        except Exception:  # as in `read_recipe`
-            return text
-    loader = Loader("")
+# ---- what is given ---------------------------------------------------------------------------------------------------
+
+
+class Given(NamedTuple):
+    """A key with its value, as it was given.
+
+    Args:
+        key: as it was written.
+        value: the text that was typed, or what a recipe holds.
+        is_typed: whether it was typed on the command line.
+        origin: what is added to messages about it: the recipe's name.
+    """
+
+    key: str
+    value: Any
+    is_typed: bool
+    origin: str
+
+
+def _from_recipe(path: str, known: Known, mistakes: list[str]) -> list[Given]:
+    """What a recipe gives. One that cannot be read gives nothing and is added to `mistakes`."""
     try:
-        return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
-    except ValueError:  # a number of thousands of digits
-        return text
+        return _from_mapping(read_recipe(path), known, f" (in {path})")
+    except UserError as error:
+        mistakes.append(str(error))
+        return []
 
 
-# ---- keys and values ------------------------------------------------------------------------------------------------
+def _from_mapping(mapping: dict, known: Known, origin: str) -> list[Given]:
+    return [Given(key, value, False, origin) for key, value in _unfolded(mapping, known)]
 
 
-def _find(known: dict[str, Setting], key: str, got: Any = "") -> tuple[Setting, Any, str]:
-    """(setting, type of the value, path) of a key as typed; `trainer.KEY` and `columns.NAME` reach into a mapping."""
-    plain = key.replace("-", "_")
-    if plain in known:
-        return known[plain], known[plain].hint, known[plain].path
-    for name, setting in known.items():
-        if plain.startswith(f"{name}.") and get_origin(setting.hint) is dict and plain != f"{name}.":
-            value_hint = get_args(setting.hint)[1]
-            inner = (plain if value_hint is Any else key)[len(name) + 1 :]
-            return setting, value_hint, f"{setting.path}.{inner}"
-    inside = [name for name in known if name.startswith(f"{plain}.")]
-    if inside:
-        raise UserError(f"{key}: got {show(got)}, takes its own keys: {', '.join(inside)}")
-    renamed = next((s.key for s in known.values() if s.path == plain), None)
-    hint = f"did you mean {renamed}?" if renamed else right_key(plain, known)
-    raise UserError(f"unknown key {key} (got {show(got)}): {hint}")
-
-
-def _assign(config: Any, known: dict[str, Setting], key: str, got: Any, typed: bool) -> None:
-    """Sets one key, or says in one line what it got and what it takes. typed: it was typed on the command line."""
-    setting, hint, path = _find(known, key, got)
-    if path != setting.path and hint is str and got == "":
-        raise UserError(f"{key}: got nothing, takes a name, as {key}=NAME; or leave it out ({setting.comment})")
-    value = _from_text(got, hint) if typed else got
-    try:
-        OmegaConf.update(config, path, _read(value, hint), merge=False)
-        stored = OmegaConf.select(config, path)
-        if setting.limit is None or stored is None or setting.limit.holds(stored):
-            return
-    except Exception:  # whatever a value is, what is told is what the key takes
-        pass
-    name, takes = (setting.key, setting.takes) if path == setting.path else (key, type_in_words(hint, "", key))
-    quotes = " in quotes" if hint is str and isinstance(got, bool | float) else ""
-    raise UserError(f"{name}: got {show(got)}, takes {takes}{quotes}")
-
-
-def _read(value: Any, hint: Any) -> Any:
-    """A value as OmegaConf takes it for a field of type `hint` (numbers and choices are left to OmegaConf)."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        kind = next(arg for arg in args if arg is not NoneType)
-        if get_origin(kind) is list and isinstance(value, str) and value.lower() == "none":
-            return []  # none of what the list may hold, where null stands for the default
-        is_null = value is None or (isinstance(value, str) and value.lower() in NULLS)
-        return None if is_null else _read(value, kind)
-    if origin is list:
-        return [_read(item, args[0]) for item in _expect(_split(value) if isinstance(value, str) else value, list)]
-    if origin is dict:
-        return {str(name): _read(item, args[1]) for name, item in _expect(value, dict).items()}
-    if hint is bool and not isinstance(value, bool):
-        return BOOLEANS[str(value).lower()]
-    if hint is str and not isinstance(value, str):
-        if isinstance(value, bool) or not isinstance(value, int):  # `out: no` and `out: 1e5` would change in silence
-            raise ValueError(value)
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _read(item, Any) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_read(item, Any) for item in value]
-    return _literal(value) if isinstance(value, str) else value
-
-
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(value)
-    return value
-
-
-def _split(text: str) -> list[str]:
-    """`a,b` or `[a,b]`; an item that holds a comma goes in double quotes."""
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    items = next(csv.reader([text], skipinitialspace=True), [])
-    return [item.strip() for item in items if item.strip()]
-
-
-def _literal(text: str) -> str:
-    """Text that OmegaConf reads back unchanged: `${` does not interpolate."""
-    if text == "???":  # OmegaConf's mark for a missing value, which it cannot escape
-        raise ValueError(text)
-    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
-
-
-# ---- everything that is given ----------------------------------------------------------------------------------------
-
-
-def _given(
-    pairs: list[tuple[str, str]], below: dict[str, Any], known: dict[str, Setting], wrong: list[str]
-) -> Iterator[tuple[str, Any, bool, str]]:
-    """(key, value, whether it was typed as text, where it stands), what is given later winning. A recipe that cannot be
-    read goes to `wrong`."""
-    for key, value in _leaves(below, known):
-        yield key, value, False, ""
-    for path in [text for key, text in pairs if key == "recipe"][-1:]:
-        try:
-            recipe = read_recipe(path)
-        except UserError as error:
-            wrong.append(str(error))
-            continue
-        for key, value in _leaves(recipe, known):
-            yield key, value, False, f" (in {path})"
-    for key, text in pairs:
-        if key != "recipe":
-            yield key, text, True, ""
-
-
-def _leaves(recipe: dict, known: dict[str, Setting], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of a recipe, sections unfolded; an empty section or mapping sets nothing."""
-    for name, value in recipe.items():
+def _unfolded(mapping: dict, known: Known, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of a recipe, the keys of a section as `text.n`. An empty section or mapping gives nothing."""
+    for name, value in mapping.items():
         key = f"{prefix}{name}"
         plain = key.replace("-", "_")
-        is_section = any(k.startswith(f"{plain}.") for k in known)
-        is_mapping = plain in known and get_origin(known[plain].hint) is dict
+        is_section = any(other.startswith(f"{plain}.") for other in known)
+        is_mapping = plain in known and known[plain].is_mapping
         if is_section and isinstance(value, dict):
-            yield from _leaves(value, known, f"{key}.")
+            yield from _unfolded(value, known, f"{key}.")
         elif value is not None or not (is_section or is_mapping):
             yield key, value
+
+
+# ---- into the dataclass ----------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where the value of a key goes.
+
+    Args:
+        setting: the setting.
+        name: the name inside of it where it is a mapping and the key was `trainer.NAME` or `columns.NAME`; else "".
+        hint: the type of the value.
+    """
+
+    setting: Setting
+    name: str
+    hint: Any
+
+    @property
+    def path(self) -> str:
+        return f"{self.setting.path}.{self.name}" if self.name else self.setting.path
+
+
+def _place(key: str, value: Any, known: Known) -> Place:
+    """Where the value of a key goes. Raises UserError for an unknown key, with a guess what it was meant to be."""
+    plain = key.replace("-", "_")
+    if plain in known:
+        return Place(known[plain], "", known[plain].hint)
+    for name, setting in known.items():
+        if plain.startswith(f"{name}.") and setting.is_mapping and plain != f"{name}.":
+            hint = get_args(setting.hint)[1]
+            # Names of settings are written with `_`; those of columns are the user's own, and stay as they are.
+            inner = plain if hint is Any else key
+            return Place(setting, inner[len(name) + 1 :], hint)
+    inside = [name for name in known if name.startswith(f"{plain}.")]
+    if inside:
+        raise UserError(f"{key}: got {quoted(value)}, takes its own keys: {', '.join(inside)}")
+    for setting in known.values():
+        if setting.path == plain:  # the name of the field, where the key is another: `input`, typed as `in`
+            raise UserError(f"unknown key {key} (got {quoted(value)}): did you mean {setting.key}?")
+    raise UserError(f"unknown key {key} (got {quoted(value)}): {right_key(plain, known)}")
+
+
+def _assign(config: Any, known: Known, given: Given) -> None:
+    """Sets one key of the OmegaConf `config`. Raises UserError that says what the key got and what it takes."""
+    place = _place(given.key, given.value, known)
+    setting = place.setting
+    if place.name and place.hint is str and given.value == "":
+        example = f"{given.key}=NAME"
+        raise UserError(f"{given.key}: got nothing, takes a name, as {example}; or leave it out ({setting.comment})")
+    value = value_of_text(given.value, place.hint) if given.is_typed else given.value
+    if not _is_taken(config, place, value):
+        key = given.key if place.name else setting.key
+        takes = type_in_words(place.hint, "", key) if place.name else setting.takes
+        raise UserError(f"{key}: got {quoted(given.value)}, takes {takes}")
+
+
+def _is_taken(config: Any, place: Place, value: Any) -> bool:
+    """Sets a value, and says whether it is of the right type and within the setting's limit."""
+    setting = place.setting
+    try:
+        if place.name:
+            value = value_of_name(place.name, value, place.hint, setting.is_text)
+        else:
+            value = value_for(value, place.hint, setting.is_text)
+        OmegaConf.update(config, place.path, value, merge=False)
+        stored = OmegaConf.select(config, place.path)
+        return setting.limit is None or stored is None or setting.limit.holds(stored)
+    except Exception:  # OmegaConf has many; whichever it is, what helps is what the key takes
+        return False
+
+
+def _check_required(config: Any, config_class: type, known: Known) -> None:
+    """Raises UserError for a setting that has no default and was not given."""
+    # `out` is required even with a default: an empty folder name would mean the working directory.
+    required = OmegaConf.missing_keys(OmegaConf.structured(config_class)) | {"out"}
+    for setting in known.values():
+        if setting.path in required and OmegaConf.select(config, setting.path, default="") == "":
+            raise UserError(f"{setting.key}: got nothing, takes {setting.takes} ({setting.comment})")

@@ -1,9 +1,10 @@
-"""What other tools call our settings: hints for keys that are typed by habit, and for a hub that is switched off."""
+"""What other tools call our settings: hints for keys that are typed by habit."""
 
 import difflib
 from collections.abc import Collection, Mapping
 
-# The names of TRL, transformers, ms-swift and LLaMA-Factory -> ours, of which the first that the command has is said.
+# What TRL, transformers, ms-swift and LLaMA-Factory call a setting, and what it may be called here. A command has some
+# of our keys only, so the hint is the first of these that it has.
 DATA = ("visual.data (text.data and caption.data for the other phases)", "data", "in")
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("model_name_or_path", "model_name", "model_path", "model_id", "reward_model"), ("model",)),
@@ -40,7 +41,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("template", "chat_template_path"), ("chat_template=FILE",)),
     **dict.fromkeys(("config", "config_file"), ("recipe=FILE",)),
 }
-# Fields of transformers.TrainingArguments that are typed without `trainer.`
+# Fields of transformers.TrainingArguments that people write without `trainer.`
 TRAINER = (
     *("gradient_accumulation_steps", "gradient_checkpointing", "warmup_steps", "warmup_ratio", "weight_decay"),
     *("logging_steps", "logging_dir", "save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy"),
@@ -50,16 +51,25 @@ TRAINER = (
 
 
 def right_key(key: str, known: Collection[str]) -> str:
-    """What to write instead of a key that is not among the known ones (`_` for `-`), as the end of a sentence."""
+    """What to write instead of an unknown key, as the end of a sentence.
+
+    Args:
+        key: the unknown key, with `_` for `-`.
+        known: the keys of the command.
+    """
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     if not near:
-        ours = next((name for name in ELSEWHERE.get(key, ()) if _key_of(name) in known or name == "recipe=FILE"), "")
-        ours = ours or (f"trainer.{key}" if key in TRAINER and "trainer" in known else "")
+        ours = _ours(key, known)
         if ours:
             return f"here it is {ours}"
         near = difflib.get_close_matches(key, known, n=3)
     return f"did you mean {' or '.join(near[:3])}?" if near else "--help lists the keys"
 
 
-def _key_of(text: str) -> str:
-    return text.split("=")[0].split(" ")[0]
+def _ours(key: str, known: Collection[str]) -> str:
+    """What a key of another tool is called here, or "" where the command has nothing like it."""
+    for name in ELSEWHERE.get(key, ()):
+        first_word = name.split("=")[0].split(" ")[0]  # `tuning` of `tuning=qlora`
+        if first_word in known or name == "recipe=FILE":
+            return name
+    return f"trainer.{key}" if key in TRAINER and "trainer" in known else ""

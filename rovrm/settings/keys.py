@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rovrm.common.errors import UserError
-from rovrm.settings.fields import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, named
+from rovrm.settings.fields import ABOVE_ZERO, FRACTION, FROM_ZERO, Limit, limited, limited_list, mapping, named
 from rovrm.settings.phases import CAPTION, PHASE_WORDS, PHASES, TEXT, VISUAL, Phase, parse_phases
+from rovrm.settings.trainer_keys import holds_text
 
 
 def _is_phase(text: str) -> bool:
@@ -19,6 +20,8 @@ def _is_phase(text: str) -> bool:
     except UserError:
         return False
 
+
+MAX_PIXELS = 50_000_000  # of all images of a row together: 200 MB when they are decoded
 
 SEED = Limit("from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 PHASE = Limit(PHASE_WORDS, _is_phase)
@@ -69,10 +72,13 @@ class PhaseConfig:
         return self.select not in ("random", "first")
 
 
+CAPTION_TEMPLATE = "Image description: {caption}\n\n"  # the tiny base has learned to read captions in it
+
+
 @dataclass
 class CaptionConfig(PhaseConfig):
     captions: str = ""  # JSONL file of captions, joined by image; empty = the data carry a caption column
-    caption_template: str = "Image description: {caption}\n\n"  # text put where the image was
+    caption_template: str = CAPTION_TEMPLATE  # text put where the image was
 
 
 @dataclass
@@ -107,7 +113,7 @@ class TrainConfig:
     eval_fraction: float = limited(0.05, FRACTION)  # share of the training data held out when eval_data is empty
     max_bad_fraction: float = limited(0.01, FRACTION)  # share of bad rows that may be skipped before the run stops
     max_length: int = limited(2048, ABOVE_ZERO)  # tokens of the longest conversation
-    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a row together, at most
     long_rows: Literal["skip", "error"] = "skip"  # longer rows are skipped and counted apart, or are bad rows
     rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward per device, at most
@@ -125,7 +131,7 @@ class TrainConfig:
     checkpoint_minutes: float = limited(30.0, FROM_ZERO)  # from one checkpoint to the next, at most; 0 = off
     seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
     dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
-    trainer: dict[str, Any] = field(default_factory=dict)  # any key of transformers.TrainingArguments
+    trainer: dict[str, Any] = mapping(holds_text)  # any key of transformers.TrainingArguments
 
     @property
     def phases(self) -> list[Phase]:
@@ -150,7 +156,7 @@ class ScoreConfig:
     image_root: str = ""  # folder of relative image paths; empty = the input file's folder, then its parents
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward, at most
     max_length: int = limited(0, FROM_ZERO)  # tokens of the longest conversation; 0 = the model's limit
-    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a row together, at most
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
     device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
     normalize: bool = False  # subtract the saved mean reward and divide by its spread
@@ -169,7 +175,7 @@ class ServeConfig:
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward, at most
     max_length: int = limited(0, FROM_ZERO)  # tokens of the longest conversation; 0 = the model's limit
     max_body: int = limited(20_000_000, ABOVE_ZERO)  # bytes of a request's body, or of an image file, at most
-    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a request together, at most
+    max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a request together, at most
     max_tokens: int = limited(262_144, ABOVE_ZERO)  # tokens of all conversations of a request together, at most
     queue: int = limited(256, ABOVE_ZERO)  # requests in work at once; one more is told to try again
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
@@ -195,7 +201,7 @@ class BonConfig:
     allow_empty: bool = False  # let an answer without text win over others; false = only where all are without
     batch_size: int | None = limited(None, ABOVE_ZERO)  # prompts at once; null = 32 candidates (the tiny policy: 320)
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one scoring forward, at most
-    max_pixels: int = limited(50_000_000, ABOVE_ZERO)  # pixels of all images of a row together, at most
+    max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a row together, at most
     rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
     seed: int = limited(0, SEED)  # seed of sampling
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of both models

@@ -1,14 +1,15 @@
-"""Which keys of transformers.TrainingArguments may stand under `trainer`, and which are ours."""
+"""Which keys of transformers.TrainingArguments may stand under `trainer`, which are ours, and which hold text."""
 
 import difflib
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from rovrm.common.errors import refuse
 from rovrm.settings.phases import PHASES
 
-# Keys of TrainingArguments that rovrm sets itself, and the key to use instead.
-EACH_RATE, EACH_EPOCHS = (", ".join(f"{phase.name}.{key}" for phase in PHASES) for key in ("learning_rate", "epochs"))
+EACH_RATE = ", ".join(f"{phase.name}.learning_rate" for phase in PHASES)
+EACH_EPOCHS = ", ".join(f"{phase.name}.epochs" for phase in PHASES)
+# Keys of TrainingArguments that rovrm sets itself, and what to do instead.
 OWNED = {
     "output_dir": "set out instead",
     "per_device_train_batch_size": "set batch_size and batch_tokens instead",
@@ -25,39 +26,63 @@ OWNED = {
     "label_smoothing_factor": "the ranking loss has none, leave it out",
     "resume_from_checkpoint": "a run resumes by itself, leave it out",
 }
+# Typed as text by TrainingArguments, and yet false switches them off.
+SWITCHES = ("fsdp", "debug")
+
+
+def holds_text(key: str) -> bool:
+    """Whether `no` under this key of `trainer` is a text, as it is for `save_strategy`, and does not mean false.
+
+    It imports transformers, which takes seconds.
+    """
+    arguments = _arguments()
+    if key not in arguments or key in SWITCHES:
+        return False
+    annotation = str(arguments[key].type)
+    # A mapping may also be given as a text, the name of a file, as `deepspeed` is; there `no` means none.
+    return "str" in annotation and not any(word in annotation for word in ("bool", "False", "dict"))
 
 
 def check_trainer_keys(trainer: dict[str, Any]) -> None:
-    """Raises UserError for keys under `trainer` that rovrm sets itself or that TrainingArguments does not know, a line
-    for each."""
+    """Raises UserError for keys under `trainer` that rovrm sets itself or that TrainingArguments does not know, and
+    for values that cannot be right, with a line for each."""
     if not trainer:
         return
+    mistakes = [_mistake(key, value) for key, value in trainer.items()]
+    refuse(mistake for mistake in mistakes if mistake)
+
+
+def _arguments() -> dict[str, Field]:
+    """The fields of TrainingArguments that can be set."""
     from transformers import TrainingArguments
 
-    allowed = {f.name: f for f in fields(TrainingArguments) if f.init and f.name not in OWNED}
-    looked = [_wrong_trainer_key(key, value, allowed) for key, value in trainer.items()]
-    refuse(line for line in looked if line)
+    return {f.name: f for f in fields(TrainingArguments) if f.init}
 
 
-def _wrong_trainer_key(key: str, value: Any, allowed: dict[str, Any]) -> str:
-    """What is wrong with a key under `trainer`; "" for nothing."""
+def _mistake(key: str, value: Any) -> str:
+    """What is wrong with a key under `trainer`, or "" where nothing is."""
     if key in OWNED:
         return f"trainer.{key} is set by rovrm: {OWNED[key]}"
+    allowed = _arguments().keys() - OWNED.keys()
     if key not in allowed:
-        near = difflib.get_close_matches(str(key), allowed, n=3)
-        hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in near)}?" if near else ""
+        names = difflib.get_close_matches(str(key), sorted(allowed), n=3)
+        hint = f"; did you mean {' or '.join(f'trainer.{name}' for name in names)}?" if names else ""
         return f"unknown key trainer.{key} (got {value!r}): no field of TrainingArguments{hint}"
-    takes = _takes(str(allowed[key].type))
-    fraction = takes == "a whole number" and isinstance(value, float)
-    if takes and (isinstance(value, str) or fraction):
+    takes = _takes(str(_arguments()[key].type))
+    is_fraction = takes == "a whole number" and isinstance(value, float)
+    if takes and (isinstance(value, str) or is_fraction):
         return f"trainer.{key}: got {value!r}, takes {takes}"
     if key == "gradient_accumulation_steps" and value < 1:
         return f"trainer.{key}: got {value!r}, takes a whole number above 0"
     return ""
 
 
-def _takes(hint: str) -> str:
-    """What a field of TrainingArguments takes, from its annotation; empty where a text may be right."""
-    if "str" in hint or not any(kind in hint for kind in ("int", "float", "bool")):
+def _takes(annotation: str) -> str:
+    """What a field of TrainingArguments takes, in words; "" where a text may be right."""
+    if "str" in annotation:
         return ""
-    return "true or false" if "bool" in hint else "a number" if "float" in hint else "a whole number"
+    if "bool" in annotation:
+        return "true or false"
+    if "float" in annotation:
+        return "a number"
+    return "a whole number" if "int" in annotation else ""

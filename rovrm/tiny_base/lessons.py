@@ -11,7 +11,7 @@ correct themselves; no whole answer about a picture is ever marked right or wron
 import random
 from dataclasses import dataclass, replace
 
-from rovrm.data.captions import CAPTION_TEMPLATE
+from rovrm.settings.keys import CAPTION_TEMPLATE
 from rovrm.world.language import KINDS, NUMBERS, ask, caption
 from rovrm.world.pairs import BOUND, NOTES, neutral_pair
 from rovrm.world.scenes import (

@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from rovrm.common.errors import BadRows, UserError
 from rovrm.data.example import Example
-from rovrm.data.images import MAX_PIXELS, content_hash, open_images
+from rovrm.data.images import content_hash, open_images
 from rovrm.data.messages import is_blank, text_of
 from rovrm.model.collator import RewardCollator
+from rovrm.settings.keys import MAX_PIXELS
 
 
 @dataclass(slots=True)

@@ -107,9 +107,7 @@ def _steps(config: TrainConfig, phase: Phase, batches: int) -> int:
 
 
 def _batches_of_an_epoch(config: TrainConfig, examples: list[Example], collator: RewardCollator) -> int:
-    costs = [collator.cost(example.lengths) for example in examples if example.lengths]
-    kinds = [bool(example.images) and not collator.shared for example in examples]
-    return len(plan_batches(costs, kinds, config.batch_tokens, config.batch_size, config.seed))
+    return len(plan_batches(examples, collator, config.batch_tokens, config.batch_size, config.seed))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rovrm.common.files import read_json, write_jsonl
-from rovrm.data.splits import SIDES, Known, Part, Row, Sides
+from rovrm.data.splits import SIDES, Known, Members, Part, Sides
 from rovrm.model.adapters import ADAPTER
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import PHASES, Phase
 
-Entry = dict[str, list[Row]]  # the distinct rows of a phase, by side
+Entry = dict[str, list[Members]]  # the distinct rows of a phase, by side
 
 # What a run of init_from leaves: its key in split.json, and whose rows these are, in words.
 BEFORE, BEHIND_RUN = "init_from", "the run of init_from"

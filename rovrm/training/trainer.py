@@ -26,7 +26,7 @@ from rovrm.common.errors import UserError
 from rovrm.common.intervals import wilson95
 from rovrm.data.example import Example
 from rovrm.data.loading import as_examples
-from rovrm.model.batches import PlannedBatches, batch_loader, collect_rewards, plan_batches, split_batch
+from rovrm.model.batches import batch_loader, collect_rewards, plan_batches, split_batch
 from rovrm.model.chat import prepare_template
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import is_reward_model, load_processor, load_reward_model
@@ -131,11 +131,16 @@ class RewardTrainer(Trainer):
         return self._loader(examples, self.args.per_device_eval_batch_size, None)
 
     def _loader(self, examples: Sequence[Example], batch_size: int, seed: int | None) -> DataLoader:
-        costs = [self.collator.cost(example.lengths or (0, [0])) for example in examples]
-        kinds = [bool(example.images) and not self.collator.shared for example in examples]
-        batches = plan_batches(costs, kinds, self.config.batch_tokens, batch_size, seed)
-        planned = PlannedBatches(examples, batches, self.args.world_size, seed)
-        loader = batch_loader(planned, self.collator, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+        plan = plan_batches(examples, self.collator, self.config.batch_tokens, batch_size, seed)
+        loader = batch_loader(
+            examples,
+            plan,
+            self.collator,
+            workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            multiple_of=self.args.world_size,
+            seed=seed,
+        )
         return self.accelerator.prepare(loader)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------

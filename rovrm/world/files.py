@@ -1,10 +1,9 @@
 """The world as files, for other tools: rows as JSON lines and pictures as PNG."""
 
-import shutil
 from pathlib import Path
 
 from rovrm.common.errors import UserError
-from rovrm.common.files import write_jsonl
+from rovrm.common.files import replacing, write_jsonl
 from rovrm.world.pairs import INPUTS, pair_row
 
 
@@ -12,21 +11,16 @@ def write_world(folder: Path, pairs: int, seed: int = 0, split: str = "train") -
     """Writes `pairs` rows of each kind and the pictures of the visual ones; whole or not at all. Raises UserError for
     a folder that holds something and for one that cannot be written."""
     folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"out={str(folder)!r} is not empty; give another folder")
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "images").mkdir(parents=True)
-        for inputs in INPUTS:
-            write_jsonl(
-                temporary / f"{inputs}.jsonl", [_with_file(temporary, r) for r in _rows(inputs, pairs, seed, split)]
-            )
-        temporary.replace(folder)
+        with replacing(folder) as temporary:
+            (temporary / "images").mkdir(parents=True)
+            for inputs in INPUTS:
+                rows = [_with_file(temporary, row) for row in _rows(inputs, pairs, seed, split)]
+                write_jsonl(temporary / f"{inputs}.jsonl", rows)
     except OSError as error:
         raise UserError(f"out={str(folder)!r} cannot be written ({error.strerror or error}); give another") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rows(inputs: str, pairs: int, seed: int, split: str) -> list[dict]:
