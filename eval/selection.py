@@ -104,7 +104,7 @@ def _train_and_judge(config: SelectionStudyConfig, seed: int, method: str) -> di
         "seed": seed,
         "method": method,
         "after_caption": _accuracy(out / "phase2-caption", config.test),
-        "after_visual": json.loads((out / "phase3-visual" / "phase.json").read_text())["accuracy"],
+        "after_visual": read_json(out / "phase3-visual" / "phase.json")["accuracy"],
         "kept": kept,
         "distances": _distances(out) if chooses else {},
         "settings": _settings(config),
@@ -159,7 +159,8 @@ def _accuracy(model: Path, test: int) -> float:
 
 def _kept_by_family(out: Path, phase: str, folder: Path) -> dict[str, float]:
     """The share of each family's rows of the pool that was chosen."""
-    rows = read_jsonl(folder / f"{phase.split('-')[1]}.jsonl")
+    name = phase.split("-")[1]
+    rows = read_jsonl(folder / f"{name}.jsonl")
     chosen = set(read_json(out / "selection" / phase / "selected.json")["ids"])
     kept: dict[str, list[bool]] = {}
     for row in rows:

@@ -120,7 +120,7 @@ def _write(path: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> N
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    """With the images inside; `Dataset.to_parquet` would leave them in their files."""
+    """With the images inside, which `Dataset.to_parquet` would leave in their files."""
     import datasets
     from datasets.table import embed_table_storage
     from pyarrow.parquet import ParquetWriter

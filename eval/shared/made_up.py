@@ -122,8 +122,8 @@ def make_batches(
     collator = RewardCollator(processor, model.config, rows, row_tokens=10**9)
     measured = []
     for example in data:
-        images = [ref.open() for ref in example.images]
-        measured.append(replace(example, lengths=collator.lengths(example, images)))
+        lengths = collator.lengths(example, [ref.open() for ref in example.images])
+        measured.append(replace(example, lengths=lengths))
     plan = plan_batches(measured, collator, batch_tokens, len(measured), None)
     batches = []
     for batch in batch_loader(measured, plan, collator):

@@ -28,14 +28,28 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-IMAGE_TOKENS = (WIDTH // CELL) ** 2
+IMAGE_TOKENS = (WIDTH // CELL) ** 2  # a patch for each cell of a picture
 ALONE = 0.12  # first share of the training, in which only pictures are shown
+NOT_LEARNED = -100  # label of a token that the loss leaves out
+CHUNK = 16  # batches whose conversations are sorted by length together
+TOWER_BATCH = 64  # pictures of one step of the tower's training
 
 
 def make_base(
     out: Path, samples: int, seed: int = 0, compiled: bool = False, report: Callable = print
 ) -> tuple[Any, Any]:
-    """Trains the base and saves it, with its processor, as an ordinary folder. Returns (model, processor)."""
+    """Trains the base and saves it, with its processor, as an ordinary folder.
+
+    Args:
+        out: the folder.
+        samples: conversations that the language model learns from.
+        seed: of everything that is drawn.
+        compiled: whether torch compiles the language model.
+        report: what is told of the progress.
+
+    Returns:
+        (model, processor)
+    """
     torch.set_flush_denormal(True)  # numbers below 1e-38, of which Adam keeps many, are slow on a CPU
     rng = random.Random(f"corpus:{seed}")
     processor = make_processor([plain_text(base_sample(rng)) for _ in range(20_000)])
@@ -52,7 +66,7 @@ def make_base(
 
 
 def make_processor(corpus: list[str], image_size: int = WIDTH, patch_size: int = CELL, vocabulary: int = 1200) -> Any:
-    """A LlavaProcessor with a byte-level BPE tokenizer trained on `corpus`."""
+    """A LlavaProcessor with a byte-level BPE tokenizer trained on `corpus`. Sizes in pixels, vocabulary in tokens."""
     from transformers import CLIPImageProcessorPil, LlavaProcessor
 
     size = {"height": image_size, "width": image_size}
@@ -142,35 +156,40 @@ def llava_config(vision: Any, text: Any, processor: Any) -> Any:
 
 def pixels(drawings: list[Drawing], processor: Any) -> Tensor:
     """(pictures, 3, 72, 72), normalised as the processor does, without its cost per picture."""
-    images = processor.image_processor
-    mean, std = (torch.tensor(v)[:, None, None] for v in (images.image_mean, images.image_std))
-    raw = np.stack([np.asarray(drawing()) for drawing in drawings])
-    return (torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    mean = torch.tensor(processor.image_processor.image_mean)[:, None, None]
+    std = torch.tensor(processor.image_processor.image_std)[:, None, None]
+    raw = torch.from_numpy(np.stack([np.asarray(drawing()) for drawing in drawings]))  # (pictures, 72, 72, 3)
+    return (raw.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def train_tower(model: Any, processor: Any, steps: int = 1000, seed: int = 0, report: Callable = print) -> None:
     """Trains the vision tower to tell colour, shape, size (or nothing) and place of each of the 9 patches."""
     torch.manual_seed(seed)
     tower = model.model.vision_tower
-    parts = {"colour": len(COLOURS) + 1, "kind": len(SHAPES) + 1, "size": len(SIZES) + 1, "place": len(CELLS)}
-    heads = nn.ModuleDict({name: nn.Linear(tower.config.hidden_size, n) for name, n in parts.items()})
+    # One class more than there are values, for a patch with nothing in it; every patch has a place.
+    classes = {"colour": len(COLOURS) + 1, "kind": len(SHAPES) + 1, "size": len(SIZES) + 1, "place": len(CELLS)}
+    heads = nn.ModuleDict({name: nn.Linear(tower.config.hidden_size, n) for name, n in classes.items()})
     rng = random.Random(f"tower:{seed}")
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        drawings = [Drawing(draw_scene(rng, "picture"), rng.getrandbits(32)) for _ in range(64)]
-        features = tower(pixels(drawings, processor)).last_hidden_state[:, 1:]  # (pictures, 9, width)
+        drawings = [Drawing(draw_scene(rng, "picture"), rng.getrandbits(32)) for _ in range(TOWER_BATCH)]
+        features = tower(pixels(drawings, processor)).last_hidden_state[:, 1:]  # (pictures, 9, width), without CLS
         labels = _patch_labels(drawings)
-        logits = {name: head(features) for name, head in heads.items()}
-        loss = sum(nn.functional.cross_entropy(logits[n].flatten(0, 1), labels[n].flatten()) for n in parts)
+        logits = {name: head(features) for name, head in heads.items()}  # (pictures, 9, classes)
+        loss = sum(nn.functional.cross_entropy(logits[n].flatten(0, 1), labels[n].flatten()) for n in classes)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]
         optimizer.step()
         schedule.step()
         if step % 200 == 199:
-            right = {n: (logits[n].argmax(-1) == labels[n])[labels["kind"] > 0].float().mean().item() for n in parts}
-            report(f"tower step {step + 1}: " + ", ".join(f"{n} {v:.3f}" for n, v in right.items()))
+            occupied = labels["kind"] > 0
+            shares = []
+            for name in classes:
+                right = (logits[name].argmax(-1) == labels[name])[occupied].float().mean().item()
+                shares.append(f"{name} {right:.3f}")
+            report(f"tower step {step + 1}: " + ", ".join(shares))
     tower.requires_grad_(False)
     _join_projector(model.model.multi_modal_projector.linear_1, heads, logits)
 
@@ -178,7 +197,10 @@ def train_tower(model: Any, processor: Any, steps: int = 1000, seed: int = 0, re
 @torch.no_grad()
 def _join_projector(linear: nn.Linear, heads: nn.ModuleDict, logits: dict[str, Tensor]) -> None:
     """Lets the projector start from what the heads read, every class at unit spread: in the tower's own output
-    shapes differ less than colours (a seventh to a quarter of the variance, against two fifths)."""
+    shapes differ less than colours (a seventh to a quarter of the variance, against two fifths).
+
+    linear: the projector's first layer. heads, logits: of the tower's training, the logits of its last batch.
+    """
     start = 0
     for name, head in heads.items():
         spread = logits[name].flatten(0, 1).std(dim=0)
@@ -190,6 +212,8 @@ def _join_projector(linear: nn.Linear, heads: nn.ModuleDict, logits: dict[str, T
 
 
 def _patch_labels(drawings: list[Drawing]) -> dict[str, Tensor]:
+    """By attribute (pictures, 9): the number of its value in each cell, from 1; 0 where the cell is empty. Of place the
+    number of the cell, from 0."""
     labels = {name: torch.zeros(len(drawings), IMAGE_TOKENS, dtype=torch.long) for name in ("colour", "kind", "size")}
     for i, drawing in enumerate(drawings):
         for thing in drawing.scene.things:
@@ -213,91 +237,135 @@ def train_language(
     compiled: bool = False,
     report: Callable = print,
 ) -> None:
-    """Trains projector and language model on `samples` conversations; the loss is on the answers' tokens."""
+    """Trains projector and language model on conversations; the loss is on the answers' tokens.
+
+    Args:
+        model, processor: the base, its tower trained and frozen.
+        samples: conversations, each seen once.
+        seed: of the conversations and their order.
+        batch: conversations of one step.
+        rate: the highest learning rate.
+        compiled: whether torch compiles the language model.
+        report: what is told of the loss.
+    """
     torch.manual_seed(seed)
     language = model.model.language_model
     if compiled:
         language.compile(dynamic=True)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
     steps = samples // batch
-    hidden = {id(p): p for p in language.layers.parameters() if p.ndim == 2}  # Muon learns these in fewer steps
-    others = [p for p in parameters if id(p) not in hidden]
+    # Muon, which takes matrices alone, learns those of the hidden layers in fewer steps.
+    matrices = [weight for weight in language.layers.parameters() if weight.ndim == 2]
+    by_muon = {id(weight) for weight in matrices}
+    others = [weight for weight in parameters if id(weight) not in by_muon]
     optimizers = [
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-        torch.optim.Muon(list(hidden.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
     ]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(o, rate, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False)
-        for o in optimizers
-    ]
+    schedules = []
+    for optimizer in optimizers:
+        schedules.append(
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, rate, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
+            )
+        )
     model.train()
-    seen = 0.0
+    total_loss = 0.0  # of the last 100 steps
     for step, inputs in enumerate(_batches(processor, seed, batch, steps)):
         loss = model(**inputs).loss
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
-        seen += loss.item()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+        total_loss += loss.item()
         if step % 100 == 99:
-            report(f"language step {step + 1} of {steps}: loss {seen / 100:.3f}")
-            seen = 0.0
+            report(f"language step {step + 1} of {steps}: loss {total_loss / 100:.3f}")
+            total_loss = 0.0
     language._compiled_call_impl = None  # generation has other shapes: compiling for it would cost minutes
     model.eval()
 
 
 def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict[str, Tensor]]:
-    """Padded batches of like lengths: lengths are sorted within chunks of 16 batches."""
+    """Padded batches of like lengths: lengths are sorted within chunks."""
     rng = random.Random(f"base:{seed}")
-    left = steps
-    while left:
-        count = min(left, 16)
-        left -= count
-        chunk = [base_sample(rng, left > steps * (1 - ALONE)) for _ in range(batch * count)]
-        rows = [encode(sample, processor) for sample in chunk]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-        groups = [order[i : i + batch] for i in range(0, len(order), batch)]
+    steps_left = steps
+    while steps_left:
+        count = min(steps_left, CHUNK)
+        steps_left -= count
+        pictures_only = steps_left > steps * (1 - ALONE)
+        samples = [base_sample(rng, pictures_only) for _ in range(batch * count)]
+        rows = [encode(sample, processor) for sample in samples]
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+        groups = [by_length[i : i + batch] for i in range(0, len(by_length), batch)]
         rng.shuffle(groups)
         for group in groups:
-            yield padded([rows[i] for i in group], [chunk[i].drawing for i in group], processor)
+            yield padded([rows[i] for i in group], [samples[i].drawing for i in group], processor)
 
 
 def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
-    """(token ids, labels) of a conversation, the image token repeated; labels are -100 outside the answers."""
+    """(token ids, labels) of a conversation as the chat template writes it, the image token repeated for each patch.
+    Labels are NOT_LEARNED outside of the answers."""
     tokenizer = processor.tokenizer
-    ids, labels = [tokenizer.bos_token_id], [-100]
     image = tokenizer.convert_tokens_to_ids("<image>")
+    ids, labels = [tokenizer.bos_token_id], [NOT_LEARNED]
     for number, (question, answer) in enumerate(sample.turns):
-        pictured = sample.drawing is not None and number == 0
-        asked = tokenizer("USER: ", add_special_tokens=False)["input_ids"] if pictured else []
-        asked = asked + [image] * IMAGE_TOKENS if pictured else asked
-        rest = f"\n{question}\nASSISTANT:" if pictured else f"USER: {question}\nASSISTANT:"
-        asked = asked + tokenizer(rest, add_special_tokens=False)["input_ids"]
-        said, learned = _said(answer, tokenizer)
-        ids, labels = ids + asked + said, labels + [-100] * len(asked) + learned
+        if sample.drawing is not None and number == 0:
+            asked = _ids("USER: ", tokenizer) + [image] * IMAGE_TOKENS
+            asked += _ids(f"\n{question}\nASSISTANT:", tokenizer)
+        else:
+            asked = _ids(f"USER: {question}\nASSISTANT:", tokenizer)
+        answer_ids, answer_labels = _encode_answer(answer, tokenizer)
+        ids += asked + answer_ids
+        labels += [NOT_LEARNED] * len(asked) + answer_labels
     return ids, labels
 
 
-def _said(answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids and labels of an answer; slips are not learned."""
-    said: list[int] = []
-    learned: list[int] = []
-    for number, part in enumerate(f" {answer}".split(f" {SLIPPED}")):
-        slip, _, rest = part.partition(" ") if number else ("", "", part)
-        slipped = tokenizer(f" {slip}", add_special_tokens=False)["input_ids"] if slip else []
-        plain = tokenizer(f" {rest}" if slip else rest, add_special_tokens=False)["input_ids"] if rest else []
-        said, learned = said + slipped + plain, learned + [-100] * len(slipped) + plain
-    return said + [tokenizer.eos_token_id], learned + [tokenizer.eos_token_id]
+def _encode_answer(answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids and labels of an answer. Slips, which are marked words, are read and not learned."""
+    ids: list[int] = []
+    labels: list[int] = []
+    first, *marked = f" {answer}".split(f" {SLIPPED}")
+    learned = _ids(first, tokenizer)
+    ids, labels = ids + learned, labels + learned
+    for part in marked:  # a slip and what follows it, up to the next one
+        slip, _, rest = part.partition(" ")
+        slipped = _ids(f" {slip}", tokenizer)
+        learned = _ids(f" {rest}" if rest else "", tokenizer)
+        ids += slipped + learned
+        labels += [NOT_LEARNED] * len(slipped) + learned
+    return ids + [tokenizer.eos_token_id], labels + [tokenizer.eos_token_id]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
 def padded(
     rows: list[tuple[list[int], list[int]]], drawings: list[Drawing | None], processor: Any
 ) -> dict[str, Tensor]:
+    """A batch for the model, padded on the right.
+
+    Args:
+        rows: what `encode` gives.
+        drawings: the picture of each row, or None.
+        processor: knows the padding token, and how pixels are normalised.
+    """
     longest, pad = max(len(ids) for ids, _ in rows), processor.tokenizer.pad_token_id
-    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([marks + [-100] * (longest - len(marks)) for _, marks in rows])
-    mask = torch.tensor([[1] * len(marks) + [0] * (longest - len(marks)) for _, marks in rows])
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    pictured = [drawing for drawing in drawings if drawing is not None]
-    return inputs | {"pixel_values": pixels(pictured, processor)} if pictured else inputs
+    ids, labels, mask = [], [], []
+    for row_ids, row_labels in rows:
+        missing = longest - len(row_ids)
+        ids.append(row_ids + [pad] * missing)
+        labels.append(row_labels + [NOT_LEARNED] * missing)
+        mask.append([1] * len(row_ids) + [0] * missing)
+    inputs = {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+    }
+    pictures = [drawing for drawing in drawings if drawing is not None]
+    if pictures:
+        inputs["pixel_values"] = pixels(pictures, processor)
+    return inputs

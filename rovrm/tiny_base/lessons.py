@@ -28,6 +28,7 @@ from rovrm.world.scenes import (
     Domain,
     Drawing,
     Scene,
+    Thing,
     draw_scene,
     edit,
 )
@@ -45,8 +46,8 @@ KIND_WEIGHTS = {"describe": 2, "exists": 4, "colour": 2, "shape": 2, "place": 3,
 CONTEXT = {"notes": NOTES, "caption": CAPTION_TEMPLATE + "{question}"}
 REPAIR = 0.15  # of the facts in descriptions from texts: slips that are corrected
 SHORT, SHORT_REPAIR = 8, 0.35  # words of a short answer, and the rate there, where one slip is all it can hold
-SLIPPED = "~"
-PLACES = (ROOMS, ROWS, COLUMNS)
+SLIPPED = "~"  # in front of a word that is a slip
+PLACES = (ROOMS, ROWS, COLUMNS)  # groups of words, and so are the next
 REPAIRABLE = (*PLACES, SIZES, tuple(COLOURS), SHAPES, ITEMS, OWNERS, NUMBERS, ("yes", "no"))
 TURNS = (1, 2, 3, 4, 5, 6, 7, 8)  # questions about one scene
 
@@ -60,19 +61,19 @@ class Sample:
 
 
 def base_sample(rng: random.Random, pictures_only: bool = False) -> Sample:
+    """A random conversation about a picture, a caption, notes, or nothing of these."""
     kind = "picture" if pictures_only else rng.choices(list(INPUTS), list(INPUTS.values()))[0]
     if kind == "neutral":
-        _, asked, answer, _ = neutral_pair(rng)
-        return Sample(None, [(asked, answer)])
+        _, question, answer, _ = neutral_pair(rng)
+        return Sample(None, [(question, answer)])
     domain: Domain = "notes" if kind == "notes" else "picture"
     scene = draw_scene(rng, domain)
     turns = [_turn(rng, scene, pictured=kind == "picture") for _ in range(rng.choice(TURNS))]
     if kind == "picture":
         return Sample(Drawing(scene, rng.getrandbits(32)), turns)
-    words = caption(rng, scene)
-    turns = [(question, repaired(rng, scene, answer)) for question, answer in turns]
-    first, answer = turns[0]
-    return Sample(None, [(CONTEXT[kind].format(caption=words, question=first), answer), *turns[1:]])
+    facts = caption(rng, scene)
+    (question, answer), *rest = [(question, repaired(rng, scene, answer)) for question, answer in turns]
+    return Sample(None, [(CONTEXT[kind].format(caption=facts, question=question), answer), *rest])
 
 
 def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
@@ -80,25 +81,44 @@ def repaired(rng: random.Random, scene: Scene, answer: str) -> str:
     (`a small red cup. No, large.`). A slip is marked by SLIPPED in front: it is read, not learned. Half of the slips
     name something that is in the scene."""
     at_once = rng.random() < 0.5
-    words, late = answer.split(" "), ""
-    rate = SHORT_REPAIR if len(words) <= SHORT else REPAIR if at_once else rng.choice((0.0, REPAIR / 2, REPAIR))
-    present = {v for t in scene.things for v in (t.size, t.colour, t.kind, t.owner, *t.place.split())}
+    words = answer.split(" ")
+    if len(words) <= SHORT:
+        rate = SHORT_REPAIR
+    else:
+        rate = REPAIR if at_once else rng.choice((0.0, REPAIR / 2, REPAIR))
+    present = {word for thing in scene.things for word in _words_of(thing)}
+    correction = ""  # at the end
     for i, word in enumerate(words):
-        plain = word.strip(".,")
-        group = next((g for g in REPAIRABLE if plain.lower() in g or plain in g), None)
+        right = word.strip(".,")
+        group = _group_of(right)
         if group is None or rng.random() >= rate or (group in PLACES and len(words) > 12):
             continue  # in a list of things another place may only mean another order
-        if late:
+        if correction:
             continue  # of several slips the end could correct only one
-        others = [w for w in group if w not in (plain, plain.lower())]
-        near = [w for w in others if w in present]
-        slip = rng.choice(near if near and rng.random() < 0.5 else others)
-        first = plain[0].isupper() and plain not in OWNERS
-        slip, right = (slip.capitalize(), plain.lower()) if first else (slip, plain)
-        behind = word[len(plain) :]
-        words[i] = f"{SLIPPED}{slip} no {right}{behind}" if at_once else f"{SLIPPED}{slip}{behind}"
-        late = "" if at_once else f" No, {right}."
-    return " ".join(words) + late
+        others = [other for other in group if other not in (right, right.lower())]
+        others_present = [other for other in others if other in present]
+        slip = rng.choice(others_present if others_present and rng.random() < 0.5 else others)
+        punctuation = word[len(right) :]
+        if right[0].isupper() and right not in OWNERS:  # the first word of a sentence
+            slip, right = slip.capitalize(), right.lower()
+        if at_once:
+            words[i] = f"{SLIPPED}{slip} no {right}{punctuation}"
+        else:
+            words[i] = f"{SLIPPED}{slip}{punctuation}"
+            correction = f" No, {right}."
+    return " ".join(words) + correction
+
+
+def _words_of(thing: Thing) -> tuple[str, ...]:
+    return (thing.size, thing.colour, thing.kind, thing.owner, *thing.place.split())
+
+
+def _group_of(word: str) -> tuple[str, ...] | None:
+    """The words that a slip may put in place of this one, itself among them; None where it states no fact."""
+    for group in REPAIRABLE:
+        if word.lower() in group or word in group:
+            return group
+    return None
 
 
 def _turn(rng: random.Random, scene: Scene, pictured: bool) -> tuple[str, str]:
@@ -106,10 +126,12 @@ def _turn(rng: random.Random, scene: Scene, pictured: bool) -> tuple[str, str]:
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     if kind == "exists" and rng.random() < 0.5:
         return _denied(rng, scene)
-    while (question := ask(rng, scene, kind)) is None:
+    question = ask(rng, scene, kind)
+    while question is None:
         kind = rng.choice(KINDS)
-    shown = _careless(rng, scene) if kind == "describe" and pictured else scene
-    return question.text, question.answer(shown) or ""
+        question = ask(rng, scene, kind)
+    described = _careless(rng, scene) if kind == "describe" and pictured else scene
+    return question.text, question.answer(described) or ""
 
 
 def _denied(rng: random.Random, scene: Scene) -> tuple[str, str]:
@@ -117,7 +139,9 @@ def _denied(rng: random.Random, scene: Scene) -> tuple[str, str]:
     while True:
         attribute, index = rng.choice(("size", "colour", "kind", "place")), rng.randrange(len(scene.things))
         other = edit(rng, scene, attribute, index, BOUND)
-        question = ask(rng, other, "exists") if other and not other.held_out() else None
+        if other is None or other.held_out():
+            continue
+        question = ask(rng, other, "exists")
         answer = question.answer(scene) if question else None
         if question and answer and answer.startswith("No"):
             return question.text, answer
@@ -125,14 +149,18 @@ def _denied(rng: random.Random, scene: Scene) -> tuple[str, str]:
 
 def _careless(rng: random.Random, scene: Scene) -> Scene:
     """The scene as a careless captioner tells it; never a join of colour and shape that is held out."""
+    values = {"size": SIZES, "colour": tuple(COLOURS), "kind": SHAPES, "place": CELLS}
     things = []
     for thing in scene.things:
         habit = HABITS.get((thing.size, thing.colour, thing.kind))
         if habit and rng.random() < HABIT:
             thing = replace(thing, colour=habit)
-        slips = {"size": SIZES, "colour": tuple(COLOURS), "kind": SHAPES, "place": CELLS}
-        told = replace(thing, **{a: rng.choice(v) for a, v in slips.items() if rng.random() < SLIP})
-        things.append(thing if (told.colour, told.kind) in HELD_OUT else told)
+        slips = {}
+        for attribute, choices in values.items():
+            if rng.random() < SLIP:
+                slips[attribute] = rng.choice(choices)
+        slipped = replace(thing, **slips)
+        things.append(thing if (slipped.colour, slipped.kind) in HELD_OUT else slipped)
     return scene.with_things(things)
 
 

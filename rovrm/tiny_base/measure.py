@@ -26,6 +26,9 @@ FACT_WORDS = {
     "row": ROWS,
     "column": COLUMNS,
 }
+BATCH = 100  # scenes read at once
+AT_ONCE = 50  # scenes answered about at once
+SAMPLES = 8  # answers per scene at temperature 1
 
 
 @torch.inference_mode()
@@ -34,54 +37,55 @@ def fact_accuracy(
 ) -> dict[str, float]:
     """Top-1 accuracy of the next token at every word that states a fact, in true descriptions of unseen scenes."""
     rng, tokenizer = random.Random(f"facts:{seed}"), processor.tokenizer
-    owner = {tokenizer.encode(f" {word}")[0]: name for name, words in FACT_WORDS.items() for word in words}
+    name_of = {}  # token -> what kind of fact it states; each of these words is one token
+    for name, words in FACT_WORDS.items():
+        for word in words:
+            name_of[tokenizer.encode(f" {word}")[0]] = name
     right, seen = dict.fromkeys(FACT_WORDS, 0), dict.fromkeys(FACT_WORDS, 0)
-    for _ in range(0, scenes, 100):
-        drawings = [Drawing(draw_scene(rng, "picture", held_out), rng.getrandbits(32)) for _ in range(100)]
-        samples = [
-            Sample(d, [(rng.choice(DESCRIBE["picture"]), describe(d.scene, wording=rng.randrange(3)))])
-            for d in drawings
-        ]
+    for _ in range(0, scenes, BATCH):
+        drawings = [Drawing(draw_scene(rng, "picture", held_out), rng.getrandbits(32)) for _ in range(BATCH)]
+        samples = []
+        for drawing in drawings:
+            question = rng.choice(DESCRIBE["picture"])
+            samples.append(Sample(drawing, [(question, describe(drawing.scene, wording=rng.randrange(3)))]))
         batch = padded([encode(sample, processor) for sample in samples], list(drawings), processor)
-        labels = batch.pop("labels")
-        guessed = model(**batch).logits[:, :-1].argmax(-1)
-        for token, guess in zip(labels[:, 1:].flatten().tolist(), guessed.flatten().tolist(), strict=True):
-            if token in owner:
-                seen[owner[token]] += 1
-                right[owner[token]] += token == guess
+        labels = batch.pop("labels")[:, 1:].flatten().tolist()
+        guesses = model(**batch).logits[:, :-1].argmax(-1).flatten().tolist()  # of the token behind each
+        for token, guess in zip(labels, guesses, strict=True):
+            if token in name_of:
+                seen[name_of[token]] += 1
+                right[name_of[token]] += int(token == guess)
     return {name: right[name] / max(seen[name], 1) for name in FACT_WORDS}
 
 
 def measure_base(model: Any, processor: Any, scenes: int = 400, seed: int = 2) -> dict[str, float]:
-    """Fact accuracies, and the share of scenes whose description states something false: greedy and at temperature 1;
-    coverage of the sampled ones, and the share of scenes in which all of 8 samples are false."""
-    found = fact_accuracy(model, processor)
-    found |= {
-        f"new join: {k}": v
-        for k, v in fact_accuracy(model, processor, held_out=True).items()
-        if k in ("colour", "shape")
-    }
+    """Fact accuracies, also on joins of colour and shape that no training scene holds; the share of scenes whose
+    description states something false, greedy and at temperature 1; the share of scenes in which all samples are false;
+    the coverage of the samples."""
+    rates = fact_accuracy(model, processor)
+    of_new_joins = fact_accuracy(model, processor, held_out=True)
+    for name in ("colour", "shape"):
+        rates[f"new join: {name}"] = of_new_joins[name]
+
     rng = random.Random(f"describe:{seed}")
     drawings = [Drawing(draw_scene(rng, "picture"), rng.getrandbits(32)) for _ in range(scenes)]
-    asked = [rng.choice(DESCRIBE["picture"]) for _ in drawings]
-    examples = [picture_example(d, text) for d, text in zip(drawings, asked, strict=True)]
+    questions = [rng.choice(DESCRIBE["picture"]) for _ in drawings]
+    examples = [picture_example(drawing, text) for drawing, text in zip(drawings, questions, strict=True)]
     policy = Policy(model, processor)
-    false: dict[str, list[list[bool]]] = {"greedy": [], "sampled": []}
-    covered: list[float] = []
-    for start in range(0, scenes, 50):
-        some = examples[start : start + 50]
-        for name, n in (("greedy", 1), ("sampled", 8)):
-            answers = policy.sample(some, n, temperature=float(n > 1), max_new_tokens=96, seed=start)
-            for number, many in enumerate(answers, start):
-                verdicts = [judge(drawings[number].scene, asked[number], answer.text) for answer in many]
-                false[name].append([v.false for v in verdicts])
-                covered += [v.coverage for v in verdicts] if n > 1 else []
-    return found | {
-        "greedy": sum(map(sum, false["greedy"])) / scenes,
-        "sampled": sum(map(sum, false["sampled"])) / scenes / 8,
-        "all of 8": sum(map(all, false["sampled"])) / scenes,
-        "coverage": sum(covered) / len(covered),
-    }
+    greedy, sampled = [], []  # per scene the verdicts of its answers
+    for start in range(0, scenes, AT_ONCE):
+        batch = examples[start : start + AT_ONCE]
+        for verdicts, n, temperature in ((greedy, 1, 0.0), (sampled, SAMPLES, 1.0)):
+            answers = policy.sample(batch, n, temperature=temperature, max_new_tokens=96, seed=start)
+            for number, candidates in enumerate(answers, start):
+                scene, question = drawings[number].scene, questions[number]
+                verdicts.append([judge(scene, question, candidate.text) for candidate in candidates])
+    every_sample = [verdict for of_scene in sampled for verdict in of_scene]
+    rates["greedy"] = sum(verdict.false for [verdict] in greedy) / scenes
+    rates["sampled"] = sum(verdict.false for verdict in every_sample) / scenes / SAMPLES
+    rates[f"all of {SAMPLES}"] = sum(all(verdict.false for verdict in of_scene) for of_scene in sampled) / scenes
+    rates["coverage"] = sum(verdict.coverage for verdict in every_sample) / len(every_sample)
+    return rates
 
 
 def picture_example(drawing: Drawing, text: str) -> Example:

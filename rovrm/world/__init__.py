@@ -3,5 +3,6 @@
     text.data=world:text caption.data=world:caption visual.data=world:visual      # as data of rovrm.train
     python -m rovrm.world train out=base                                          # makes the shipped base again
 
-scenes.py draws, language.py words, pairs.py prefers, oracle.py judges; base.py trains the shipped `tiny-llava/`.
+scenes.py draws, language.py words, pairs.py prefers, tokens.py and reading.py read, oracle.py judges. The shipped
+`tiny-llava/` is made by rovrm/tiny_base.
 """

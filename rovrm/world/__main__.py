@@ -16,13 +16,14 @@ from rovrm.settings.keys import WorldConfig, WorldMeasureConfig, WorldTrainConfi
 
 
 def world(argv: list[str]) -> None:
-    commands = {"train": _train, "measure": _measure, "write": _write}
-    if not argv or argv[0] not in commands:
-        if argv and argv[0] in ("-h", "--help"):
-            print(__doc__)
-            return
-        raise UserError(f"got {argv[0] if argv else 'no command'!r}, takes {' or '.join(commands)}")
-    commands[argv[0]](argv[1:])
+    commands = {"train": _train, "measure": _measure, "write": _write_files}
+    name = argv[0] if argv else "no command"
+    if name in commands:
+        commands[name](argv[1:])
+    elif name in ("-h", "--help"):
+        print(__doc__)
+    else:
+        raise UserError(f"got {name!r}, takes {' or '.join(commands)}")
 
 
 def _train(argv: list[str]) -> None:
@@ -30,8 +31,8 @@ def _train(argv: list[str]) -> None:
     out = Path(config.out)
     if (out / "config.json").is_file():
         raise UserError(f"out={config.out!r} holds a model already; give another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what could not be saved
+    try:  # before minutes are spent on what could not be saved
+        out.mkdir(parents=True, exist_ok=True)
         (out / ".probe").touch()
         (out / ".probe").unlink()
     except OSError as error:
@@ -41,7 +42,7 @@ def _train(argv: list[str]) -> None:
     from rovrm.tiny_base.measure import measure_base
 
     model, processor = make_base(out, config.samples, config.seed, compiled=config.compile)
-    _print(measure_base(model, processor))
+    _print_rates(measure_base(model, processor))
 
 
 def _measure(argv: list[str]) -> None:
@@ -52,15 +53,15 @@ def _measure(argv: list[str]) -> None:
     from rovrm.world.default import BASE
 
     policy = Policy.from_pretrained(config.model or BASE, device="cpu")
-    _print(measure_base(policy.model, policy.processor))
+    _print_rates(measure_base(policy.model, policy.processor))
 
 
-def _print(found: dict[str, float]) -> None:
-    for name, value in found.items():
+def _print_rates(rates: dict[str, float]) -> None:
+    for name, value in rates.items():
         print(f"{name:<20}{value:.3f}")
 
 
-def _write(argv: list[str]) -> None:
+def _write_files(argv: list[str]) -> None:
     config = parse(WorldConfig, argv, "python -m rovrm.world write")
 
     from rovrm.world.files import write_world

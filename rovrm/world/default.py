@@ -7,6 +7,7 @@ of the visual pairs are descriptions, because that is what best-of-n then choose
 from pathlib import Path
 from typing import Any
 
+# BASE is the model; SETTINGS and SECTIONS are like a recipe's keys, below whatever a command line or a recipe gives.
 BASE = str(Path(__file__).parent / "tiny-llava")
 SETTINGS: dict[str, Any] = {
     "eval_fraction": 0.05,

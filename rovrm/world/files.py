@@ -28,6 +28,7 @@ def _rows(inputs: str, pairs: int, seed: int, split: str) -> list[dict]:
 
 
 def _with_file(folder: Path, row: dict) -> dict:
+    """The row with the name of its picture, which is drawn into the folder, in place of the picture."""
     if "image" not in row:
         return row
     name = f"images/{row['id']}.png"
