@@ -15,9 +15,11 @@ import torch
 from helpers import REAL, error_line, output_of, read_json, read_lines, write_lines
 
 from rovrm import bon, rank
-from rovrm.best_of_n.world_table import compare_choices, judge_rows, print_choices
+from rovrm.best_of_n.choose import best_of_n
+from rovrm.best_of_n.world_table import compare_choices, judge_records, print_choices
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
+from rovrm.data.prompts import load_prompts
 from rovrm.model.policy import Policy
 from rovrm.model.scorer import RewardScorer
 from rovrm.settings.keys import BonConfig
@@ -112,7 +114,7 @@ def test_a_reward_model_is_no_policy(reward):
 
 def test_answers_beside_the_prompts_are_not_looked_at(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "Q", "chosen": null, "rejected": "x", "response": null}\n')
-    [example] = bon.load_prompts([str(tmp_path / "a.jsonl")], "")
+    [example] = load_prompts([str(tmp_path / "a.jsonl")], "")
     assert example.responses == [""]
 
 
@@ -120,7 +122,7 @@ def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsy
     assert bon.main(f"--n 3 model={reward} {DATA} out={tmp_path} batch_size=4 max_new_tokens=48".split()) == 0
     rows = read_lines(tmp_path / "bon.jsonl")
     assert [row["id"] for row in rows] == [f"visual-test-0-{i}" for i in range(6)]
-    examples = bon.load_prompts([DATA.removeprefix("data=")], "")
+    examples = load_prompts([DATA.removeprefix("data=")], "")
     scorer = RewardScorer.from_pretrained(reward)
     for row, example in zip(rows, examples, strict=True):
         assert len(row["candidates"]) == len(row["scores"]) == len(row["logprobs"]) == 3
@@ -223,7 +225,7 @@ def test_nothing_is_claimed_where_nothing_is_false(capsys):
         text = describe(example.images[0].drawing.scene)
         told = {"text": text, "score": 0.0, "logprob": 0.0}
         rows.append({"candidates": [text], "scores": [0.0], "best": 0, "logprobs": [0.0], "greedy": told})
-    choices = compare_choices(judge_rows(examples, rows), rows)
+    choices = compare_choices(judge_records(examples, rows), rows)
     assert choices["reward_over_mean"] == {"ratio": None, "ci95": None} and choices["own_pairs"]["accuracy"] is None
     print_choices(choices)
     printed = capsys.readouterr().out
@@ -309,7 +311,7 @@ class Fake:
 
 def chosen(scorer, *candidates: str, **settings) -> dict:
     example = Example("x", "", [{"role": "user", "content": "Q"}], list(candidates), [0] * len(candidates), [])
-    (row,) = bon.best_of_n(scorer, [example], BonConfig(**settings), None, 0)
+    (row,) = best_of_n(scorer, [example], BonConfig(**settings), None, 0)
     return row
 
 

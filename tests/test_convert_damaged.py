@@ -18,6 +18,8 @@ from test_convert import TheirHead, converted, refused, release, write_shards  #
 
 from rovrm import convert
 from rovrm.common.files import PARTIAL
+from rovrm.conversion import build
+from rovrm.conversion import weights as weight_files
 from rovrm.convert import main
 from rovrm.model import saving
 
@@ -117,7 +119,7 @@ def test_nothing_is_read_before_all_names_are_looked_at(release, tmp_path, monke
     index = folder / "model.safetensors.index.json"
     change_json(index, weight_map=read_json(index)["weight_map"] | {"v_head.weight": "/etc/passwd"})
     read = []
-    monkeypatch.setattr(convert, "_tensors", read.append)
+    monkeypatch.setattr(weight_files, "read_tensors", read.append)
     assert "'/etc/passwd'" in refused(f"in={folder}", f"base={base}") and not read
     for odd in ({}, [], "x", {"a": 1}, {"a": ["x"]}, {"a": None}):
         index.write_text(json.dumps({"weight_map": odd}))
@@ -186,8 +188,8 @@ def test_a_panic_and_absurd_sizes(release, family_folder, tmp_path, monkeypatch,
     def panic(*_):
         raise PanicException("range end index out of range")
 
-    for name in ("their_processor", "print_rewards"):
-        monkeypatch.setattr(convert, name, panic)
+    for module, name in ((build, "build_processor"), (convert, "print_rewards")):
+        monkeypatch.setattr(module, name, panic)
         message = refused(*words)
         assert "PanicException range end index" in message and "tokenizer.json" in message
         monkeypatch.undo()

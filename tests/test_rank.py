@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rovrm import rank as command
+from rovrm.best_of_n.preferences import COUNTED, ScoredAnswer, distinct, likeness, preference_rows
 from rovrm.data.loading import load_examples
-from rovrm.rank import Candidate, distinct, likeness
 from rovrm.tiny_base.measure import picture_example
 from rovrm.training.checks import check_responses
 from rovrm.world.default import BASE
@@ -172,8 +172,8 @@ def preferences(texts, scores, strategy) -> list[Any]:
     from rovrm.settings.keys import RankConfig
 
     row = Row({"prompt": "Q", "candidates": texts, "scores": scores}, "file, row 1", "file", 1)
-    counts = dict.fromkeys(command.COUNTED, 0)
-    made = command._rank_row(row, RankConfig("in", "out", strategy), counts)
+    counts = dict.fromkeys(COUNTED, 0)
+    made = preference_rows(row, RankConfig("in", "out", strategy), counts)
     return [counts, [{key: value for key, value in one.items() if key != "id"} for one in made]]
 
 
@@ -203,7 +203,7 @@ def test_likeness_is_that_of_the_table_and_bounds_difflib(a, b):
 def test_a_copy_of_what_was_left_out_may_stay():
     """Only what is kept is compared with: c is like b, b is like a, c is not like a."""
     a, b, c = "abcdefghij", "abcdefghXY", "abcdefVWXY"
-    found = [Candidate(i, text, -0.01 * i) for i, text in enumerate((a, b, c))]
+    found = [ScoredAnswer(i, text, -0.01 * i) for i, text in enumerate((a, b, c))]
     assert [one.text for one in distinct(found, 0.4, 0.8)] == [a, c]
 
 

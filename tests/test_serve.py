@@ -384,7 +384,7 @@ def test_how_far_a_body_that_is_too_long_is_read(client, length, chunks, read_ch
 
 
 def test_a_body_that_does_not_arrive(client, monkeypatch):
-    monkeypatch.setattr("rovrm.serving.app.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("rovrm.serving.door.BODY_SECONDS", 0.05)
     sent = []
 
     async def receive():
@@ -459,7 +459,7 @@ class Gate:
 
 def together(client, bodies, gate) -> list[Any]:
     """Replies to requests of which the first is being scored while the others come and wait."""
-    line = client.app.state.line
+    line = client.app.state.queue
     with ThreadPoolExecutor(len(bodies)) as pool, gate:
         replies = [pool.submit(client.post, "/score", json=bodies[0])]
         wait_for(lambda: gate.calls)
@@ -532,7 +532,7 @@ def test_queue_full(scorer, monkeypatch):
             replies = [pool.submit(client.post, "/score", json=bodies[0])]
             wait_for(lambda: gate.calls)  # one by one: two that come together may go into one call
             replies.append(pool.submit(client.post, "/score", json=bodies[1]))
-            wait_for(lambda: client.app.state.line.waiting.qsize() == 1)
+            wait_for(lambda: client.app.state.queue.waiting.qsize() == 1)
             reply = client.post("/score", json=bodies[2])
             assert_refused(reply, 429, "2 requests", "queue=2", "try again")
             assert reply.headers["retry-after"] == "1" and client.get("/health").status_code == 200

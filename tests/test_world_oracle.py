@@ -9,8 +9,9 @@ from rovrm.world import oracle, reading
 from rovrm.world.language import KINDS, ask, caption, describe, join
 from rovrm.world.oracle import Verdict, better, judge
 from rovrm.world.pairs import _PAIRS, FLOURISHES, NOTES, faithful_pair
-from rovrm.world.reading import LEXICON, read
+from rovrm.world.reading import read
 from rovrm.world.scenes import DOMAINS, Domain, Scene, Thing, draw_scene, edit
+from rovrm.world.tokens import LEXICON
 
 SEE = "What do you see?"
 KEEPS = "Who keeps what?"
