@@ -1,6 +1,5 @@
 """The measuring scripts on small sizes: that they run, check what they say they check, and count right."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -192,11 +191,10 @@ SPEED = ["pairs=2", "responses=3", "repeats=1", "trl=false"]
 @pytest.fixture
 def small_speed(family_folder, monkeypatch) -> None:
     """eval.speed with a model that is small enough for a test."""
-    home = "eval.speed_rows" if importlib.util.find_spec("eval.speed_rows") else "eval.speed"
     folder = str(family_folder("llava"))
     model = load_reward_model(folder)
     model.score.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(f"{home}.make_model", lambda *_: (model, load_processor(folder)))
+    monkeypatch.setattr("eval.speed_rows.make_model", lambda *_: (model, load_processor(folder)))
 
 
 def assert_sides_agree(shown: str) -> None:
