@@ -227,7 +227,23 @@ def test_json_is_json(block: Block) -> None:
     assert all(isinstance(json.loads(line), dict) for line in block.text.splitlines())
 
 
-# ---- links -----------------------------------------------------------------------------------------------------------
+# ---- links and paths -------------------------------------------------------------------------------------------------
+
+
+def test_paths_in_sentences_exist() -> None:
+    paths = re.findall(r"`((?:rovrm|data_selection|eval|recipes|tests)/[\w./-]*)`", everything())
+    assert "tests/test_layout.py" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_map_names_every_command_and_folder() -> None:
+    """The tree in README.md: an entry and what it is for, a line each."""
+    [tree] = [block.text for block in blocks("text") if block.place.startswith("README.md")]
+    named = {*re.findall(r"^ *([\w./]+)  ", tree, re.MULTILINE)}
+    there = {f"{path.name}/" for path in (ROOT / "rovrm").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    there |= {path.name for path in (ROOT / "rovrm").glob("[!_]*.py")}
+    there |= {f"{name}/" for name in ("rovrm", "data_selection", "eval", "recipes", "tests")}
+    assert named == there
 
 
 def anchors(file: Path) -> set[str]:
