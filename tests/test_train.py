@@ -27,6 +27,7 @@ from rovrm.settings.keys import TrainConfig, with_rates
 from rovrm.settings.phases import PHASES
 from rovrm.train import main
 from rovrm.training.setup import with_default
+from rovrm.training.trainer import RewardTrainer
 from rovrm.world.default import BASE, SECTIONS, SETTINGS
 
 PAIRS = 64  # of each kind
@@ -176,6 +177,28 @@ def test_a_cut_off_checkpoint_is_passed_over(world, tmp_path, capsys):
     assert same(weights(folder), expected)
     steps = [entry["step"] for entry in read_lines(folder / "trainer_log.jsonl")]
     assert steps == sorted(steps)
+
+
+def test_a_checkpoint_may_go_while_training_goes_on_from_it(world, tmp_path, monkeypatch):
+    """Interrupted in its third step, a run goes on from its second, whose checkpoint is removed as newer ones come."""
+    command = ["phase=1", f"out={tmp_path}", f"model={BASE}", f"text.data={world}/text.jsonl", "lora_r=4", *QUICK]
+    command += ["trainer.max_steps=6", "trainer.save_steps=1"]
+    steps, inner = [], RewardTrainer.training_step
+
+    def interrupted(*given):
+        steps.append(given)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return inner(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTrainer, "training_step", interrupted)
+        assert main(command) == 130
+    checkpoints = tmp_path / "phase1-text" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert main(command) == 0
+    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-5", "checkpoint-6"}
+    assert [entry["step"] for entry in read_lines(tmp_path / "phase1-text" / "trainer_log.jsonl")][-1] == 6
 
 
 def test_full_tuning_writes_full_checkpoints(world, tmp_path):

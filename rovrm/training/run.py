@@ -57,10 +57,11 @@ def run_phase(
         trainer = RewardTrainer(model, arguments, data.train, data.held_out, processor, callbacks=[log])
     except (ImportError, ValueError) as error:
         raise UserError(f"transformers cannot set up the trainer: {error}") from error
+    epochs_before = epochs_done(checkpoint)  # read now: training removes old checkpoints, this one too
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
-    epochs = (trainer.state.epoch or 0.0) - epochs_done(checkpoint)  # those of this process
+    epochs = (trainer.state.epoch or 0.0) - epochs_before  # those of this process
     record = _record(trainer, data, seconds, epochs)
     record["warnings"] = doubts(record, phase.name, arguments.learning_rate)
     write_phase(config, phase, trainer, record, last)
