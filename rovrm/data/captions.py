@@ -160,6 +160,7 @@ def with_caption(example: Example, table: Captions | None) -> Example:
     own = [example.caption] if example.caption and example.caption.strip() else []
     if own and normalise(own[0]) not in leaks:
         return example
+    # One caption for the whole example: its own may be an answer, and then one of the table's takes its place.
     if len(example.images) <= 1 or own:
         image = example.images[0] if len(example.images) == 1 else ImageRef()
         return replace(example, caption=_pick(own + _captions_of(image, table), leaks, image.name, table))
@@ -203,7 +204,7 @@ def caption_example(example: Example, template: str) -> Example:
         raise UserError(f"caption template {template!r} has no {{caption}}; write where the caption goes")
     if not example.caption:
         raise UserError(f"example {example.id} ({example.location}) has no caption; call use_captions first")
-    prompt = [message | {"content": text_of(message["content"])} for message in example.prompt]
+    prompt = [message | {"content": text_of(message["content"])} for message in example.prompt]  # new messages
     first = next(message for message in prompt if message["role"] == "user")
     first["content"] = template.replace("{caption}", example.caption) + first["content"]
-    return replace(example, prompt=prompt, images=[], lengths=None)
+    return replace(example, prompt=prompt, images=[], lengths=None)  # lengths that were measured are another text's

@@ -28,6 +28,7 @@ def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = Non
     if not len(dataset):
         raise UserError(f"source {name!r}: the data set has no rows; choose another split")
     media = [column for column, feature in dataset.features.items() if _holds_bytes(feature)]
+    # Two views of the same files: one that is read as Python values, and one whose cells stay where they are.
     texts = dataset.remove_columns(media).with_format("arrow")
     pictures = dataset.select_columns(media).with_format("arrow") if media else None
     counts = {column: _counts(pictures, column) for column in media}
@@ -64,6 +65,7 @@ def _texts(texts: Any, batch: list[int]) -> list[tuple[dict[str, Any] | None, st
     try:
         return [(cells, "") for cells in texts[batch].to_pylist()]
     except Exception as error:  # Arrow's errors have no common class
+        # One row may spoil its whole batch: read row by row, the others are saved.
         if len(batch) == 1:
             return [(None, f"the row cannot be read ({described(error)}); write the file again")]
         return [_texts(texts, [index])[0] for index in batch]
@@ -90,6 +92,7 @@ def _counts(pictures: Any, column: str) -> list[int]:
     for batch in pictures.select_columns([column]).iter(BATCH):
         cells = batch.column(column)
         if pyarrow.types.is_struct(cells.type):
+            # A single image is there where its bytes or its path are.
             # call_function, because pyarrow.compute makes its functions at run time, unseen by type checkers
             parts = [compute.call_function("struct_field", [cells], compute.StructFieldOptions([p])) for p in PARTS]
             valid = zip(*(part.is_valid().to_pylist() for part in parts), strict=True)

@@ -95,6 +95,7 @@ def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = 
 
 def read_ultrafeedback(row: Mapping[str, Any]) -> Read:
     """openbmb/UltraFeedback: by overall_score; by the mean of the aspects where no completion of the row has one."""
+    # Never by both: the two are on different scales.
     if any(c.get("overall_score") is not None for c in listed(_field(row, "completions"))):
         return _field(row, "instruction"), *_rated(row, lambda c: rating_in(c.get("overall_score")))
     return _field(row, "instruction"), *_rated(row, _mean_rating)
@@ -231,7 +232,7 @@ def read_trl(row: Mapping[str, Any]) -> Read:
     # Two messages, or two lists of messages that begin alike and differ in the last one.
     if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
         return prompt, [chosen, rejected], [0, 1]
-    same = 0
+    same = 0  # messages with which both begin; the last of each is its answer
     while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
         same += 1
     if len(chosen) - same != 1 or len(rejected) - same != 1:

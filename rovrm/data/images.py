@@ -118,6 +118,7 @@ class ImageRef:
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
+        # Two handles of one image are equal, and so found again in a set, without reading it.
         # A data set's fingerprint survives pickling, its identity does not.
         fingerprint = getattr(self.dataset, "_fingerprint", None)
         image = id(self.image) if self.image else None
@@ -188,7 +189,7 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     image.load()
     if image.getexif().get(PIL.Image.ExifTags.Base.Orientation) is not None:
         image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):  # 16 bits of grey: the upper 8 of them
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     # A copy also of RGB: what the caller gets must not share pixels with an image the user still holds.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
@@ -235,6 +236,7 @@ def _search(path: str, name: str, image_root: str | os.PathLike | None, data_fil
     if image_root is not None:
         return _existing(os.path.join(expanded(image_root), path))
     folder = _folder_of(data_file)
+    # Most names of a data file lie under one folder: one look there instead of one in every parent.
     root = _roots.get(folder)
     if root is not None and os.path.isfile(os.path.join(root, path)):
         return os.path.join(root, path)

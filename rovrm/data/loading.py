@@ -90,6 +90,8 @@ def load_examples(
             images_needed=images_needed,
             pairs=source.pairs,
         )
+        # How many good rows are read: of the only source n, of one with a weight its share of n, rounded up. Of several
+        # without weights all: the n are drawn of all their rows together, in the end.
         limits = [source.n]
         if len(parsed) == 1:
             limits.append(n)
@@ -138,6 +140,8 @@ def use_captions(examples: Sequence[Example]) -> Loaded:
 
 def _read(source: Source, reader: RowReader, limit: int | None, select: Draw, rng: random.Random) -> Loaded:
     """Reads one source until `limit` examples are good, or to its end."""
+    # Bad rows are made up for: rows are read, in the order of the draw, until enough of them are good. So what is drawn
+    # for a smaller n is part of what is drawn for a larger.
     order = list(range(len(reader.rows)))
     shuffled = limit is not None and select == "random"
     if shuffled:
@@ -157,7 +161,7 @@ def _read(source: Source, reader: RowReader, limit: int | None, select: Draw, rn
     keys = list(good)
     if needs_all:
         rng.shuffle(keys)
-    kept = sorted(keys[:limit])
+    kept = sorted(keys[:limit])  # in the order of the file again
     if source.n is not None and len(good) < source.n and (limit is None or limit >= source.n):
         logger.warning("source %r: n=%d asked for, %d usable rows found: all taken", source.text, source.n, len(good))
     return Loaded([good[key] for key in kept], rejected)
@@ -198,8 +202,9 @@ def _draw_shares(
     if not weights:
         return
     have = [len(part.examples) for part in parts]
+    # The source that is shortest for its weight decides how large the whole can be.
     largest = min(count / weight for count, weight in zip(have, weights, strict=True))
-    total = int(min(largest, n if n is not None else largest) + 1e-9)
+    total = int(min(largest, n if n is not None else largest) + 1e-9)  # 0.29 * 100 is a little less than 29
     if n is not None and total < n:
         logger.warning("n=%d asked for, but the weights allow %d examples without repeating a row", n, total)
     sizes = [int(total * weight + 1e-9) for weight in weights]

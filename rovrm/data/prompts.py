@@ -77,6 +77,7 @@ def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> E
     for column in VIDEO_COLUMNS:  # the reader refuses them
         if not is_empty(row.get(column), (str, list, tuple)):
             ranked[column] = True
+    # All images go under one name, whatever column they stand in.
     column = image_column(row)
     ranked["images"] = _pictures(None if column is None else row[column])
     example = read_row("ranked", ranked | {"responses": responses, "id": name}, find)
@@ -170,10 +171,12 @@ def load_prompts(data: Sequence[str], image_root: str) -> list[Example]:
             values = {"id": f"{row.stem}-{row.number}"} | prompt | {"responses": [""]}
             examples.append(as_example(values, row.number, find))
     check_images(examples)
+    # Results are written by id, and candidates joined by it.
     names = [example.id for example in examples]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"data: two prompts have the id {twice!r}; give every row its own id")
+    # Prompts with and without images cannot be sampled in one batch.
     bare = next((example.id for example in examples if not example.images), None)
     if bare is not None and any(example.images for example in examples):
         raise UserError(f"data: prompt {bare!r} has no image, others have; give prompts with and without in two runs")

@@ -113,6 +113,7 @@ def read_json_rows(file: Path, split: str | None = None) -> list[Row]:
         raise UserError(f"{file}: not UTF-8 text ({error}); a source is JSON, JSONL, CSV or parquet") from error
     if not text.strip():
         raise UserError(f"{file}: the file is empty; give one with rows")
+    # One JSON value is tried first: a list may be written over many lines, and a line of JSONL is one value as well.
     items = whole_json(text)
     splits = items if isinstance(items, dict) else {"train": items or []}
     chosen = choose_split(str(file), split, splits)
@@ -143,6 +144,7 @@ def whole_json(text: str) -> list[Any] | dict[str, list[Any]] | None:
         return [value]
     if isinstance(value.get("data"), list):
         return value["data"]
+    # Lists by split, or else the only row of a file.
     return value if _holds_splits(value) else [value]
 
 

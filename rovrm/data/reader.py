@@ -87,6 +87,7 @@ class RowReader:
 
     def _reader_of(self, file: str | None) -> str:
         columns, first_row = self.rows.kinds[file]
+        # As `rename` will leave them: a column of theirs is called as ours, where this file has it.
         theirs = set(self.columns.values())
         ours = {canonical for canonical, name in self.columns.items() if name in columns}
         try:
@@ -152,16 +153,20 @@ def _example(
     for column in VIDEO_COLUMNS:
         if row.get(column):
             raise BadRow(column, row[column], "video cannot be scored; drop the row or give frames as images")
+    # 1. What the format alone knows: which columns hold the prompt, the responses and their order.
     prompt, responses, ranks = READERS[reader].read(row)
+    # 2. The prompt as messages. The column is found again only so that an error can name it.
     prompt_column = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt")
     messages = to_messages(prompt, prompt_column)
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
+    # 3. The images, and where each stands in the messages. No image of the row may be left over.
     images = images_of(row, messages, find)
     _check_unread(reader, row, images, find)
     messages, images = place_images(messages, images)
     _check_prompt(messages)
+    # 4. The responses as texts, best first. The sort is stable: ties keep the row's order.
     ranks = _agreed_ranks(row, ranks)
     texts = [response_text(response) for response in responses]
     best_first = sorted(range(len(texts)), key=lambda i: ranks[i])
@@ -218,6 +223,7 @@ def _caption(row: Mapping[str, Any], best: Iterable[str]) -> str | None:
 def _check_prompt(messages: list[dict[str, Any]]) -> None:
     if messages[-1]["role"] == "assistant":
         raise BadRow("prompt", text_of(messages[-1]["content"]), "it ends with the assistant's turn; drop that turn")
+    # Content that is no string holds an image: a picture without a question is a prompt too.
     if not any(text_of(m["content"]).strip() or not isinstance(m["content"], str) for m in messages):
         raise BadRow("prompt", "", "the prompt is empty; fill it in or drop the row")
 
@@ -282,6 +288,7 @@ def images_of(row: Mapping[str, Any], messages: list[dict[str, Any]], find: Call
     """The row's images; without a column of them those that content blocks carry."""
     column = image_column(row)
     if column is None:
+        # OpenAI's way: the image inside the block that stands for it.
         blocks = [block for m in messages if isinstance(m["content"], list) for block in m["content"]]
         column, value = "prompt", [block["image"] for block in blocks if block.get("image") is not None]
     else:
@@ -307,7 +314,7 @@ def _image_ref(value: Any, column: str, find: Callable[[str], str], label: str |
         return dataclasses.replace(value, label=label) if label and value.label is None else value
     if isinstance(value, PIL.Image.Image):
         return ImageRef(image=value, label=label)
-    if isinstance(value, Mapping) and value.get("bytes") is None:
+    if isinstance(value, Mapping) and value.get("bytes") is None:  # a data set's cell that holds a path alone
         value = value.get("path")
     if isinstance(value, str) and not value.strip():
         raise BadRow(column, value, "the name is empty; give a path, or null for a row without an image")
@@ -370,6 +377,7 @@ def _names_another(text: str, images: Sequence[ImageRef], find: Callable[[str], 
         return False
     if not os.path.isfile(path):  # in the caption phase names are taken unseen
         return False
+    # The same file may be named twice, by two ways of writing its path; and an embedded image by its file name.
     files = {os.path.realpath(ref.path) for ref in images if ref.path is not None}
     embedded = {os.path.basename(ref.name) for ref in images if ref.path is None}
     return os.path.realpath(path) not in files and os.path.basename(text) not in embedded

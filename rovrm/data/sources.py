@@ -68,6 +68,7 @@ class Source:
 def parse_sources(sources: str | Iterable[str]) -> list[Source]:
     """`"a,b"`, `"[a,b]"` or a list -> sources, in order. Raises UserError for none, and for one named twice."""
     if isinstance(sources, str):
+        # As on a command line. A comma may stand in the name of a file that is there.
         whole = sources.strip()
         if whole.startswith("[") and whole.endswith("]"):
             whole = whole[1:-1]
@@ -154,6 +155,7 @@ def _load(source: Source) -> Rows:
         from rovrm.data.world_rows import world_rows
 
         return world_rows(source)
+    # What lies on the disk comes first, so that a folder may be called as a hub id is.
     path = Path(source.name)
     if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return _load_folder(source, path)
@@ -170,6 +172,7 @@ def _load(source: Source) -> Rows:
 
 
 def _load_folder(source: Source, path: Path) -> Rows:
+    # A folder written by `save_to_disk`: of several splits, or of one data set.
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         import datasets
 
@@ -218,7 +221,7 @@ def _load_files(source: Source, files: list[Path], split: str | None) -> Rows:
         takes = ", ".join(SUFFIXES)
         raise UserError(f"source {source.text!r}: cannot read {', '.join(unreadable)} files; takes {takes}")
     if kinds == {".parquet"}:
-        choose_split(source.text, split, ["train"])
+        choose_split(source.text, split, ["train"])  # refuses every other
         dataset, folder = _load_parquet(source, files), str(files[0].parent)
         return dataset_rows(dataset, source.name, stem=files[0].stem, data_file=folder)
     if ".parquet" in kinds:
@@ -234,7 +237,7 @@ def _file_rows(file: Path, split: str | None) -> list[Row]:
         return read_json_rows(file, split)
     from rovrm.data.table_rows import read_table
 
-    choose_split(str(file), split, ["train"])
+    choose_split(str(file), split, ["train"])  # refuses every other
     return read_table(file)
 
 
@@ -272,5 +275,5 @@ def _hub_splits(source: Source) -> list[str]:
 
     try:
         return datasets.get_dataset_split_names(source.name, source.config, revision=source.revision)
-    except ConnectionError:
+    except ConnectionError:  # `train` may still be in the cache
         return ["train"]

@@ -51,7 +51,7 @@ def projector_names(model: nn.Module) -> list[str]:
     """Dotted names of the projector modules; the members of a ModuleList one by one, as PEFT wants them."""
     names = []
     for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] not in PROJECTORS:
+        if name.rsplit(".", 1)[-1] not in PROJECTORS:  # by the last part: families put them at different depths
             continue
         names += [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
     return names
@@ -85,6 +85,7 @@ def add_adapter(model: PreTrainedModel, base: str, r: int, alpha: int, dropout: 
     """The model with a fresh adapter on it, which remembers its base by name, or by its absolute folder."""
     from peft import get_peft_model
 
+    # PEFT writes this into adapter_config.json; a relative folder would be another one elsewhere.
     if os.path.isdir(base):
         model.name_or_path = os.path.abspath(base)
     return get_peft_model(model, lora_config(model, r, alpha, dropout))
@@ -182,5 +183,6 @@ def processor_of(adapter: Path | None, base: str) -> str:
 
 def merge_adapter(base: str, adapter: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The adapter merged into its base, in float32 whatever the base was trained in: bfloat16 loses small updates."""
+    # A language model as the base gets a fresh head here, which the adapter's own then replaces.
     model = load_reward_model(base, torch.float32, trust_remote_code=trust_remote_code)
     return load_adapter(model, adapter, trainable=False).merge_and_unload()

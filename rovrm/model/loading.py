@@ -47,7 +47,7 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
     auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
     with loading("the processor of", name, PROCESSOR):
         processor = auto.from_pretrained(name, **options)
-    if auto is AutoProcessor and not hasattr(processor, "tokenizer"):
+    if auto is AutoProcessor and not hasattr(processor, "tokenizer"):  # what AutoProcessor gives for a lone tokenizer
         raise UserError(
             f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
         )
@@ -136,7 +136,7 @@ def weights_mark(name: str) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}:".encode())
         with path.open("rb") as file:
-            header = file.read(8)
+            header = file.read(8)  # of safetensors: the length of the JSON that follows, with names and shapes
             digest.update(header + file.read(min(int.from_bytes(header, "little"), size)))
             places = range(0, size, SAMPLE) if size <= SAMPLES * SAMPLE else range(0, size, size // SAMPLES)
             for place in places:
@@ -166,7 +166,7 @@ def load_reward_model(
         model, info = model_class.from_pretrained(
             name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
         )
-    fresh = not is_reward_model(config)
+    fresh = not is_reward_model(config)  # the head of a language model's checkpoint is not in it
     check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
     return model
