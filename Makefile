@@ -12,8 +12,9 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Each test file goes to one of the two processes as a whole, so that what it sets up is set up once.
 test: $(READY)
-	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
 	.venv/bin/python -m rovrm.train phase=1..3 caption.data='world:caption?n=3072&families=faithful' \

@@ -24,7 +24,7 @@ from rovrm.common.intervals import wilson95
 from rovrm.settings.command_line import parse, run
 from rovrm.settings.phases import Phase, parse_phases
 
-TEST_SEED = 77
+TEST_SEED = 77  # of the pairs that are judged; another than any of the training seeds
 
 
 @dataclass
@@ -46,9 +46,9 @@ def study(argv: list[str]) -> None:
     results = Path(config.out) / f"results-{phase.name}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
     os.environ["TQDM_DISABLE"] = "1"
-    asked = [(size, seed, rate) for size in config.sizes for seed in config.seeds for rate in config.rates]
+    runs = [(size, seed, rate) for size in config.sizes for seed in config.seeds for rate in config.rates]
     done = {(row["size"], row["seed"], row["rate"], row["test"]) for row in read_results(results)}
-    for size, seed, rate in asked:
+    for size, seed, rate in runs:
         if (size, seed, rate, config.test) not in done:
             record = {"size": size, "seed": seed, "rate": rate, "test": config.test}
             record |= _trained(config, phase, size, seed, rate)
@@ -88,19 +88,20 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """A line per rate: for each size the mean accuracy over seeds and the lowest, and the mean of all."""
+    """Prints a line per rate: for each size the mean accuracy over seeds and the lowest, and the mean of all."""
     sizes = sorted({row["size"] for row in rows})
     print(f"\n{'rate':<10}" + "".join(f"{f'{size} pairs':>20}" for size in sizes) + f"{'all':>8}")
     for rate in sorted({row["rate"] for row in rows}):
         of_rate = [row for row in rows if row["rate"] == rate]
         cells = ""
         for size in sizes:
-            found = [row["accuracy"] for row in of_rate if row["size"] == size]
-            cells += f"{f'{statistics.mean(found):.3f} ({min(found):.3f})' if found else '':>20}"
+            accuracies = [row["accuracy"] for row in of_rate if row["size"] == size]
+            cell = f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f})" if accuracies else ""
+            cells += f"{cell:>20}"
         print(f"{rate:<10g}{cells}{statistics.mean(row['accuracy'] for row in of_rate):>8.3f}")
     print("(mean over seeds, the lowest in brackets)")
     for n in sorted({row["test"] for row in rows}):
-        half = wilson95(0.5, n)[1] - 0.5
+        half = wilson95(0.5, n)[1] - 0.5  # the widest: at a share of 0.5
         print(f"(each run's accuracy is a share of n={n} pairs: a 95 % interval of +- {half:.3f} at most)")
 
 

@@ -63,7 +63,7 @@ def study(argv: list[str]) -> None:
         _write_pools(config, seed)
         for method in config.methods:
             if not any(row["seed"] == seed and row["method"] == method for row in _results(config)):
-                _append(out / "results.jsonl", _one(config, seed, method))
+                _append(out / "results.jsonl", _train_and_judge(config, seed, method))
     print_tables(_results(config), config.against)
 
 
@@ -82,8 +82,8 @@ def _write_pools(config: SelectionStudyConfig, seed: int) -> None:
         write_jsonl(folder / f"{inputs}-faithful.jsonl", [row for row in rows if row["family"] == "faithful"])
 
 
-def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]:
-    """Trains one reward model, and says what it was trained on and how it judges."""
+def _train_and_judge(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]:
+    """Trains one reward model. Returns its line of results.jsonl: what it was trained on, and how it judges."""
     from rovrm.train import main as train
 
     folder = Path(config.out) / f"seed{seed}"
@@ -91,12 +91,36 @@ def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]
     chooses = method not in ("random", "oracle", "all")
     if chooses and features.is_dir():  # the caption phase's features are the same for every method
         shutil.copytree(features, out / "selection" / "phase2-caption", dirs_exist_ok=True)
+    command = _command(config, seed, method, folder, out, chooses)
+    if train(command):
+        raise UserError(f"{method}, seed {seed}: training failed; its message is above")
+    if chooses and not features.is_dir():
+        for part in ("warmup", "pool", "target", "judges"):
+            shutil.copytree(out / "selection" / "phase2-caption" / part, features / part)
+    kept = (
+        {phase: _kept_by_family(out, phase, folder) for phase in ("phase1-text", "phase2-caption")} if chooses else {}
+    )
+    record = {
+        "seed": seed,
+        "method": method,
+        "after_caption": _accuracy(out / "phase2-caption", config.test),
+        "after_visual": json.loads((out / "phase3-visual" / "phase.json").read_text())["accuracy"],
+        "kept": kept,
+        "distances": _distances(out) if chooses else {},
+        "settings": _settings(config),
+    }
+    if not config.keep:
+        shutil.rmtree(out)
+    caption, visual = (share_in_words(record[measure], config.test) for measure in MEASURES)
+    print(f"seed {seed}, {method}: {caption}, {visual}", flush=True)
+    return record
+
+
+def _command(config: SelectionStudyConfig, seed: int, method: str, folder: Path, out: Path, chooses: bool) -> list[str]:
+    """The words of rovrm.train. chooses: the method looks at the rows; it is none of random, oracle and all."""
     suffix = "-faithful" if method == "oracle" else ""
     name, _, steps = method.partition(":")
-    selecting = [f"text.select={name}", f"caption.select={name}"] if chooses else []
-    selecting += [f"selection.preprocess=[{steps.replace('+', ',')}]"] if steps else []
-    size = [] if method == "all" else [f"text.n={config.n}", f"caption.n={config.n}"]
-    command = [
+    words = [
         f"out={out}",
         f"seed={seed}",
         f"text.data={folder / f'text{suffix}.jsonl'}",
@@ -113,30 +137,14 @@ def _one(config: SelectionStudyConfig, seed: int, method: str) -> dict[str, Any]
         "trainer.disable_tqdm=true",
         "trainer.save_steps=100000",
         "workers=0",
-        *selecting,
-        *size,
     ]
-    if train(command):
-        raise UserError(f"{method}, seed {seed}: training failed; its message is above")
-    if chooses and not features.is_dir():
-        for part in ("warmup", "pool", "target", "judges"):
-            shutil.copytree(out / "selection" / "phase2-caption" / part, features / part)
-    record = {
-        "seed": seed,
-        "method": method,
-        "after_caption": _accuracy(out / "phase2-caption", config.test),
-        "after_visual": read_json(out / "phase3-visual" / "phase.json")["accuracy"],
-        "kept": {phase: _families(out, phase, folder) for phase in ("phase1-text", "phase2-caption")}
-        if chooses
-        else {},
-        "distances": _distances(out) if chooses else {},
-        "settings": _settings(config),
-    }
-    if not config.keep:
-        shutil.rmtree(out)
-    caption, visual = (share_in_words(record[measure], config.test) for measure in MEASURES)
-    print(f"seed {seed}, {method}: {caption}, {visual}", flush=True)
-    return record
+    if chooses:
+        words += [f"text.select={name}", f"caption.select={name}"]
+    if steps:
+        words.append(f"selection.preprocess=[{steps.replace('+', ',')}]")
+    if method != "all":
+        words += [f"text.n={config.n}", f"caption.n={config.n}"]
+    return words
 
 
 def _accuracy(model: Path, test: int) -> float:
@@ -149,14 +157,14 @@ def _accuracy(model: Path, test: int) -> float:
     return sum(right > wrong for right, wrong in rewards) / len(rewards)
 
 
-def _families(out: Path, phase: str, folder: Path) -> dict[str, float]:
+def _kept_by_family(out: Path, phase: str, folder: Path) -> dict[str, float]:
     """The share of each family's rows of the pool that was chosen."""
     rows = read_jsonl(folder / f"{phase.split('-')[1]}.jsonl")
     chosen = set(read_json(out / "selection" / phase / "selected.json")["ids"])
-    found: dict[str, list[bool]] = {}
+    kept: dict[str, list[bool]] = {}
     for row in rows:
-        found.setdefault(row["family"], []).append(row["id"] in chosen)
-    return {family: sum(taken) / len(taken) for family, taken in sorted(found.items())}
+        kept.setdefault(row["family"], []).append(row["id"] in chosen)
+    return {family: sum(of_family) / len(of_family) for family, of_family in sorted(kept.items())}
 
 
 def _distances(out: Path) -> dict[str, dict[str, float]]:
@@ -168,9 +176,9 @@ def _distances(out: Path) -> dict[str, dict[str, float]]:
 
 
 def _settings(config: SelectionStudyConfig) -> dict[str, Any]:
-    return {
-        key: getattr(config, key) for key in ("pool", "n", "visual", "test", "epochs", "visual_epochs", "warmup_pool")
-    }
+    """What decides the results, beside seed and method."""
+    keys = ("pool", "n", "visual", "test", "epochs", "visual_epochs", "warmup_pool")
+    return {key: getattr(config, key) for key in keys}
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
@@ -188,8 +196,8 @@ def _results(config: SelectionStudyConfig) -> list[dict[str, Any]]:
 
 def print_tables(rows: Sequence[dict[str, Any]], against: str = "random") -> None:
     """Means over seeds; differences to `against` and shares of the gap from random to oracle are paired by seed."""
-    found = {row["method"] for row in rows}
-    methods = [method for method in METHODS if method in found] + sorted(found - set(METHODS))
+    present = {row["method"] for row in rows}
+    methods = [method for method in METHODS if method in present] + sorted(present - set(METHODS))
     print("\nshare of each family's rows that is kept, text pool and caption pool")
     print(f"{'':<34}" + "".join(f"{family:>18}" for family in FAMILIES))
     for method in methods:
@@ -199,10 +207,12 @@ def print_tables(rows: Sequence[dict[str, Any]], against: str = "random") -> Non
     for measure, words in MEASURES.items():
         print(f"\naccuracy on visual pairs, {words}")
         print(f"{'':<34}{'seeds':>6}{'mean, 95 %':>16}{f'minus {against}, 95 %':>36}{'share of the gap':>18}")
-        by = {method: {row["seed"]: row[measure] for row in rows if row["method"] == method} for method in methods}
-        for method in methods:
-            mean = _with_interval(list(by[method].values()), "")
-            print(f"{method:<34}{len(by[method]):>6}{mean:>16}{_against(by, method, against)}")
+        accuracies: dict[str, dict[int, float]] = {method: {} for method in methods}  # by seed
+        for row in rows:
+            accuracies[row["method"]][row["seed"]] = row[measure]
+        for method, by_seed in accuracies.items():
+            mean = _with_interval(list(by_seed.values()), "")
+            print(f"{method:<34}{len(by_seed):>6}{mean:>16}{_comparisons(accuracies, method, against)}")
 
 
 def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
@@ -210,21 +220,25 @@ def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
     return f"{text:.2f}  {caption:.2f}"
 
 
-def _against(by: dict[str, dict[int, float]], method: str, against: str) -> str:
-    """Mean difference over the seeds that both have, its t interval, and the share of the gap from random to oracle."""
+def _comparisons(accuracies: dict[str, dict[int, float]], method: str, against: str) -> str:
+    """The mean difference to `against` with its t interval, and the share of the gap from random to oracle; each over
+    the seeds that all of its methods have."""
+
+    def seeds_of(*methods: str) -> list[int]:
+        return sorted(set.intersection(*(set(accuracies.get(name, {})) for name in methods)))
 
     def differences(one: str, other: str, seeds: Sequence[int]) -> list[float]:
-        return [by[one][seed] - by[other][seed] for seed in seeds]
+        return [accuracies[one][seed] - accuracies[other][seed] for seed in seeds]
 
-    seeds = sorted(set(by[method]) & set(by.get(against, {})))
-    told = ""
+    difference = share = ""
+    seeds = seeds_of(method, against)
     if method != against and seeds:
-        found = differences(method, against, seeds)
-        told = _with_interval(found, "+")
-    ends = sorted(set(by[method]) & set(by.get("random", {})) & set(by.get("oracle", {})))
-    gap = _mean(differences("oracle", "random", ends)) if ends else 0.0
-    share = f"{_mean(differences(method, 'random', ends)) / gap:.2f}" if gap > 0 and method != "random" else ""
-    return f"{told:>36}{share:>18}".rstrip()
+        difference = _with_interval(differences(method, against, seeds), "+")
+    seeds = seeds_of(method, "random", "oracle")
+    gap = _mean(differences("oracle", "random", seeds)) if seeds else 0.0
+    if gap > 0 and method != "random":
+        share = f"{_mean(differences(method, 'random', seeds)) / gap:.2f}"
+    return f"{difference:>36}{share:>18}".rstrip()
 
 
 def _with_interval(values: Sequence[float], sign: str) -> str:

@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from typing import Any, NamedTuple
 from rovrm.common.errors import UserError
 from rovrm.settings.command_line import parse, run
 
-TOLERANCE = 2e-5
+TOLERANCE = 2e-5  # of a score's size, or of 1
 BIG = 50_000_000  # bytes of the largest body
 
 
@@ -54,7 +55,7 @@ class ServeLoadConfig:
 class Call(NamedTuple):
     """A body to send, and what must come back: the scores, or the status of the refusal."""
 
-    kind: str
+    kind: str  # good, or what is broken, in words
     body: bytes
     status: int
     scores: list[float]
@@ -70,13 +71,15 @@ def serve_load(argv: list[str]) -> int:
         calls = good + list(itertools.islice(broken_calls(), broken))
         random.Random(config.seed).shuffle(calls)
         with server(model, config, folder) as (process, port):
-            taken, faults, worst = send_all(calls, config.clients, port)
+            took, faults, worst = send_all(calls, config.clients, port)
             if process.poll() is not None:
                 faults.append(f"the server has ended with status {process.returncode}")
-    alone, served = len(good) / seconds, len(good) / taken
+    alone, served = len(good) / seconds, len(good) / took  # a second
     print(f"one at a time in Python: {len(good)} good requests in {seconds:.1f} s, {alone:.1f} a second")
-    print(f"server, {config.clients} clients: these and {broken} broken ones in {taken:.1f} s, {served:.1f} good ones "
-          f"a second; ratio {served / alone:.2f}")  # fmt: skip
+    print(
+        f"server, {config.clients} clients: these and {broken} broken ones in {took:.1f} s, {served:.1f} good ones "
+        f"a second; ratio {served / alone:.2f}"
+    )
     print(f"largest difference of a score: {worst:.1e} of its size, or of 1 (limit {TOLERANCE:g})")
     print(f"{len(faults)} wrong replies")
     for fault, count in Counter(faults).most_common(10):
@@ -88,6 +91,7 @@ def serve_load(argv: list[str]) -> int:
 
 
 def untrained(folder: Path) -> str:
+    """Saves a reward model with a random head on the shipped base."""
     import torch
 
     from rovrm.model.loading import load_processor, load_reward_model
@@ -108,52 +112,57 @@ def good_calls(config: ServeLoadConfig, model: str, count: int) -> tuple[list[Ca
 
     scorer = RewardScorer.from_pretrained(model, device=config.device)
     rng = random.Random(config.seed)
-    bodies = [_good(rng, i, config.responses) for i in range(count)]
+    bodies = [_good_body(rng, config.responses, pictured=i % 2 == 1) for i in range(count)]
     scorer.score("Hello", ["Hi."])  # the first forward is slower
-    start, scores = time.perf_counter(), []
+    start = time.perf_counter()
+    scores = []
     for body in bodies:
         images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in body["images"]]
         scores.append(scorer.score(body["prompt"], body["responses"], images=images))
     seconds = time.perf_counter() - start
-    return [Call("good", json.dumps(b).encode(), 200, s) for b, s in zip(bodies, scores, strict=True)], seconds
+    calls = []
+    for body, right in zip(bodies, scores, strict=True):
+        calls.append(Call("good", json.dumps(body).encode(), 200, right))
+    return calls, seconds
 
 
-def _good(rng: random.Random, i: int, responses: int) -> dict[str, Any]:
+def _good_body(rng: random.Random, most_responses: int, pictured: bool) -> dict[str, Any]:
     words = "a the cup star circle red blue green is on near left right large small and with two three of".split()
-    texts = [" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(rng.randint(1, responses) + 1)]
-    images = [_encoded(rng, rng.choice(("PNG", "JPEG")))] if i % 2 else []
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(rng.randint(1, most_responses) + 1)]
+    images = [_noise_image(rng, rng.choice(("PNG", "JPEG")))] if pictured else []
     return {"prompt": texts[0], "responses": texts[1:], "images": images}
 
 
-def _encoded(rng: random.Random, kind: str) -> str:
+def _noise_image(rng: random.Random, image_format: str) -> str:
+    """An image of random size and pixels, as base64."""
     from PIL import Image
 
     width, height = rng.randint(30, 200), rng.randint(30, 200)
     file = io.BytesIO()
-    Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)).save(file, kind)
+    Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)).save(file, image_format)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def broken_calls() -> Iterator[Call]:
     """The six kinds in turn, for ever."""
 
-    def body(**more: Any) -> bytes:
-        return json.dumps({"prompt": "What is it?", "responses": ["A cup."]} | more).encode()
+    def body(**changes: Any) -> bytes:
+        return json.dumps({"prompt": "What is it?", "responses": ["A cup."]} | changes).encode()
 
-    cut = base64.b64decode(_encoded(random.Random(0), "JPEG"))[:-400]
+    truncated = base64.b64decode(_noise_image(random.Random(0), "JPEG"))[:-400]
     return itertools.cycle(
         [
             Call("not JSON", b'{"prompt": ', 400, []),
             Call("wrong types", body(responses="A cup."), 422, []),
-            Call("60 megapixels", body(images=[_huge_header(10_000, 6_000)]), 413, []),
-            Call("truncated JPEG", body(images=[base64.b64encode(cut).decode()]), 415, []),
+            Call("60 megapixels", body(images=[_huge_png(10_000, 6_000)]), 413, []),
+            Call("truncated JPEG", body(images=[base64.b64encode(truncated).decode()]), 415, []),
             Call("path traversal", body(images=["../secret.png"]), 422, []),
             Call("50 MB body", body(prompt="a" * BIG), 413, []),
         ]
     )
 
 
-def _huge_header(width: int, height: int) -> str:
+def _huge_png(width: int, height: int) -> str:
     """A PNG of that size by its header, with next to nothing in it."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -173,25 +182,34 @@ def server(model: str, config: ServeLoadConfig, folder: str) -> Iterator[tuple[s
     root = Path(folder) / "images"
     root.mkdir()
     (root.parent / "secret.png").touch()
-    words = [f"model={model}", "port=0", f"device={config.device}", f"image_root={root}"]
-    command = [sys.executable, "-m", "rovrm.serve", *words]
+    command = [sys.executable, "-m", "rovrm.serve"]
+    command += [f"model={model}", "port=0", f"device={config.device}", f"image_root={root}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            line = next((line for line in process.stdout or () if line.startswith("serving ")), "")
-            if not line:
-                raise UserError(f"the server did not start: {' '.join(command)}")
-            yield process, int(line.split("http://")[1].split(",")[0].rpartition(":")[2])
+            yield process, _port(process, command)
         finally:
             process.terminate()
 
 
+def _port(process: subprocess.Popen, command: list[str]) -> int:
+    """The free port that the server has chosen, as it prints it when it is ready."""
+    for line in process.stdout or ():
+        match = re.match(r"serving .* on http://.*:(\d+),", line)
+        if match:
+            return int(match[1])
+    raise UserError(f"the server did not start: {' '.join(command)}")
+
+
 def send_all(calls: list[Call], clients: int, port: int) -> tuple[float, list[str], float]:
-    """(seconds, what went wrong, largest difference of a score, of its size or of 1)."""
-    todo, faults, gaps = iter(calls), [], [0.0]
+    """Sends all calls, each client on a connection of its own. Returns (seconds, what went wrong, largest difference
+    of a score, of its size or of 1)."""
+    unsent = iter(calls)  # one iterator for all threads: a list's gives each item once
+    faults: list[str] = []
+    gaps = [0.0]
 
     def work() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        for call in todo:  # one iterator for all threads: a list's gives each item once
+        for call in unsent:
             try:
                 connection.request("POST", "/score", call.body, {"Content-Type": "application/json"})
                 reply = connection.getresponse()
@@ -210,6 +228,7 @@ def send_all(calls: list[Call], clients: int, port: int) -> tuple[float, list[st
 
 
 def _compare(call: Call, status: int, reply: Any, faults: list[str], gaps: list[float]) -> None:
+    """Adds what is wrong with a reply to `faults`, and how far its scores are off to `gaps`."""
     if status != call.status:
         faults.append(f"{call.kind}: status {status} instead of {call.status}: {str(reply)[:200]}")
     elif status != 200:

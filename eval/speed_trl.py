@@ -1,4 +1,4 @@
-"""RewardTrainer against TRL's on text pairs: same Llama, pairs, rate, optimizer and pairs per step.
+"""RewardTrainer against TRL's on text pairs: same Llama, pairs, rate, optimizer and pairs per step. For eval.speed.
 
 Both train a whole Llama with `transformers.Trainer` underneath; what is timed is `train()` without data preparation.
 All texts have the same length, so that neither side gains by its bucketing.
@@ -7,27 +7,63 @@ All texts have the same length, so that neither side gains by its bucketing.
 import copy
 import statistics
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForSequenceClassification, PrinterCallback
+
+from eval.shared.made_up import WORDS, make_examples
+from eval.shared.timing import print_rates
+from rovrm.data.example import Example
+from rovrm.model import modeling
+from rovrm.tiny_base.base import make_processor
+from rovrm.training import trainer as rovrm_trainer
+
 if TYPE_CHECKING:
-    from eval.shared.timing import SpeedConfig
+    from eval.speed import SpeedConfig
+
+PER_STEP = 8  # pairs
+PROMPT_LENGTH, RESPONSE_LENGTH = 150, 110  # tokens
+LIMIT = 1e-4  # how far the two sides' mean losses may differ
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"
+    "{{ eos_token }}"
+)
 
 
-def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 110, per_step: int = 8) -> None:
-    import torch
-    from transformers import LlamaConfig
-
-    from eval.shared.timing import WORDS, examples, report
-    from rovrm.model import modeling
-    from rovrm.tiny_base.base import make_processor
-
+def compare_with_trl(config: "SpeedConfig") -> None:
     tokenizer = make_processor([" ".join(WORDS)] * 20, image_size=48, patch_size=16).tokenizer
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for message in messages %}"
-        "{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"
-        "{{ eos_token }}"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(config.seed)
+    base = modeling.LlamaForSequenceClassification._from_config(_llama(tokenizer))
+    data = make_examples(
+        config.text_steps * PER_STEP,
+        2,
+        config.seed,
+        images=False,
+        prompt_length=PROMPT_LENGTH,
+        response_length=RESPONSE_LENGTH,
+        vary=0,
     )
-    shape = LlamaConfig(
+    seconds: dict[str, list[float]] = {"TRL": [], "rovrm": []}
+    losses: dict[str, float] = {}
+    for _ in range(config.repeats):
+        for name, train in (("TRL", _train_with_trl), ("rovrm", _train_with_rovrm)):
+            took, losses[name] = train(config, copy.deepcopy(base), tokenizer, data)
+            seconds[name].append(took)
+    print(
+        f"\ntext pairs against TRL's RewardTrainer, {config.text_steps} steps of {PER_STEP} pairs: mean losses "
+        f"{losses['TRL']:.5f} and {losses['rovrm']:.5f}"
+    )
+    assert abs(losses["TRL"] - losses["rovrm"]) < LIMIT, "the two trainers do not compute the same loss"
+    print_rates("pairs", len(data), seconds)
+
+
+def _llama(tokenizer: Any) -> LlamaConfig:
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=688,
@@ -38,33 +74,23 @@ def compare_with_trl(config: "SpeedConfig", prompt: int = 150, response: int = 1
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    shape.num_labels = 1
-    shape._attn_implementation = "sdpa"
-    torch.manual_seed(config.seed)
-    base = modeling.LlamaForSequenceClassification._from_config(shape)
-    data = examples(config, config.text_steps * per_step, 2, images=False, prompt=prompt, response=response, vary=0)
-    ours, theirs, losses = [], [], {}
-    for _ in range(config.repeats):
-        seconds, losses["TRL"] = _run_trl(config, copy.deepcopy(base), tokenizer, data, per_step)
-        theirs.append(seconds)
-        seconds, losses["rovrm"] = _run_ours(config, copy.deepcopy(base), tokenizer, data, per_step)
-        ours.append(seconds)
-    print(f"\ntext pairs against TRL's RewardTrainer, {config.text_steps} steps of {per_step} pairs: mean losses "
-          f"{losses['TRL']:.5f} and {losses['rovrm']:.5f}")  # fmt: skip
-    assert abs(losses["TRL"] - losses["rovrm"]) < 1e-4, "the two trainers do not compute the same loss"
-    report("pairs", len(data), theirs, ours, names=("TRL", "rovrm"))
+    config.num_labels = 1
+    config._attn_implementation = "sdpa"
+    return config
 
 
-def _common(config: "SpeedConfig", folder: str, per_step: int) -> dict[str, Any]:
+def _arguments(config: "SpeedConfig", folder: str) -> dict[str, Any]:
+    """What both trainers are given."""
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": per_step,
+        "per_device_train_batch_size": PER_STEP,
         "num_train_epochs": 1,
         "learning_rate": 0.0,  # every step is computed in full, and the epoch's mean loss is the same on both sides
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        "dataloader_pin_memory": False,
         "bf16": config.dtype == "bfloat16",
         "gradient_checkpointing": config.checkpointing,
         "use_cpu": config.device == "cpu",
@@ -74,45 +100,36 @@ def _common(config: "SpeedConfig", folder: str, per_step: int) -> dict[str, Any]
     }
 
 
-def _run_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any], per_step: int) -> tuple[float, float]:
+def _train_with_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:
     """Seconds of TRL's train() and its mean loss. TRL takes the text model's own class, same weights."""
-    from datasets import Dataset
-    from transformers import LlamaForSequenceClassification
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
     native = LlamaForSequenceClassification(model.config)
     native.load_state_dict(model.state_dict())
-    rows = [
-        {
-            "prompt": e.prompt,
-            "chosen": [{"role": "assistant", "content": e.responses[0]}],
-            "rejected": [{"role": "assistant", "content": e.responses[1]}],
-        }
-        for e in data
-    ]
+    rows = []
+    for example in data:
+        better, worse = ([{"role": "assistant", "content": text}] for text in example.responses)
+        rows.append({"prompt": example.prompt, "chosen": better, "rejected": worse})
     with tempfile.TemporaryDirectory() as folder:
-        arguments = RewardConfig(**_common(config, folder, per_step), dataloader_pin_memory=False)
         trainer = RewardTrainer(
-            native, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+            native,
+            args=RewardConfig(**_arguments(config, folder)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
         )
         return _timed_train(trainer)
 
 
-def _run_ours(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Any], per_step: int) -> tuple[float, float]:
-    """Seconds of our train(); batches hold the same number of pairs, without a token budget that would split them."""
-    from rovrm.training.trainer import RewardConfig, RewardTrainer
-
+def _train_with_rovrm(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:
+    """Seconds of our train() and its mean loss; batches hold the same number of pairs, without a token budget that
+    would split them."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = RewardConfig(**_common(config, folder, per_step), batch_tokens=10**7, dataloader_pin_memory=False)
-        return _timed_train(RewardTrainer(model, arguments, data, processing_class=tokenizer))
+        arguments = rovrm_trainer.RewardConfig(**_arguments(config, folder), batch_tokens=10**7)
+        return _timed_train(rovrm_trainer.RewardTrainer(model, arguments, data, processing_class=tokenizer))
 
 
 def _timed_train(trainer: Any) -> tuple[float, float]:
-    import time
-
-    from transformers import PrinterCallback
-
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
     trainer.train()

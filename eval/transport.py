@@ -39,10 +39,10 @@ def transport(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pool = _features(config, Path(folder) / "pool.npy", config.pool, share=0.3)
         target = _features(config, Path(folder) / "target.npy", config.target, share=1.0)
-        for steps in [["unit"], ["unit", "dedup"]][: 1 + config.dedup]:
+        for steps in [["unit"], ["unit", "dedup"]] if config.dedup else [["unit"]]:
             start = time.perf_counter()
             choose(pool, target, config.n, config.method, steps)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB: ru_maxrss is in kB
             seconds = time.perf_counter() - start
             sizes = f"{config.n} of {config.pool} rows against {config.target} targets, width {config.width}"
             print(f"{config.method}, {', '.join(steps)}: {sizes}: {seconds:.1f} s, at most {peak:.1f} GB", flush=True)
@@ -55,12 +55,12 @@ def _features(config: TransportConfig, path: Path, rows: int, share: float) -> A
     scale = config.width**-0.5
     modes = np.random.default_rng(config.seed).standard_normal((50, config.width)) * scale
     rng = np.random.default_rng([config.seed, rows, int(10 * share)])
-    out = np.lib.format.open_memmap(path, "w+", np.float16, (rows, config.width))
+    features = np.lib.format.open_memmap(path, "w+", np.float16, (rows, config.width))
     for start in range(0, rows, BLOCK):
         count = min(BLOCK, rows - start)
-        near = modes[rng.integers(50, size=count)] * (rng.random((count, 1)) < share)
-        out[start : start + count] = rng.standard_normal((count, config.width)) * scale + near
-    return out
+        near = modes[rng.integers(50, size=count)] * (rng.random((count, 1)) < share)  # zeros for the other rows
+        features[start : start + count] = rng.standard_normal((count, config.width)) * scale + near
+    return features
 
 
 def main(argv: list[str] | None = None) -> int:

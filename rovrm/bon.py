@@ -25,16 +25,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rovrm.best_of_n.choose import best_of_n, best_place
 from rovrm.common.disk import room_for
 from rovrm.common.errors import UserError
-from rovrm.common.notes import changed_keys, refuse_changes
-from rovrm.data.prompts import check_images, load_prompts
-from rovrm.settings.command_line import parse, run, save
+from rovrm.settings.command_line import parse, run
 from rovrm.settings.keys import BonConfig
 
 if TYPE_CHECKING:
@@ -44,56 +41,57 @@ if TYPE_CHECKING:
 
 
 WORLD = "world:visual?split=test&questions=describe&n=800"
-CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
-INDIFFERENT = ("out", "device")  # settings that do not change the answers
-AT_ONCE = {True: 320, False: 32}  # candidates sampled at once: by the tiny policy, by others
+AT_ONCE_TINY, AT_ONCE = 320, 32  # candidates sampled at once: by the shipped tiny policy, by others
 
 
 def bon(argv: list[str]) -> None:
-    config = _settled(parse(BonConfig, argv, "python -m rovrm.bon"))
-    lock = _take_folder(config)
+    config = _with_defaults(parse(BonConfig, argv, "python -m rovrm.bon"))
+
+    from rovrm.best_of_n.folder import RECORDS, bytes_needed, prompts_done, read_records, take_folder
+
+    lock = take_folder(config)  # held until the process ends, however it ends; taken before the slow imports
 
     from tqdm.auto import tqdm
 
-    from rovrm.best_of_n.report import summarise
+    from rovrm.best_of_n.choose import best_of_n
+    from rovrm.best_of_n.report import write_summary
 
     examples, names = _prompts(config)
-    path, size = Path(config.out) / "bon.jsonl", config.batch_size or 1
-    done = _done(path, size, examples, bool(config.candidates))
+    path, size = Path(config.out) / RECORDS, config.batch_size or 1
+    done = prompts_done(path, size, examples, candidates_given=bool(config.candidates))
     batches = range(done, len(examples), size)
-    with room_for(config.out, _bytes(config, examples[done:]), "the answers"):
+    with room_for(config.out, bytes_needed(config, examples[done:]), "the answers"):
         if batches:
             scorer, policy = _models(config)
             if done:
                 print(f"{done} of {len(examples)} prompts are in {path} already; going on behind them")
             with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # half an emoji in a text
                 for start in tqdm(batches, desc="best of n"):
-                    batch = examples[start : start + size]
-                    rows = best_of_n(scorer, batch, config, policy, start)
-                    rows = [row | ({"names": names[row["id"]]} if row["id"] in names else {}) for row in rows]
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                    for record in best_of_n(scorer, examples[start : start + size], config, policy, start):
+                        if record["id"] in names:
+                            record["names"] = names[record["id"]]
+                        file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     file.flush()
-        summarise(config, examples, _chosen_rows(path, config.allow_empty))
+        write_summary(config, examples, read_records(path, config.allow_empty))
     del lock
 
 
-def _bytes(config: BonConfig, examples: Sequence["Example"]) -> int:
-    """What these prompts add to `out`, about."""
-    candidates = sum(max(len(example.responses), *config.n, 1) for example in examples)
-    pictures = sum(ref.path is None for example in examples for ref in example.images)
-    return CANDIDATE * candidates + PICTURE * pictures
-
-
-def _settled(config: BonConfig) -> BonConfig:
+def _with_defaults(config: BonConfig) -> BonConfig:
     """The settings with their defaults filled in. Raises UserError for those that exclude each other."""
     if config.candidates and config.policy:
         raise UserError("policy and candidates are both given; answers are sampled from the one or read from the other")
-    sampled = not config.candidates
-    if sampled and config.data and not config.policy:
-        _check_world(config.data)
-    n = sorted(set(config.n)) or ([8] if sampled else [])
-    size = config.batch_size or max(1, AT_ONCE[sampled and not config.policy] // (max(n) if n else 1))
-    return replace(config, n=n, batch_size=size, data=config.data or ([WORLD] if sampled else []))
+    n = sorted(set(config.n))
+    if config.candidates:
+        at_once = AT_ONCE
+        data = config.data
+    else:
+        at_once = AT_ONCE if config.policy else AT_ONCE_TINY
+        if config.data and not config.policy:
+            _check_world(config.data)
+        n = n or [8]
+        data = config.data or [WORLD]
+    batch_size = config.batch_size or max(1, at_once // max(n, default=1))
+    return replace(config, n=n, batch_size=batch_size, data=data)
 
 
 def _check_world(data: Sequence[str]) -> None:
@@ -101,26 +99,32 @@ def _check_world(data: Sequence[str]) -> None:
     from rovrm.data.sources import WORLD as PREFIX
     from rovrm.data.sources import parse_sources
 
-    other = next((source.text for source in parse_sources(data) if not source.name.startswith(PREFIX)), None)
-    if other is not None:
-        raise UserError(
-            f"data={other!r} without policy: the shipped tiny policy knows pictures of the world alone; give "
-            "policy=FOLDER_OR_HUB_ID, or candidates=FILE of answers in place of data"
-        )
+    for source in parse_sources(data):
+        if not source.name.startswith(PREFIX):
+            raise UserError(
+                f"data={source.text!r} without policy: the shipped tiny policy knows pictures of the world alone; give "
+                "policy=FOLDER_OR_HUB_ID, or candidates=FILE of answers in place of data"
+            )
 
 
 def _prompts(config: BonConfig) -> tuple[list["Example"], dict[str, list[str]]]:
-    """The prompts, with the candidates of a file; and by id, where they are known, the names of who gave them."""
+    """The prompts, with the candidates of a file; and by prompt id, where they are known, the names of who gave the
+    candidates."""
+    from rovrm.data.prompts import check_images, load_prompts
+
     if not config.candidates:
         return load_prompts(config.data, config.image_root), {}
+
     from rovrm.best_of_n.candidates import load_candidates
 
     pools = load_candidates(config.candidates, config.data, config.image_root, max(config.n, default=0))
-    check_images([pool.example for pool in pools])
-    return [pool.example for pool in pools], {pool.example.id: pool.names for pool in pools if any(pool.names)}
+    examples = [pool.example for pool in pools]
+    check_images(examples)
+    return examples, {pool.example.id: pool.names for pool in pools if any(pool.names)}
 
 
 def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
+    """The reward model, and the policy unless the candidates are given."""
     from rovrm.model.policy import Policy
     from rovrm.model.scorer import RewardScorer
     from rovrm.world.default import BASE
@@ -136,94 +140,6 @@ def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
         return scorer, None
     policy = Policy.from_pretrained(config.policy or BASE, device=device, dtype=config.dtype, trust_remote_code=remote)
     return scorer, policy
-
-
-# ---- the folder ------------------------------------------------------------------------------------------------------
-
-
-def _take_folder(config: BonConfig) -> Any:
-    """Locks `out` and notes the settings there. Raises UserError where it holds candidates made with other settings."""
-    import yaml
-
-    from rovrm.common.files import lock_folder
-
-    lock = lock_folder(config.out)
-    path = Path(config.out) / "config.yaml"
-    if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
-        noted, now = asdict(BonConfig()) | yaml.safe_load(path.read_text()), asdict(config)
-        for key in INDIFFERENT:
-            noted[key] = now[key]
-        refuse_changes(config.out, noted, now, "; give another out=, or remove that folder")
-    _check_models(config)
-    save(config, path)
-    return lock
-
-
-def _check_models(config: BonConfig) -> None:
-    """Notes which models made the candidates. Raises UserError where another now lies in the place of one of them."""
-    from rovrm.common.files import read_json, write_json
-
-    path, now = Path(config.out) / "models.json", {"model": _mark(config.model), "policy": _mark(config.policy)}
-    if (Path(config.out) / "bon.jsonl").is_file() and path.is_file():
-        changed = changed_keys(read_json(path), now)
-        if changed:
-            place = getattr(config, changed[0])
-            raise UserError(
-                f"{config.out} holds answers and scores of another {changed[0]} that lay in {place!r}; give another "
-                "out=, or remove that folder"
-            )
-    write_json(path, now)
-
-
-def _mark(folder: str) -> dict[str, list[int]]:
-    """Size and time of each file of weights in a folder; nothing for a hub id."""
-    files = sorted(Path(folder).rglob("*.safetensors")) if folder and os.path.isdir(folder) else []
-    kept = [file for file in files if "checkpoints" not in file.parts]
-    return {str(file.relative_to(folder)): [file.stat().st_size, file.stat().st_mtime_ns] for file in kept}
-
-
-def _done(path: Path, batch_size: int, examples: Sequence["Example"], given: bool) -> int:
-    """Prompts already in bon.jsonl; what is behind the last whole batch is cut off, so that batches stay the same.
-    given: the candidates are those of the examples."""
-    if not path.is_file():
-        return 0
-    raw = path.read_bytes()
-    lines = raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True)
-    for line, example in zip(map(json.loads, lines), [*examples, *[None] * len(lines)], strict=False):
-        if example is None or not _is_of(line, example, given):
-            raise UserError(f"{path} holds other prompts or candidates than the data; give another out=, or remove it")
-    whole = len(lines) if len(lines) == len(examples) else len(lines) // batch_size * batch_size
-    with open(path, "r+b") as file:
-        file.truncate(sum(len(line) for line in lines[:whole]))
-    return whole
-
-
-def _chosen_rows(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
-    """The lines of bon.jsonl. Those of an earlier version, by which an empty answer could win, are chosen again: in the
-    file too, and their number is printed."""
-    from rovrm.common.files import write_jsonl
-
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    moved = 0
-    for row in (row for row in rows if "error" not in row):
-        best = best_place(row["candidates"], row["scores"], allow_empty)
-        moved += best != row["best"]
-        row["best"] = best
-    if moved:
-        print(f"in {moved} prompts of {path} the best was empty, as an earlier version chose; now it is one with text")
-        write_jsonl(path, rows)
-    return rows
-
-
-def _is_of(line: dict[str, Any], example: "Example", given: bool) -> bool:
-    """Whether a line of bon.jsonl is about this prompt, its image files and, where these are given, its candidates."""
-    paths = [None if ref.path is None else os.path.abspath(ref.path) for ref in example.images]
-    same = len(paths) == len(line["images"]) and all(
-        path in (None, name) for path, name in zip(paths, line["images"], strict=True)
-    )
-    answers = line.get("candidates", example.responses) if given else example.responses
-    return same and (line["id"], line["prompt"], answers) == (example.id, example.prompt, example.responses)
 
 
 def main(argv: list[str] | None = None) -> int:

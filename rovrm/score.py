@@ -15,7 +15,6 @@ another version's is refused. A finished OUT is scored anew and replaced.
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import re
@@ -32,32 +31,34 @@ from rovrm.settings.command_line import parse, run
 from rovrm.settings.keys import ScoreConfig
 
 if TYPE_CHECKING:
+    from rovrm.data.lines import Lines
     from rovrm.model.scorer import RewardScorer
 
 UNIT = 64  # lines that are scored apart from others, and written together: what a resumed run cuts back to
 BATCH = 32  # lines of one forward, at most
 UNITS = 8  # of which the lines are read and measured at once
 LINE = 100  # bytes of a line of results, about
-Lines = list[tuple[int, bytes]]  # line number and content
 
 
 def score(argv: list[str]) -> None:
     config = parse(ScoreConfig, argv, "python -m rovrm.score")
+
+    from rovrm.data.lines import read_lines
+
     source, out = Path(config.input), Path(config.output)
-    lines, digest = _read_lines(source)
-    partial = _writable(source, out)
+    lines, digest = read_lines(source)
+    partial = _unfinished_file(source, out)
     with _locked(out, partial) as settings_file:
         done = _done(partial, settings_file, _settings(config, digest), len(lines))
         with room_for(out.parent, LINE * (len(lines) - done), f"{len(lines) - done} lines of {out.name}"):
-            _score_rest(config, source, lines, done, partial)
+            if done < len(lines):
+                _score_rest(config, source, lines, done, partial)
             os.replace(partial, out)
     _report(out, len(lines))
 
 
-def _score_rest(config: ScoreConfig, source: Path, lines: Lines, done: int, partial: Path) -> None:
-    """Scores the lines behind the first `done` ones, and writes each unit of them when it is there."""
-    if done == len(lines):
-        return
+def _score_rest(config: ScoreConfig, source: Path, lines: "Lines", done: int, partial: Path) -> None:
+    """Scores the lines behind the first `done` ones, and writes each unit of them as soon as it is scored."""
     from tqdm.auto import tqdm
 
     from rovrm.model.scorer import load_scorer
@@ -73,61 +74,62 @@ def _score_rest(config: ScoreConfig, source: Path, lines: Lines, done: int, part
                 bar.update(len(records))
 
 
+def _score_units(
+    scorer: "RewardScorer", lines: "Lines", source: Path, config: ScoreConfig
+) -> Iterator[list[dict[str, Any]]]:
+    """A record per line, unit by unit: what cannot be read or measured gets its error, the rest is scored together."""
+    from rovrm.data.images import find_image
+    from rovrm.data.lines import parse_line
+
+    find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
+    rows = [parse_line(line, f"{source.stem}-{number}") for number, line in lines]
+    place = 0
+    for unit in scorer.score_units(rows, UNIT, config.batch_tokens, config.normalize, find, BATCH):
+        records = []
+        for rewards in unit:
+            records.append(_record(source, lines[place][0], rows[place], rewards))
+            place += 1
+        yield records
+
+
+def _record(
+    source: Path, number: int, row: dict[str, Any] | UserError, rewards: list[float] | UserError
+) -> dict[str, Any]:
+    name = f"{source.stem}-{number}" if isinstance(row, UserError) else row["id"]
+    if isinstance(rewards, UserError):
+        return {"id": name, "error": f"{source}, line {number}: {rewards}"}
+    return {"id": name, "rewards": rewards}
+
+
 def _report(out: Path, count: int) -> None:
     """Says how many lines have rewards. Raises UserError where none has."""
-    errors, first = 0, ""
+    errors = []
     with open(out, encoding="utf-8") as file:
-        for error in (record["error"] for record in map(json.loads, file) if "error" in record):
-            errors, first = errors + 1, first or error
-    told = f"; {errors} lines have an error instead, the first: {first}" if errors else ""
-    if errors == count:
-        raise UserError(f"not one of the {count} lines could be scored (see {out}); the first: {first}")
-    print(f"scored {count - errors} lines into {out}{told}")
+        for line in file:
+            record = json.loads(line)
+            if "error" in record:
+                errors.append(record["error"])
+    if len(errors) == count:
+        raise UserError(f"not one of the {count} lines could be scored (see {out}); the first: {errors[0]}")
+    exceptions = f"; {len(errors)} lines have an error instead, the first: {errors[0]}" if errors else ""
+    print(f"scored {count - len(errors)} lines into {out}{exceptions}")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read_lines(source: Path) -> tuple[Lines, str]:
-    """The lines that are not blank, as bytes (a badly encoded one is that line's error alone), and the file's sha1."""
-    if not source.is_file():
-        raise UserError(f"in={str(source)!r} is no file; give a JSONL file with prompt, responses and images")
-    if source.suffix in (".csv", ".tsv", ".parquet"):
-        raise UserError(f"in={str(source)!r} is a {source.suffix} file; write its rows as JSONL")
-    content = source.read_bytes()
-    split = _items(content) or content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    lines = [(number, line) for number, line in enumerate(split, start=1) if line.strip()]
-    if not lines:
-        raise UserError(f"in={str(source)!r} is empty; give a JSONL file with prompt, responses and images")
-    return lines, hashlib.sha1(content, usedforsecurity=False).hexdigest()
-
-
-def _items(content: bytes) -> list[bytes]:
-    """The rows of a file that is one JSON list, or an object that holds one; none of a JSONL file."""
-    from rovrm.data.raw_rows import whole_json
-
-    try:
-        found = whole_json(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return []
-    if isinstance(found, dict) and len(found) > 1:
-        raise UserError(f"the input holds the lists {', '.join(found)}; give a file with one of them")
-    rows = next(iter(found.values())) if isinstance(found, dict) else found or []
-    return [json.dumps(row).encode() for row in rows]
-
-
-def _writable(source: Path, out: Path) -> Path:
-    """The name of the unfinished file, its folder made. Raises UserError before a model is loaded in vain."""
+def _unfinished_file(source: Path, out: Path) -> Path:
+    """The name of the unfinished file, in a folder that is there. Raises UserError where it cannot be written, before a
+    model is loaded in vain."""
     if out.is_dir() or out.resolve() == source.resolve():
         raise UserError(f"out={str(out)!r} is {'a folder' if out.is_dir() else 'the input file'}; name a file to write")
-    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from error
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"out={str(out)!r} cannot be written: no permission to write into its folder; name another")
-    return partial
+    return out.with_name(out.name + ".partial")
 
 
 @contextlib.contextmanager
@@ -198,41 +200,6 @@ def _done(partial: Path, settings_file: Path, settings: dict[str, Any], count: i
         os.truncate(partial, ends[done - 1] if done else 0)
     write_json(settings_file, settings)  # after the cut: settings never stand beside lines of others
     return done
-
-
-# ---- lines -----------------------------------------------------------------------------------------------------------
-
-
-def _score_units(
-    scorer: "RewardScorer", lines: Lines, source: Path, config: ScoreConfig
-) -> Iterator[list[dict[str, Any]]]:
-    """A record per line, unit by unit: what cannot be read or measured gets its error, the rest is scored together."""
-    from rovrm.data.images import find_image
-
-    find = functools.partial(find_image, image_root=config.image_root or None, data_file=source)
-    rows = [_row(line, f"{source.stem}-{number}") for number, line in lines]
-    scored = scorer.score_units(rows, UNIT, config.batch_tokens, config.normalize, find, BATCH)
-    for first, unit in zip(range(0, len(lines), UNIT), scored, strict=True):
-        places = range(first, first + len(unit))
-        yield [_record(source, lines[i][0], rows[i], found) for i, found in zip(places, unit, strict=True)]
-
-
-def _record(source: Path, number: int, row: dict[str, Any] | UserError, found: list[float] | UserError) -> dict:
-    name = f"{source.stem}-{number}" if isinstance(row, UserError) else row["id"]
-    if isinstance(found, UserError):
-        return {"id": name, "error": f"{source}, line {number}: {found}"}
-    return {"id": name, "rewards": found}
-
-
-def _row(line: bytes, name: str) -> dict[str, Any] | UserError:
-    """An input line with its id, or why it is none."""
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        return UserError(f"the line is no JSON ({error})")
-    if not isinstance(row, dict):
-        return UserError(f"the line is a JSON {type(row).__name__}, not an object with prompt and responses")
-    return row | {"id": name if row.get("id") in (None, "") else str(row["id"])}
 
 
 def main(argv: list[str] | None = None) -> int:

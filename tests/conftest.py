@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread gains tiny mode
 sys.path.insert(0, str(Path(__file__).parent))  # so that `from families import ...` works from every test folder
 
 from families import allow_missing_video_processor, make_family
+from helpers import write_reward_model
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +34,23 @@ def family_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reward(tmp_path_factory) -> str:
     """The folder of a reward model with a random head on the shipped base. Do not write into it."""
-    import torch
-
-    from rovrm.model.loading import load_processor, load_reward_model
     from rovrm.world.default import BASE
 
-    folder = tmp_path_factory.mktemp("reward")
-    torch.manual_seed(0)
-    load_reward_model(BASE).save_pretrained(folder)
-    load_processor(BASE).save_pretrained(folder)
-    return str(folder)
+    return write_reward_model(BASE, tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="session")
+def world_folder(tmp_path_factory):
+    """`world_folder(8)`: a folder with text.jsonl, caption.jsonl, visual.jsonl and images/ of the world, 8 pairs each,
+    written on first use. Do not write into it."""
+    from rovrm.world.files import write_world
+
+    folders = {}
+
+    def folder(count: int) -> Path:
+        if count not in folders:
+            folders[count] = tmp_path_factory.mktemp("world") / f"{count}-pairs"
+            write_world(folders[count], count)
+        return folders[count]
+
+    return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import change_json, message_of, pairs, says, write_lines
 
 from rovrm import train
 from rovrm.model import loading as checkpoints
@@ -19,17 +20,13 @@ from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates
 from rovrm.training import plan
 from rovrm.world.default import BASE
-from rovrm.world.files import write_world
 
 LISTS = {"rejected.jsonl", "rejected-eval.jsonl", ".lock"}  # the lock is empty, and free again
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
-    """text.jsonl, caption.jsonl, visual.jsonl and images/ of the world, 8 pairs each. Do not write into it."""
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 8)
-    return folder
+@pytest.fixture
+def world(world_folder) -> Path:
+    return world_folder(8)
 
 
 @pytest.fixture(autouse=True)
@@ -48,45 +45,22 @@ def refused(world: Path, tmp_path: Path, capsys) -> Callable[..., str]:
     def command(line: str) -> str:
         names = {"base": BASE, "world": world, "tmp": tmp_path, "out": tmp_path / "run"}
         before = {path for path in tmp_path.rglob("*") if path.is_file()}
-        status = train.main(f"model={{base}} out={{out}} workers=0 {line}".format(**names).split())
-        _, _, message = capsys.readouterr().err.rpartition("rovrm.train: error: ")
-        assert status == 2 and message.strip() and "Traceback" not in message
+        words = f"model={{base}} out={{out}} workers=0 {line}".format(**names).split()
+        message = message_of(capsys, train.main, *words)
         left = {path for path in tmp_path.rglob("*") if path.is_file()} - before
         assert {path.name for path in left} <= LISTS
-        return message.strip()
+        return message
 
     return command
-
-
-def says(message: str, *parts: str) -> bool:
-    missing = [part for part in parts if part not in message]
-    assert not missing, f"{missing} not in: {message}"
-    return True
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
-def pairs(count: int, **fields: Any) -> list[dict[str, Any]]:
-    return [{"prompt": f"Question {i}?", "chosen": "Yes.", "rejected": "No."} | fields for i in range(count)]
 
 
 # ---- keys and values -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("line", "parts"),
+    ("line", "parts"),  # one of the command's settings and one of the trainer's: test_config.py has all kinds
     [
         ("visual.dta=x", ("unknown key visual.dta", "'x'", "did you mean visual.data")),
-        ("max_length=long", ("max_length", "'long'", "takes a whole number above 0")),
-        ("eval_fraction=1.5", ("eval_fraction", "'1.5'", "takes a number from 0 to 1")),
-        ("tuning=lore", ("tuning", "'lore'", "lora", "qlora", "full")),
-        ("phase=3..1", ("phase", "'3..1'", "1..3")),
-        ("phase=4", ("phase", "'4'", "1, 2, 3")),
-        ("recipe=/none.yaml", ("/none.yaml", "cannot be read", "No such file")),
-        ("trainer.lr_schedule=x", ("trainer.lr_schedule", "'x'", "did you mean trainer.lr_scheduler")),
         ("trainer.learning_rate=1", ("trainer.learning_rate is set by rovrm", "set text.learning_rate")),
     ],
 )
@@ -126,7 +100,7 @@ def test_data_that_are_not_there(refused) -> None:
 
 
 def test_unknown_columns(refused, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"ask": "Q", "good": "A", "bad": "B"})
+    file = write_lines(tmp_path / "a.jsonl", {"ask": "Q", "good": "A", "bad": "B"})
     message = refused(f"phase=1 text.data={file}")
     assert says(message, str(file), "no reader fits the columns", "ask, bad, good", "columns.prompt=THEIRS", "reader=")
     assert says(refused(f"phase=1 text.data={file} text.columns.prompt=aks"), "columns.prompt=aks", "ask, good, bad")
@@ -134,27 +108,27 @@ def test_unknown_columns(refused, tmp_path: Path) -> None:
 
 
 def test_broken_jsonl(refused, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *pairs(3), '{"prompt": ')
+    file = write_lines(tmp_path / "a.jsonl", *pairs(3), '{"prompt": ')
     message = refused(f"phase=1 text.data={file}")
     assert says(message, "1 of 4 rows are bad", "max_bad_fraction=0.01", f"{file}, row 4", "broken JSON at column")
     assert says(message, "mend or delete the line", "phase1-text/rejected.jsonl")
-    file = write(tmp_path / "b.jsonl", "prompt,chosen", "a,b")
+    file = write_lines(tmp_path / "b.jsonl", "prompt,chosen", "a,b")
     assert says(
         refused(f"phase=1 text.data={file}"), str(file), "neither a JSON list nor JSONL", "write one JSON object"
     )
-    file = write(tmp_path / "c.jsonl")
+    file = write_lines(tmp_path / "c.jsonl")
     assert says(refused(f"phase=1 text.data={file}"), str(file), "the file is empty; give one with rows")
 
 
 def test_missing_images(refused, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *pairs(3, image="none.png"))
+    file = write_lines(tmp_path / "a.jsonl", *pairs(3, image="none.png"))
     message = refused(f"phase=3 visual.data={file}")
     assert says(message, "not one row can be used", f"{file}, row 1", "none.png", "set image_root=FOLDER")
 
 
 def test_some_missing_images(refused, world: Path, tmp_path: Path) -> None:
     good = pairs(3, image=str(world / "images" / "visual-train-0-0.png"))
-    file = write(tmp_path / "a.jsonl", *good, *pairs(1, image="none.png"))
+    file = write_lines(tmp_path / "a.jsonl", *good, *pairs(1, image="none.png"))
     message = refused(f"phase=3 visual.data={file} max_bad_fraction=0.2")
     assert says(
         message, "1 of 4 rows are bad", "max_bad_fraction=0.2", f"{file}, row 4", "none.png", "image_root=FOLDER"
@@ -162,7 +136,7 @@ def test_some_missing_images(refused, world: Path, tmp_path: Path) -> None:
 
 
 def test_all_bad_data(refused, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *pairs(7, chosen="No."))
+    file = write_lines(tmp_path / "a.jsonl", *pairs(7, chosen="No.", rejected="No."))
     message = refused(f"phase=1 text.data={file}")
     assert says(message, "7 of 7 rows are bad", "mend them or raise max_bad_fraction", f"{file}, row 5", "identical")
     assert f"{file}, row 6" not in message  # the first five
@@ -209,9 +183,7 @@ def changed_base(tmp_path: Path) -> Callable[..., Path]:
         shutil.copytree(BASE, folder)
         for name in without:
             (folder / name).unlink()
-        if config:
-            path = folder / "config.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        change_json(folder / "config.json", **config)
         return folder
 
     return make
@@ -253,17 +225,17 @@ def test_no_chat_template(refused, changed_base, world: Path, tmp_path: Path) ->
 def test_chat_templates_that_do_not_work(refused, tmp_path: Path) -> None:
     message = refused(f"{VISUAL} chat_template={tmp_path}/none.jinja")
     assert says(message, "chat_template=", "none.jinja", "is no file; give a file with a Jinja template")
-    broken = write(tmp_path / "broken.jinja", "{% for message in %}")
+    broken = write_lines(tmp_path / "broken.jinja", "{% for message in %}")
     message = refused(f"{VISUAL} chat_template={broken}")
     assert says(message, "the chat template refuses", "TemplateSyntaxError", "chat_template=FILE")
-    silent = write(tmp_path / "silent.jinja", "{% for m in messages %}{{ m['role'] }}{% endfor %}")
+    silent = write_lines(tmp_path / "silent.jinja", "{% for m in messages %}{{ m['role'] }}{% endfor %}")
     assert says(refused(f"{VISUAL} chat_template={silent}"), "8 of 8 rows are bad", "drops the user's text")
 
 
 @pytest.mark.parametrize("kind", ["none", "empty", "data", "text model"])
 def test_where_to_start_from(refused, family_folder, tmp_path: Path, kind: str) -> None:
     (tmp_path / "empty").mkdir()
-    file = write(tmp_path / "data", *pairs(2))
+    file = write_lines(tmp_path / "data", *pairs(2))
     start = {"none": "/none", "empty": tmp_path / "empty", "data": file, "text model": family_folder("llama")}[kind]
     assert says(refused(f"{VISUAL} init_from={start}"), "init_from", str(start))
 
@@ -285,7 +257,7 @@ def test_qlora_without_cuda(refused, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("model", ["{base}", ""])  # "": the shipped default
 @pytest.mark.parametrize("out", ["{tmp}/file", "{tmp}/file/run", "/dev/null/run", "/proc/rovrm"])
 def test_out_that_cannot_be_made(refused, tmp_path: Path, out: str, model: str) -> None:
-    write(tmp_path / "file", "x")
+    write_lines(tmp_path / "file", "x")
     assert says(refused(f"{VISUAL} model={model} out={out}"), "out=", out.format(tmp=tmp_path), "give another folder")
 
 
@@ -310,7 +282,7 @@ def test_out_begun_with_other_settings(refused, world: Path, tmp_path: Path) -> 
 def test_out_with_damaged_settings(refused, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "phase3-visual"
     folder.mkdir(parents=True)
-    write(folder / "settings.json", '{"seed": ')
+    write_lines(folder / "settings.json", '{"seed": ')
     assert says(refused(VISUAL), str(folder / "settings.json"), "remove that folder")
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import REAL, error_line, output_of, read_json, read_lines, write_lines
 
 from rovrm import bon, rank
-from rovrm.best_of_n.world_table import compare_choices, judge_rows, print_choices
+from rovrm.best_of_n.choose import best_of_n
+from rovrm.best_of_n.world_table import compare_choices, judge_records, print_choices
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
+from rovrm.data.prompts import load_prompts
 from rovrm.model.policy import Policy
 from rovrm.model.scorer import RewardScorer
 from rovrm.settings.keys import BonConfig
@@ -25,7 +28,7 @@ from rovrm.world.default import BASE
 from rovrm.world.language import describe
 from rovrm.world.scenes import Drawing, draw_scene
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "owleval" / "best_of_n_candidates.jsonl"
+POOLS = REAL / "owleval" / "best_of_n_candidates.jsonl"
 DATA = "data=world:visual?split=test&questions=describe&n=6"
 
 
@@ -111,22 +114,22 @@ def test_a_reward_model_is_no_policy(reward):
 
 def test_answers_beside_the_prompts_are_not_looked_at(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "Q", "chosen": null, "rejected": "x", "response": null}\n')
-    [example] = bon.load_prompts([str(tmp_path / "a.jsonl")], "")
+    [example] = load_prompts([str(tmp_path / "a.jsonl")], "")
     assert example.responses == [""]
 
 
 def test_bon_keeps_the_candidate_with_the_highest_reward(reward, tmp_path, capsys):
     assert bon.main(f"--n 3 model={reward} {DATA} out={tmp_path} batch_size=4 max_new_tokens=48".split()) == 0
-    rows = [json.loads(line) for line in (tmp_path / "bon.jsonl").read_text().splitlines()]
+    rows = read_lines(tmp_path / "bon.jsonl")
     assert [row["id"] for row in rows] == [f"visual-test-0-{i}" for i in range(6)]
-    examples = bon.load_prompts([DATA.removeprefix("data=")], "")
+    examples = load_prompts([DATA.removeprefix("data=")], "")
     scorer = RewardScorer.from_pretrained(reward)
     for row, example in zip(rows, examples, strict=True):
         assert len(row["candidates"]) == len(row["scores"]) == len(row["logprobs"]) == 3
         assert row["best"] == row["scores"].index(max(row["scores"]))
         scores = scorer.score(example.prompt, row["candidates"], images=example.images[0].open())
         assert scores == pytest.approx(row["scores"], abs=1e-5)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = read_json(tmp_path / "summary.json")
     rates = summary["choices"]["rates"]
     assert rates["oracle"]["false"] <= rates["mean"]["false"]
     assert summary["reward"]["best"]["value"] >= summary["reward"]["mean"]["value"]
@@ -147,7 +150,7 @@ def test_the_images_of_drawn_prompts_are_kept_beside_the_rows(reward, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert bon.main(f"--n 2 model={reward} {DATA} out={first} max_new_tokens=48".split()) == 0
     assert bon.main(f"model={reward} candidates={first / 'bon.jsonl'} out={second} rows=separate".split()) == 0
-    sampled, read = ([json.loads(line) for line in (out / "bon.jsonl").open()] for out in (first, second))
+    sampled, read = (read_lines(out / "bon.jsonl") for out in (first, second))
     assert all(row["images"][0].startswith("images/") for row in sampled)
     for one, two in zip(sampled, read, strict=True):
         assert two["scores"] == pytest.approx(one["scores"], abs=1e-5)
@@ -157,14 +160,13 @@ def test_the_images_of_drawn_prompts_are_kept_beside_the_rows(reward, tmp_path):
 
 
 def test_bon_goes_on_where_it_was_stopped(reward, tmp_path, capsys):
-    command = f"--n 2 model={reward} {DATA} batch_size=2 max_new_tokens=48".split()
+    command = f"--n 2 model={reward} {DATA} batch_size=2 max_new_tokens=16".split()
     assert bon.main([*command, f"out={tmp_path / 'whole'}"]) == 0
     whole = (tmp_path / "whole" / "bon.jsonl").read_bytes()
     assert bon.main([*command, f"out={tmp_path / 'cut'}"]) == 0
     lines = whole.splitlines(keepends=True)
     (tmp_path / "cut" / "bon.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])  # killed in the second batch
-    assert bon.main([*command, f"out={tmp_path / 'cut'}"]) == 0
-    assert "2 of 6 prompts are in" in capsys.readouterr().out
+    assert "2 of 6 prompts are in" in output_of(capsys, bon.main, *command, f"out={tmp_path / 'cut'}")
     assert (tmp_path / "cut" / "bon.jsonl").read_bytes() == whole
 
 
@@ -172,13 +174,12 @@ def test_cut_answers_are_flagged_and_lines_of_an_earlier_version_go_on(reward, t
     out, pairs = tmp_path / "out", tmp_path / "pairs.jsonl"
     command = f"--n 3 model={reward} {DATA} out={out} batch_size=2 max_new_tokens=16".split()
     ranking = [f"in={out / 'bon.jsonl'}", f"out={pairs}", "margin=0"]
-    assert bon.main(command) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, bon.main, *command)
     lines = (out / "bon.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert all(set(row["cut"]) == {i for i, n in enumerate(row["tokens"]) if n == 16} for row in rows)
     assert all(row["greedy"]["cut"] is True for row in rows)  # of more than 16 tokens
-    flagged = json.loads((out / "summary.json").read_text())["flagged"]
+    flagged = read_json(out / "summary.json")["flagged"]
     assert flagged["cut"] == sum(len(row["cut"]) for row in rows) > 0
     assert flagged["best_is_cut"] == sum(row["best"] in row["cut"] for row in rows) > 0
     assert f"{flagged['cut']} candidates are cut at max_new_tokens=16, the best in" in printed
@@ -188,14 +189,12 @@ def test_cut_answers_are_flagged_and_lines_of_an_earlier_version_go_on(reward, t
 
     for row in rows:
         del row["cut"], row["greedy"]["cut"]
-    (out / "bon.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(out / "bon.jsonl", *rows)
     assert rank.main(ranking) == 0 and pairs.read_bytes() == preferences
-    (out / "bon.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    write_lines(out / "bon.jsonl", *rows[:2])
     noted = out / "config.yaml"
     noted.write_text(noted.read_text().replace("allow_empty: false\n", ""))
-    capsys.readouterr()
-    assert bon.main(command) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, bon.main, *command)
     assert "2 of 6 prompts are in" in printed and "not noted for 2 prompts of an earlier version" in printed
     again = (out / "bon.jsonl").read_text().splitlines()
     assert again[2:] == lines[2:] and "cut" not in json.loads(again[0])
@@ -204,8 +203,9 @@ def test_cut_answers_are_flagged_and_lines_of_an_earlier_version_go_on(reward, t
 def test_bon_refuses_a_folder_begun_with_other_settings(reward, tmp_path, capsys):
     command = f"--n 2 model={reward} {DATA} out={tmp_path} max_new_tokens=16".split()
     assert bon.main(command) == 0
-    assert bon.main([*command, "temperature=0.5"]) == 2
-    assert "begun with other settings (temperature: 1.0, now 0.5)" in capsys.readouterr().err
+    assert "begun with other settings (temperature: 1.0, now 0.5)" in error_line(
+        capsys, bon.main, *command, "temperature=0.5"
+    )
 
 
 def test_bon_refuses_scores_of_a_model_that_is_gone(reward, tmp_path, capsys):
@@ -215,9 +215,7 @@ def test_bon_refuses_scores_of_a_model_that_is_gone(reward, tmp_path, capsys):
     assert bon.main(command) == 0  # the same model: nothing is sampled again
     shutil.rmtree(tmp_path / "model")
     shutil.copytree(reward, tmp_path / "model", copy_function=shutil.copy)  # without the times: another model's
-    capsys.readouterr()
-    assert bon.main(command) == 2
-    assert "answers and scores of another model" in capsys.readouterr().err
+    assert "answers and scores of another model" in error_line(capsys, bon.main, *command)
 
 
 def test_nothing_is_claimed_where_nothing_is_false(capsys):
@@ -227,7 +225,7 @@ def test_nothing_is_claimed_where_nothing_is_false(capsys):
         text = describe(example.images[0].drawing.scene)
         told = {"text": text, "score": 0.0, "logprob": 0.0}
         rows.append({"candidates": [text], "scores": [0.0], "best": 0, "logprobs": [0.0], "greedy": told})
-    choices = compare_choices(judge_rows(examples, rows), rows)
+    choices = compare_choices(judge_records(examples, rows), rows)
     assert choices["reward_over_mean"] == {"ratio": None, "ci95": None} and choices["own_pairs"]["accuracy"] is None
     print_choices(choices)
     printed = capsys.readouterr().out
@@ -240,22 +238,22 @@ def test_prompts_of_a_file_and_rows_that_cannot_be_used(reward, tmp_path, capsys
     picture().save(tmp_path / "a.png")
     rows = [{"prompt": "What do you see?", "image": "a.png"}, {"question": "What is there?", "image": "a.png"}]
     file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(file, *rows)
     command = f"--n 2 model={reward} policy={BASE} data={file} out={tmp_path / 'out'} max_new_tokens=16".split()
     assert bon.main(command) == 0
-    found = [json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").read_text().splitlines()]
+    found = read_lines(tmp_path / "out" / "bon.jsonl")
     assert [row["id"] for row in found] == ["prompts-1", "prompts-2"]
-    assert "choices" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "choices" not in read_json(tmp_path / "out" / "summary.json")
     file.write_text(file.read_text().replace("see?", "see now?"))
-    assert bon.main(command) == 2
-    assert "holds other prompts or candidates than the data" in capsys.readouterr().err
+    assert "holds other prompts or candidates than the data" in error_line(capsys, bon.main, *command)
     missing = json.dumps({"prompt": "What?", "image": "none.png"}) + "\n"
     file.write_text(missing)
-    assert bon.main([*command[:-2], f"out={tmp_path / 'other'}"]) == 2
-    assert "none.png: no such file, and so with all of them" in capsys.readouterr().err
+    assert "none.png: no such file, and so with all of them" in error_line(
+        capsys, bon.main, *command[:-2], f"out={tmp_path / 'other'}"
+    )
     file.write_text(missing + json.dumps(rows[0]) + "\n")
     assert bon.main([*command[:-2], "max_new_tokens=16", f"out={tmp_path / 'some'}"]) == 0
-    found = [json.loads(line) for line in (tmp_path / "some" / "bon.jsonl").read_text().splitlines()]
+    found = read_lines(tmp_path / "some" / "bon.jsonl")
     assert "none.png: no such file" in found[0]["error"] and len(found[1]["candidates"]) == 2
 
 
@@ -272,13 +270,13 @@ def pools(tmp_path):
         {"id": "four", "prompt": "Say something.", "candidates": ["Yes.", "No.", "No, no."]},
         {"id": "five", "prompt": "Say nothing.", "candidates": []},
     ]
-    (tmp_path / "pools.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "pools.jsonl", *rows)
     return tmp_path / "pools.jsonl"
 
 
 def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, capsys):
     assert bon.main(f"model={reward} candidates={pools} out={tmp_path / 'out'} batch_size=2".split()) == 0
-    one, two, three, four, five = (json.loads(line) for line in (tmp_path / "out" / "bon.jsonl").open())
+    one, two, three, four, five = read_lines(tmp_path / "out" / "bon.jsonl")
     scorer = RewardScorer.from_pretrained(reward)
     for row, image in ((one, tmp_path / "a.png"), (three, tmp_path / "a.png"), (four, None)):
         prompt = "Say something." if image is None else "What do you see?"
@@ -290,7 +288,7 @@ def test_candidates_of_a_file_are_scored_and_flagged(reward, pools, tmp_path, ca
     assert two["id"] == "two" and "bad.png" in two["error"] and "scores" not in two
     assert five["error"] == "the prompt has no candidates"
     assert three["empty"] == [1, 3] and three["repeated"] == [2, 3]
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = read_json(tmp_path / "out" / "summary.json")
     assert (summary["prompts"], summary["failed"]) == (3, 2)
     assert summary["flagged"]["empty"] == summary["flagged"]["repeated"] == 2
     assert sum(found["candidates"] for found in summary["names"].values()) == 10
@@ -313,7 +311,7 @@ class Fake:
 
 def chosen(scorer, *candidates: str, **settings) -> dict:
     example = Example("x", "", [{"role": "user", "content": "Q"}], list(candidates), [0] * len(candidates), [])
-    (row,) = bon.best_of_n(scorer, [example], BonConfig(**settings), None, 0)
+    (row,) = best_of_n(scorer, [example], BonConfig(**settings), None, 0)
     return row
 
 
@@ -341,7 +339,7 @@ def weak(tmp_path, monkeypatch):
         {"id": "one", "prompt": "Why?", "candidates": {"x": "A ball.", "y": "", "z": "Ball."}},
         {"id": "two", "prompt": "Who?", "candidates": {"x": " ", "y": "", "z": ""}},
     ]
-    (tmp_path / "weak.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "weak.jsonl", *rows)
     return f"candidates={tmp_path / 'weak.jsonl'} out={tmp_path / 'out'}".split()
 
 
@@ -349,8 +347,8 @@ def test_best_of_fewer_is_chosen_by_the_same_rule(weak, tmp_path):
     for more, best in (([], [2, 1]), (["allow_empty=true", f"out={tmp_path / 'any'}"], [1, 1])):
         assert bon.main([*weak, *more]) == 0
         out = tmp_path / ("any" if more else "out")
-        rows = [json.loads(line) for line in (out / "bon.jsonl").open()]
-        summary = json.loads((out / "summary.json").read_text())
+        rows = read_lines(out / "bon.jsonl")
+        summary = read_json(out / "summary.json")
         assert [row["best"] for row in rows] == best
         assert summary["curve"][-1]["reward"]["value"] == pytest.approx(summary["reward"]["best"]["value"])
         assert summary["curve"][0]["reward"]["value"] == pytest.approx(summary["reward"]["mean"]["value"])
@@ -364,11 +362,8 @@ def test_an_earlier_choice_of_an_empty_answer_is_made_again(weak, tmp_path, caps
     path = tmp_path / "out" / "bon.jsonl"
     today = path.read_bytes()
     path.write_bytes(today.replace(b'"best": 2', b'"best": 1'))
-    capsys.readouterr()
-    assert bon.main(weak) == 0
-    assert "in 1 prompts of" in capsys.readouterr().out and path.read_bytes() == today
-    assert bon.main(weak) == 0
-    assert "an earlier version" not in capsys.readouterr().out
+    assert "in 1 prompts of" in output_of(capsys, bon.main, *weak) and path.read_bytes() == today
+    assert "an earlier version" not in output_of(capsys, bon.main, *weak)
 
 
 def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_path, capsys):
@@ -380,43 +375,39 @@ def test_scores_of_candidates_go_on_where_they_were_stopped(reward, pools, tmp_p
     assert bon.main(command) == 0
     assert path.read_bytes() == whole
     pools.write_text(pools.read_text().replace("A blue ball.", "A green ball."))
-    assert bon.main(command) == 2
-    assert "holds other prompts or candidates than the data" in capsys.readouterr().err
+    assert "holds other prompts or candidates than the data" in error_line(capsys, bon.main, *command)
 
 
 def test_the_shipped_policy_answers_about_the_world_alone(reward, pools, tmp_path, capsys):
     pools.write_text(json.dumps({"prompt": "What do you see?", "image": "a.png"}) + "\n")
     command = f"--n 1 model={reward} out={tmp_path / 'out'} max_new_tokens=4".split()
     for data in (str(pools), f"world:visual?n=2,{pools}"):
-        assert bon.main([*command, f"data={data}"]) == 2
-        told = capsys.readouterr().err
+        told = error_line(capsys, bon.main, *command, f"data={data}")
         assert f"data='{pools}' without policy" in told and "policy=FOLDER_OR_HUB_ID, or candidates=FILE" in told
-        assert told.count("\n") == 1 and not (tmp_path / "out").exists()
+        assert not (tmp_path / "out").exists()
     assert bon.main([*command, f"data={pools}", f"policy={BASE}"]) == 0
 
 
 def test_settings_that_exclude_each_other(reward, pools, tmp_path, capsys):
     command = f"model={reward} candidates={pools} out={tmp_path / 'out'}".split()
-    assert bon.main([*command, "policy=other"]) == 2
-    assert "policy and candidates are both given" in capsys.readouterr().err
-    assert bon.main([*command, "--n", "5"]) == 2
-    assert "n=5: prompt 'one' has only 3 candidates" in capsys.readouterr().err
-    assert bon.main([*command, "--n", "0,8"]) == 2
-    assert "n: got '0,8', takes a list a,b or [a,b] with numbers from 1 to 1024" in capsys.readouterr().err
+    assert "policy and candidates are both given" in error_line(capsys, bon.main, *command, "policy=other")
+    assert "n=5: prompt 'one' has only 3 candidates" in error_line(capsys, bon.main, *command, "--n", "5")
+    assert "n: got '0,8', takes a list a,b or [a,b] with numbers from 1 to 1024" in error_line(
+        capsys, bon.main, *command, "--n", "0,8"
+    )
     broken = pools.read_text().replace("a.png", "bad.png").splitlines()[0]
     pools.write_text(broken + "\n")
-    assert bon.main(command) == 2
-    assert "not one of the 1 prompts could be used" in capsys.readouterr().err
+    assert "not one of the 1 prompts could be used" in error_line(capsys, bon.main, *command)
 
 
 # ---- slow: real answers, a real kill ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_file(), reason="the real data are not beside this folder")
+@pytest.mark.skipif(not POOLS.is_file(), reason="the real data are not beside this folder")
 def test_real_answers_are_scored_once_each_through_kills(reward, tmp_path):
     """OwlEval: 71 prompts with photographs, 6 answers each; killed twice, at about a third and two thirds."""
-    command = f"model={reward} candidates={REAL} batch_size=4".split()
+    command = f"model={reward} candidates={POOLS} batch_size=4".split()
     assert bon.main([*command, f"out={tmp_path / 'whole'}"]) == 0
     path = tmp_path / "killed" / "bon.jsonl"
     for kill_at in (20, 45):
@@ -430,8 +421,8 @@ def test_real_answers_are_scored_once_each_through_kills(reward, tmp_path):
     assert kill_at <= path.read_bytes().count(b"\n") < 71
     assert bon.main([*command, f"out={path.parent}"]) == 0
     assert path.read_bytes() == (tmp_path / "whole" / "bon.jsonl").read_bytes()
-    asked = [json.loads(line) for line in REAL.open()]
-    rows = [json.loads(line) for line in path.open()]
+    asked = read_lines(POOLS)
+    rows = read_lines(path)
     assert [row["id"] for row in rows] == [row["id"] for row in asked] and len(rows) == 71
     for row, given in zip(rows, asked, strict=True):
         assert dict(zip(row["names"], row["candidates"], strict=True)) == given["candidates"]
@@ -443,11 +434,11 @@ def test_half_a_character_in_a_prompt_or_a_candidate(reward, tmp_path, capsys):
     good, bad = ("Q", ["Yes.", "No."]), ("half \ud83d", ["A.", "half \udc80"])
     rows = [{"prompt": prompt, "candidates": texts} for prompt, texts in (good, bad)]
     file = tmp_path / "pools.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(file, *rows)
     given = [f"model={reward}", f"candidates={file}", f"out={tmp_path}/bon", "device=cpu"]
     for _ in range(2):  # the second time from the file
         assert bon.main(given) == 0
-        good, bad = map(json.loads, (tmp_path / "bon" / "bon.jsonl").read_text().splitlines())
+        good, bad = read_lines(tmp_path / "bon" / "bon.jsonl")
         assert len(good["scores"]) == 2 and bad["prompt"][0]["content"] == "half \ud83d"
         assert "half a character" in bad["error"]
     assert "Traceback" not in capsys.readouterr().err

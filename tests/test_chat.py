@@ -1,12 +1,12 @@
 """Real chat templates: everything that is said stands in the text once, for policies and reward models alike."""
 
 import datetime
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import REAL, change_json, output_of, write_lines
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
@@ -18,7 +18,7 @@ from rovrm.model.loading import load_config, load_processor
 from rovrm.model.policy import Policy
 from rovrm.training.checks import check_examples
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "shared" / "data" / "chat_templates"
+TEMPLATES = REAL / "chat_templates"
 LLAVA = TEMPLATES / "llava-hf__llava-1.5-7b-hf"
 FILES = sorted(TEMPLATES.glob("*/chat_template*.jinja"))
 TEXT_MODELS = ("Qwen2.5-7B", "Qwen3-8B", "Llama-3.1", "Llama-3.2-3B")
@@ -300,7 +300,7 @@ def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, 
     for i in range(12):
         photo(20 * i).open().save(tmp_path / f"{i}.png")
         rows.append({"image": f"{i}.png", "prompt": f"What is it, {i}?", "chosen": f"A cup {i}.", "rejected": "A dog."})
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "pairs.jsonl", *rows)
     out = tmp_path / "run"
     command = f"phase=3 model={tiny_llava} visual.data={tmp_path}/pairs.jsonl out={out} lora_r=2 workers=0"
     assert train.main([*command.split(), "eval_fraction=0.25", "trainer.max_steps=1"]) == 0
@@ -330,21 +330,18 @@ def test_a_phase_goes_on_in_the_template_of_its_start(tiny_llava: Path, tmp_path
     other += "{% if add_generation_prompt %}### assistant:{% endif %}"
     (tmp_path / "other.jinja").write_text(other)
     rows = [{"prompt": f"What is it, {i}?", "chosen": f"A cup {i}.", "rejected": "A dog."} for i in range(12)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "pairs.jsonl", *rows)
     command = f"model={tiny_llava} text.data={tmp_path}/pairs.jsonl lora_r=2 workers=0 trainer.max_steps=1".split()
     command += ["eval_fraction=0.25"]
     assert train.main(["phase=1", f"out={tmp_path / 'one'}", f"chat_template={tmp_path}/other.jinja", *command]) == 0
     start = tmp_path / "one" / "phase1-text"
     assert load_processor(str(start), config=load_config(str(tiny_llava))).chat_template.startswith(other)
     for place in (start, start / "adapter"):
-        capsys.readouterr()
         again = ["phase=1", f"out={tmp_path / 'two'}", f"init_from={place}", "dry_run=true", *command]
-        assert train.main(again) == 0
-        assert "### user: What is it" in capsys.readouterr().out
+        assert "### user: What is it" in output_of(capsys, train.main, *again)
     for name in ("chat_template.jinja", "adapter/chat_template.jinja"):  # as a former version left it
         shutil.copy(LLAVA / "chat_template.jinja", start / name)
-    assert train.main(again) == 0
-    assert "ASSISTANT: A dog. '" in capsys.readouterr().out
+    assert "ASSISTANT: A dog. '" in output_of(capsys, train.main, *again)
 
 
 def test_the_trainer_prepares_a_processor_it_is_given(tiny_llava: Path, tmp_path: Path):
@@ -392,9 +389,8 @@ def test_samples_are_not_filtered_by_the_models_own_settings(family_folder, tmp_
     folder = tmp_path / "policy"
     shutil.copytree(family_folder("llava"), folder)
     plain = Policy.from_pretrained(folder, device="cpu")
-    settings = json.loads((folder / "generation_config.json").read_text())
-    settings |= {"min_p": 1.0, "repetition_penalty": 5.0, "do_sample": True, "no_repeat_ngram_size": 1}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
+    settings = {"min_p": 1.0, "repetition_penalty": 5.0, "do_sample": True, "no_repeat_ngram_size": 1}
+    change_json(folder / "generation_config.json", **settings)
     filtered = Policy.from_pretrained(folder, device="cpu")
     prompt = [Example("1", "", [{"role": "user", "content": "What is it?"}], [""], [0])]
     options = {"max_new_tokens": 8, "seed": 1}

@@ -8,7 +8,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
-import torch
+from helpers import noise
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
@@ -44,10 +44,7 @@ def pictures(tmp_path_factory) -> Callable[..., ImageRef]:
 
     def picture(seed: int = 0, width: int = 40, height: int = 30) -> ImageRef:
         path = folder / f"{seed}-{width}x{height}.png"
-        pixels = torch.randint(
-            0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-        )
-        PIL.Image.fromarray(pixels.numpy()).save(path)
+        noise(seed, (width, height)).save(path)
         return ImageRef(path=str(path), label=path.name)
 
     return picture

@@ -1,11 +1,11 @@
 """The whole choice on mixtures whose worth is known, its checks, and its command."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from helpers import error_line, output_of, read_json
 from mixtures import mixture, quality
 from safetensors.torch import save_file
 
@@ -179,15 +179,17 @@ def test_command(mix, tmp_path, kind: str, capsys):
         else:
             save_file({"features": values.half(), "norms": values.norm(dim=1)}, tmp_path / f"{name}.safetensors")
     words = [f"pool={tmp_path}/pool.{kind}", "--target", f"{tmp_path}/target.{kind}", "k=50", f"out={tmp_path}/out"]
-    assert main([*words, "--method=knn", "preprocess=unit,dedup"]) == 0
-    assert re.search(r"50 of 4000 rows by knn: .*; \d{2,} near-duplicates passed over", capsys.readouterr().out)
-    record = json.loads((tmp_path / "out" / "selected.json").read_text())
+    assert re.search(
+        r"50 of 4000 rows by knn: .*; \d{2,} near-duplicates passed over",
+        output_of(capsys, main, *words, "--method=knn", "preprocess=unit,dedup"),
+    )
+    record = read_json(tmp_path / "out" / "selected.json")
     assert (record["method"], record["k"], record["preprocess"]) == ("knn", 50, ["unit", "dedup"])
     twin = choose(mix.pool.half(), mix.target.half(), 50, "knn", ["unit", "dedup"])
     assert record["indices"] == twin.indices.tolist()
     assert np.load(tmp_path / "out" / "scores.npy").tolist() == twin.scores.tolist()
     assert main([*words, "method=paper"]) == 0
-    assert json.loads((tmp_path / "out" / "selected.json").read_text())["preprocess"] == []
+    assert read_json(tmp_path / "out" / "selected.json")["preprocess"] == []
 
 
 @pytest.mark.parametrize(
@@ -201,9 +203,7 @@ def test_command(mix, tmp_path, kind: str, capsys):
     ],
 )
 def test_bad_commands(words, told, capsys):
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert told in error and error.startswith("data_selection: ") and error.count("\n") == 1
+    assert told in error_line(capsys, main, *words)
 
 
 def test_bad_files(tmp_path, capsys):
@@ -228,8 +228,9 @@ def test_bad_files(tmp_path, capsys):
         ("a.txt", "takes .npy or .safetensors"),
         ("two.safetensors", "holds a, b; name the matrix 'features'"),
     ):
-        assert main([f"pool={tmp_path / name}", f"target={tmp_path / name}", "k=5", f"out={tmp_path}/out"]) == 2
-        assert told in capsys.readouterr().err
+        assert told in error_line(
+            capsys, main, f"pool={tmp_path / name}", f"target={tmp_path / name}", "k=5", f"out={tmp_path}/out"
+        )
 
 
 def test_places_that_cannot_be_used_are_named_first(tmp_path, capsys, monkeypatch):
@@ -242,12 +243,5 @@ def test_places_that_cannot_be_used_are_named_first(tmp_path, capsys, monkeypatc
         ([f"out={tmp_path}/out", "device=cuda:99"], "device='cuda:99' is not there"),
         ([f"out={tmp_path}/out", f"seed={2**70}"], "give a whole number from 0 to"),
     ):
-        assert main([*words, *more]) == 2
-        error = capsys.readouterr().err
-        assert told in error and error.count("\n") == 1, error
+        assert told in error_line(capsys, main, *words, *more)
     assert not list(tmp_path.rglob("scores.npy"))
-
-
-def test_help(capsys):
-    assert main(["--help"]) == 0
-    assert "selected.json" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 from families import _randomise
+from helpers import change_json, error_line, output_of, read_json
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -199,8 +200,7 @@ def test_release_in_pickles(release, converted, tmp_path, capsys, layout):
         folder.mkdir()
         torch.save(weights, folder / "pytorch_model.bin")
     out = tmp_path / "out"
-    assert main([f"in={folder}", f"base={base}", f"out={out}"]) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, main, f"in={folder}", f"base={base}", f"out={out}")
     assert "RoVRM authors" in printed and "weights stay float16" in printed and f"wrote {out}" in printed
     *table, last = printed[printed.index("read back") :].splitlines()[1:]
     assert len(table) == 4 and last == f"wrote {out}" and all(len(line.split("?")[1].split()) == 4 for line in table)
@@ -209,7 +209,7 @@ def test_release_in_pickles(release, converted, tmp_path, capsys, layout):
     assert stored["score.weight"].dtype == torch.float32
     spread = scores(converted, PICTURE)
     assert 0 < (scores(out, PICTURE) - spread).abs().max() < 0.05 * spread.std()
-    config = json.loads((out / "config.json").read_text())
+    config = read_json(out / "config.json")
     assert config["architectures"] == ["LlavaForSequenceClassification"] and "reward_mean" not in config
     card = (out / "README.md").read_text()
     assert str(folder) in card and "llava prompt" in card and (out / "modeling.py").is_file()
@@ -284,12 +284,11 @@ def test_value_head_gives_their_rewards(family_folder, tmp_path, capsys, family)
     save_file(head.keys(), folder / "value_head.safetensors", metadata={"format": "pt"})
     expected = their_rewards(folder, head, image)
     out = tmp_path / "out"
-    assert main([f"in={folder}", f"out={out}"]) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, main, f"in={folder}", f"out={out}")
     assert "value head" in printed and "-1.75" in printed and "value_head_bias" in printed
     found = scores(out, image)
     assert expected.std() > 0.05 and (found + -1.75 - expected).abs().max() < 1e-5
-    config = json.loads((out / "config.json").read_text())
+    config = read_json(out / "config.json")
     assert config["value_head_bias"] == -1.75 and "reward_mean" not in config
     assert "lack its bias -1.75" in (out / "README.md").read_text()
     ours, theirs = RewardScorer.from_pretrained(out), AutoTokenizer.from_pretrained(folder)
@@ -305,13 +304,12 @@ def test_value_head_in_bfloat16(family_folder, tmp_path, capsys):
     head = TheirHead(32).bfloat16()
     head.summary.bias.data.zero_()
     torch.save(weights | head.keys(), folder / "pytorch_model.bin")
-    assert main([f"in={folder}", f"out={tmp_path / 'out'}"]) == 0
+    assert "bias" not in output_of(capsys, main, f"in={folder}", f"out={tmp_path / 'out'}")
     stored = load_file(tmp_path / "out/model.safetensors")
     assert torch.equal(stored.pop("score.weight"), head.summary.weight.float())
     assert stored.keys() == {key for key in weights if key != "lm_head.weight"}
     assert all(torch.equal(value, weights[key]) for key, value in stored.items())
-    assert "value_head_bias" not in json.loads((tmp_path / "out/config.json").read_text())
-    assert "bias" not in capsys.readouterr().out
+    assert "value_head_bias" not in read_json(tmp_path / "out/config.json")
 
 
 def test_what_base_lends(family_folder, tmp_path):
@@ -340,11 +338,10 @@ class Command:
 @pytest.fixture
 def refused(capsys, tmp_path):
     def check(*argv):
-        argv = [*argv] if any(word.startswith("out=") for word in argv) else [*argv, f"out={tmp_path / 'new'}"]
-        assert main(argv) == 2
-        printed = capsys.readouterr().err.splitlines()[-1]
-        assert printed.startswith("rovrm.convert: error: ") and not (tmp_path / "new").exists()
-        return printed
+        out = [] if any(word.startswith("out=") for word in argv) else [f"out={tmp_path / 'new'}"]
+        message = error_line(capsys, main, *argv, *out)
+        assert not (tmp_path / "new").exists()
+        return message
 
     return check
 
@@ -385,8 +382,7 @@ def test_refused_releases(release, family_folder, tmp_path, refused):
     assert "rwtranrsformer.projection.*, rwtranrsformer.vis_encoder.*" in message and "give a llava one" in message
     assert "rwtranrsformer.image_newline.*" in refused(*written(**{"rwtranrsformer.image_newline": torch.zeros(1)}))
     copy = shutil.copytree(base, tmp_path / "base")
-    settings = json.loads((copy / "tokenizer_config.json").read_text())
-    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "</s>"}))
+    change_json(copy / "tokenizer_config.json", pad_token="</s>")
     assert "no padding token of its own" in refused(written()[0], f"base={copy}")
     shards = write_shards(tmp_path / "shards", weights, "model.safetensors", save_file)
     (shards / "model-00002-of-00002.safetensors").unlink()

@@ -4,16 +4,10 @@ import pickle
 from typing import Any
 
 import pytest
+from helpers import nested
 
 from rovrm.common.errors import LONGEST, UserError, one_line, shown
 from rovrm.data.bad_rows import BadRow, fence
-
-
-def nested(depth: int) -> list[Any]:
-    value: list[Any] = []
-    for _ in range(depth):
-        value = [value]
-    return value
 
 
 def test_an_error_is_one_line_of_bounded_length() -> None:

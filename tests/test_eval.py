@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import error_line, output_of, read_lines
 
 from eval import extraction, rates, selection, speed, transport
 
@@ -59,7 +60,7 @@ def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):
     settings = [f"{key}={value}" for key, value in SETTINGS.items()]
     command = [f"out={tmp_path}", "seeds=0", "methods=random,knn:unit+centre", *settings]
     assert selection.main(command) == 0
-    first, second = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    first, second = read_lines(tmp_path / "results.jsonl")
     assert (first["method"], first["kept"]) == ("random", {})
     assert second["method"] == "knn:unit+centre"
     pool = [json.loads(row)["family"] for row in (tmp_path / "seed0" / "caption.jsonl").read_text().splitlines()]
@@ -70,27 +71,22 @@ def test_selection_study_trains_on_what_each_method_chose(tmp_path, capsys):
     assert selection.main(command) == 0  # nothing is computed again
     assert "seed 0, random" not in capsys.readouterr().out
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
-    assert selection.main([*command, "test=21"]) == 2
-    assert "holds results of other settings" in capsys.readouterr().err
-    assert selection.main([*command, "methods=nearest"]) == 2
-    assert "'nearest'" in capsys.readouterr().err
+    assert "holds results of other settings" in error_line(capsys, selection.main, *command, "test=21")
+    assert "'nearest'" in error_line(capsys, selection.main, *command, "methods=nearest")
 
 
 def test_transport_times_the_choice_with_and_without_duplicates(capsys):
-    assert transport.main(["pool=600", "target=50", "n=100", "width=32"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = output_of(capsys, transport.main, "pool=600", "target=50", "n=100", "width=32").splitlines()
     assert [line.split(": ")[0] for line in lines] == ["capped_ot, unit", "capped_ot, unit, dedup"]
 
 
 def test_extraction_compares_equal_gradients(capsys):
-    assert extraction.main(["images=false", "pairs=2", "repeats=1", "width=64"]) == 0
-    text = capsys.readouterr().out
+    text = output_of(capsys, extraction.main, "images=false", "pairs=2", "repeats=1", "width=64")
     assert "the sides differ by" in text and "extraction / loop" in text
 
 
 def test_speed_compares_equal_rewards(capsys):
-    assert speed.main(["pairs=2", "responses=2", "repeats=1", "trl=false"]) == 0
-    assert "rewards" in capsys.readouterr().out
+    assert "rewards" in output_of(capsys, speed.main, "pairs=2", "responses=2", "repeats=1", "trl=false")
 
 
 def test_the_study_of_rates_trains_each_once_and_prints_means(tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from helpers import encoded
 
 from rovrm.common.errors import UserError
 from rovrm.data import images
@@ -18,12 +19,6 @@ def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     PIL.Image.radial_gradient("L").resize((6, 4)).convert("RGB").save(path)
     return path
-
-
-def encoded(image: PIL.Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def sideways() -> PIL.Image.Image:

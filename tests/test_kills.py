@@ -12,47 +12,38 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import QUICK, ended, fork, say_free, without_times
 from safetensors.torch import load_file
 
 from rovrm import bon, score, select, train
 from rovrm.world.default import BASE
-from rovrm.world.files import write_world
 
 pytestmark = pytest.mark.slow
 
 KILLS = 12  # of each command
-TIMES = ("seconds", "pairs_per_second")
-QUICK = ["workers=0", "trainer.use_cpu=true", "trainer.disable_tqdm=true"]
-Usage = namedtuple("Usage", "total used free")
 PHASES = ("text", "caption", "visual")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads do not live on in a fork, and waiting for one of them would never end; nor does torch's pool of them,
-    which transformers would use to load weights."""
+    """Threads do not live on in a fork, and waiting for one of them would never end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
-        yield
+    yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory, reward) -> dict[str, tuple[Callable[[list[str]], int], list[str]]]:
+def commands(world_folder, reward) -> dict[str, tuple[Callable[[list[str]], int], list[str]]]:
     """By name: a command's main and what it is given but for `out`."""
-    world = tmp_path_factory.mktemp("kills") / "world"
-    write_world(world, 300)
+    world = world_folder(300)
     small = [f"{name}.data={world / name}.jsonl?n=80" for name in PHASES]
     pools = [f"{name}.data={world / name}.jsonl" for name in PHASES]
     choosing = ["phase=2", "caption.select=capped_ot", "caption.n=24", "selection.width=256", "lora_r=4"]
@@ -68,28 +59,6 @@ def commands(tmp_path_factory, reward) -> dict[str, tuple[Callable[[list[str]], 
         ),
         "score": (score.main, [f"model={reward}", f"in={world / 'visual.jsonl'}", "workers=0", "device=cpu"]),
     }
-
-
-def fork(main: Callable[[list[str]], int], argv: list[str], log: Path) -> int:
-    """The id of a process that runs a command; what it prints goes to the end of `log`."""
-    child = os.fork()
-    if child:
-        return child
-    status = 70  # where it ends by an exception that no command should let pass
-    try:
-        with open(log, "a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
-            status = main(argv)
-    finally:
-        os._exit(status)
-
-
-def ended(child: int) -> int | None:
-    """The status of a process that has ended, the signal's number below 0."""
-    done, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
 
 
 def finish(main: Callable[[list[str]], int], argv: list[str], log: Path) -> tuple[int, float]:
@@ -114,7 +83,7 @@ def final_files(name: str, folder: Path) -> dict[str, Any]:
             found[key] = {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
         elif path.name in ("phase.json", "summary.json"):
             text = path.read_text().replace(str(folder), "OUT")
-            found[key] = json.loads(text, object_hook=lambda row: {k: v for k, v in row.items() if k not in TIMES})
+            found[key] = json.loads(text, object_hook=without_times)
         elif path.name != "settings.json" and path.name != "models.json":  # hold marks of phase.json, and so times
             found[key] = path.read_bytes().replace(str(folder).encode(), b"OUT")
     return found
@@ -196,7 +165,7 @@ def test_a_full_disk(commands, tmp_path, disk, monkeypatch, name, small):
     folder = disk(small)
     command = [f"out={place(name, folder)}", *given]
 
-    def refused(words: str) -> None:
+    def assert_refused(words: str) -> None:
         log.write_text("")
         status, _ = finish(main, command, log)
         told = [line for line in log.read_text().splitlines() if "error:" in line]
@@ -204,10 +173,10 @@ def test_a_full_disk(commands, tmp_path, disk, monkeypatch, name, small):
         assert "Traceback" not in log.read_text() and " need about " in told[0] and "make room" in told[0]
         print(told[0])
 
-    refused("are free; make room")
+    assert_refused("are free; make room")
     with monkeypatch.context() as patched:  # as if others had filled the disk meanwhile
-        patched.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
-        refused("the same command goes on where it was stopped")
+        say_free(patched, 10**12)
+        assert_refused("the same command goes on where it was stopped")
     disk(100)
     status, _ = finish(main, command, log)
     assert status == 0, log.read_text()[-3000:]

@@ -1,12 +1,11 @@
 """`python -m rovrm.merge`, called as main(argv): the merged folder scores as base and adapter do."""
 
-import json
 import re
 import shutil
 
 import pytest
 import torch
-from peft import get_peft_model
+from helpers import change_json, error_line, output_of, read_json, write_adapter_phase
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,30 +14,13 @@ from rovrm import RewardScorer
 from rovrm.common.errors import UserError
 from rovrm.common.files import new_folder
 from rovrm.merge import main
-from rovrm.model.adapters import lora_config
-from rovrm.model.loading import load_processor, load_reward_model
 
 QUESTION, ANSWERS = "What is on the table?", ["A red cup.", "A red cup stands on it.", "", "Two dogs!"]
 
 
-def write_phase(base, folder):
-    """A phase folder as rovrm.train writes it before the last phase: adapter, processor and record."""
-    model = load_reward_model(str(base))
-    model.name_or_path = str(base)
-    torch.manual_seed(2)
-    adapted = get_peft_model(model, lora_config(model, 4, 8, 0.0))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name or "modules_to_save" in name:
-            parameter.data.normal_(std=0.1)
-    adapted.save_pretrained(folder / "adapter")
-    load_processor(str(base)).save_pretrained(folder)
-    (folder / "phase.json").write_text(json.dumps({"reward_mean": 0.5, "reward_std": 2.0}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def phase(family_folder, tmp_path_factory):
-    return write_phase(family_folder("llava"), tmp_path_factory.mktemp("run") / "phase2-caption")
+    return write_adapter_phase(family_folder("llava"), tmp_path_factory.mktemp("run") / "phase2-caption")
 
 
 def scores(folder):
@@ -49,13 +31,12 @@ def scores(folder):
 
 def test_the_merged_folder_scores_as_the_adapter(phase, tmp_path, capsys):
     out = tmp_path / "new" / "merged"
-    assert main([f"model={phase}", f"out={out}"]) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, main, f"model={phase}", f"out={out}")
     assert f"wrote {out}" in printed and "bfloat16" not in printed
     expected = scores(phase)
     assert expected.std() > 0.05 and (expected[0] - expected[1]).abs().max() > 1e-3
     assert (scores(out) - expected).abs().max() < 1e-5
-    config = json.loads((out / "config.json").read_text())
+    config = read_json(out / "config.json")
     assert (config["reward_mean"], config["reward_std"]) == (0.5, 2.0)
     assert (out / "README.md").is_file() and not (out / "adapter").exists()
     again = tmp_path / "again"
@@ -65,8 +46,7 @@ def test_the_merged_folder_scores_as_the_adapter(phase, tmp_path, capsys):
 
 def test_bfloat16_says_what_it_costs(phase, tmp_path, capsys):
     out = tmp_path / "merged"
-    assert main([f"model={phase}", f"out={out}", "save_dtype=bfloat16"]) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, main, f"model={phase}", f"out={out}", "save_dtype=bfloat16")
     moved, spread = (float(n) for n in re.findall(r"(?:up to|deviation is) (\d\.\d+e[-+]\d+)", printed))
     assert 0 < moved < spread  # the rewards moved, and rounding did not drown them
     weights = load_file(out / "model.safetensors")
@@ -76,17 +56,14 @@ def test_bfloat16_says_what_it_costs(phase, tmp_path, capsys):
 
 
 def test_a_text_model_in_bfloat16(family_folder, tmp_path, capsys):
-    phase = write_phase(family_folder("llama"), tmp_path / "phase1-text")
-    assert main([f"model={phase}", f"out={tmp_path / 'merged'}", "save_dtype=bfloat16"]) == 0
-    assert "the rewards of 16 fixed short answers move by up to" in capsys.readouterr().out
+    phase = write_adapter_phase(family_folder("llama"), tmp_path / "phase1-text")
+    printed = output_of(capsys, main, f"model={phase}", f"out={tmp_path / 'merged'}", "save_dtype=bfloat16")
+    assert "the rewards of 16 fixed short answers move by up to" in printed
 
 
 def test_what_is_refused(phase, tmp_path, capsys):
     def refused(*argv):
-        assert main(list(argv)) == 2
-        printed = capsys.readouterr().err
-        assert printed.count("\n") == 1 and "Traceback" not in printed
-        return printed
+        return error_line(capsys, main, *argv)
 
     full = tmp_path / "full"
     full.mkdir()
@@ -97,8 +74,7 @@ def test_what_is_refused(phase, tmp_path, capsys):
     assert "adapter/adapter_config.json" in refused(f"model={full}", f"out={tmp_path / 'new'}")
     assert "is no folder" in refused(f"model={tmp_path / 'missing'}", f"out={tmp_path / 'new'}")
     copy = shutil.copytree(phase, tmp_path / "copy")
-    settings = json.loads((copy / "adapter/adapter_config.json").read_text())
-    (copy / "adapter/adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/gone/base"}))
+    change_json(copy / "adapter/adapter_config.json", base_model_name_or_path="/gone/base")
     printed = refused(f"model={copy}", f"out={tmp_path / 'new'}")
     assert "/gone/base" in printed and "put it back" in printed and "base_model_name_or_path" in printed
     assert not (tmp_path / "new").exists()

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import pytest
-import torch
+from helpers import REAL, noise, read_json, read_lines, write_lines
 
 from rovrm.common import files
 from rovrm.common.errors import UserError
@@ -23,7 +22,6 @@ from rovrm.training.phase_data import PhaseData, prepare_phases
 from rovrm.training.plan import settings_of
 from rovrm.world.default import BASE
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 Row = dict[str, Any]
 
 
@@ -48,19 +46,11 @@ def prepare_phase(config: TrainConfig, phase: Phase, collator: RewardCollator, w
     return prepare_phases(config, [phase], collator, [phase] if write else [])[phase]
 
 
-def write(path: Path, *rows: Row) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def draw(folder: Path, *names: str) -> list[str]:
     """A noise image for each name; what stands before a dash is the seed, so `3-a.png` and `3-b.png` are alike."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        generator = torch.Generator().manual_seed(int(Path(name).stem.split("-")[0]))
-        pixels = torch.randint(0, 256, (12, 16, 3), dtype=torch.uint8, generator=generator)
-        PIL.Image.fromarray(pixels.numpy()).save(folder / name)
+        noise(int(Path(name).stem.split("-")[0]), (16, 12)).save(folder / name)
     return list(names)
 
 
@@ -77,7 +67,7 @@ def all_ids(found: PhaseData) -> set[str]:
 
 
 def listed(config: TrainConfig, phase: Phase, file: str = "rejected.jsonl") -> list[Row]:
-    return [json.loads(line) for line in (phase.folder(config.out) / file).read_text().splitlines()]
+    return read_lines(phase.folder(config.out) / file)
 
 
 def image_hashes(examples: list[Example]) -> set[str]:
@@ -89,7 +79,7 @@ def image_hashes(examples: list[Example]) -> set[str]:
 
 def test_text_phase_refuses_rows_with_images(collator, settings, tmp_path: Path) -> None:
     draw(tmp_path, "1.png")
-    file = write(tmp_path / "a.jsonl", *[pair(i) for i in range(6)], pair(6, image="1.png"))
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(6)], pair(6, image="1.png"))
     config = settings(text=PhaseConfig(data=[file]))
     found = prepare_phase(config, TEXT, collator, write=True)
     assert all_ids(found) == {f"r{i}" for i in range(6)}
@@ -103,7 +93,7 @@ def test_text_phase_refuses_rows_with_images(collator, settings, tmp_path: Path)
 def test_caption_phase_puts_captions_for_images(collator, settings, tmp_path: Path) -> None:
     draw(tmp_path, *[f"{i}.png" for i in range(6)])
     (tmp_path / "5.png").write_bytes(b"no image")  # its pixels are not needed
-    captions = write(
+    captions = write_lines(
         tmp_path / "captions.jsonl",
         {"image": "0.png", "caption": "A cup."},
         {"image": "1.png", "captions": ["Yes, 1!", "A dog."]},
@@ -112,7 +102,7 @@ def test_caption_phase_puts_captions_for_images(collator, settings, tmp_path: Pa
     )
     rows = [pair(i, image=f"{i}.png") for i in range(6)]
     rows[4]["caption"] = "A horse."
-    file = write(tmp_path / "a.jsonl", *rows)
+    file = write_lines(tmp_path / "a.jsonl", *rows)
     section = CaptionConfig(data=[file], captions=captions, caption_template="Seen: {caption}\n")
     config = settings(caption=section)
     found = prepare_phase(config, CAPTION, collator, write=True)
@@ -136,14 +126,16 @@ def test_caption_phase_puts_captions_for_images(collator, settings, tmp_path: Pa
 
 def test_caption_phase_needs_no_image_files(collator, settings, tmp_path: Path) -> None:
     rows = [pair(i, image=f"elsewhere/{i}.png", caption=f"Caption {i}.") for i in range(6)]
-    config = settings(caption=CaptionConfig(data=[write(tmp_path / "a.jsonl", *rows)]))
+    config = settings(caption=CaptionConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]))
     assert len(all_ids(prepare_phase(config, CAPTION, collator, write=True))) == 6
 
 
 def test_visual_phase(collator, settings, tmp_path: Path) -> None:
     names = draw(tmp_path, *[f"{i}.png" for i in range(8)])
     rows = [pair(i, image=name) for i, name in enumerate(names)]
-    config = settings(visual=PhaseConfig(data=[write(tmp_path / "a.jsonl", *rows, pair(8, image="8.png"), pair(9))]))
+    config = settings(
+        visual=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows, pair(8, image="8.png"), pair(9))])
+    )
     found = prepare_phase(config, VISUAL, collator, write=True)
     assert all_ids(found) == {f"r{i}" for i in range(8)}
     assert all(e.lengths for e in found.train + found.held_out)
@@ -157,11 +149,11 @@ def test_visual_phase(collator, settings, tmp_path: Path) -> None:
 
 def test_visual_phase_without_any_image(collator, settings, tmp_path: Path) -> None:
     """A column by another name is not read: training would run, on text alone."""
-    bare = settings(visual=PhaseConfig(data=[write(tmp_path / "b.jsonl", pair(0), pair(1))]))
+    bare = settings(visual=PhaseConfig(data=[write_lines(tmp_path / "b.jsonl", pair(0), pair(1))]))
     with pytest.raises(UserError, match=r"no row has an image; name the column with visual\.columns\.image=THEIRS"):
         prepare_phase(bare, VISUAL, collator, write=True)
     names = draw(tmp_path, "0.png", "1.png")
-    file = write(tmp_path / "a.jsonl", *[pair(i, photo=name) for i, name in enumerate(names)])
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i, photo=name) for i, name in enumerate(names)])
     config = settings(visual=PhaseConfig(data=[file]))
     config = replace(config, text=PhaseConfig(data=[file]), caption=CaptionConfig(data=[file]))
     for phase in PHASES:
@@ -177,8 +169,10 @@ def test_visual_phase_without_any_image(collator, settings, tmp_path: Path) -> N
 def test_one_image_under_two_names_is_on_one_side_of_both_phases(collator, settings, tmp_path: Path) -> None:
     first = draw(tmp_path / "one", *[f"{i}-a.png" for i in range(24)])
     second = draw(tmp_path / "two", *[f"{i}-b.png" for i in range(24)])
-    one = write(tmp_path / "one" / "a.jsonl", *[pair(i, image=n, caption=f"C {i}.") for i, n in enumerate(first)])
-    two = write(tmp_path / "two" / "b.jsonl", *[pair(f"{i}b", image=n, caption="C.") for i, n in enumerate(second)])
+    one = write_lines(tmp_path / "one" / "a.jsonl", *[pair(i, image=n, caption=f"C {i}.") for i, n in enumerate(first)])
+    two = write_lines(
+        tmp_path / "two" / "b.jsonl", *[pair(f"{i}b", image=n, caption="C.") for i, n in enumerate(second)]
+    )
     config = settings(
         caption=CaptionConfig(data=[one, two], n=40), visual=PhaseConfig(data=[two, one]), eval_fraction=0.3
     )
@@ -195,10 +189,10 @@ def test_one_image_under_two_names_is_on_one_side_of_both_phases(collator, setti
 def test_small_phases_hold_out_what_others_hold_out(collator, settings, tmp_path: Path) -> None:
     names = draw(tmp_path, *[f"{i}.png" for i in range(24)])
     rows = [pair(i, image=name, caption=f"C {i}.") for i, name in enumerate(names)]
-    everything = write(tmp_path / "all.jsonl", *rows)
+    everything = write_lines(tmp_path / "all.jsonl", *rows)
     config = settings(caption=CaptionConfig(data=[everything]), eval_fraction=0.3)
     trained = set(ids(prepare_phase(config, CAPTION, collator, write=False).train))
-    some = write(tmp_path / "some.jsonl", *[row for row in rows if row["id"] in trained][:5])
+    some = write_lines(tmp_path / "some.jsonl", *[row for row in rows if row["id"] in trained][:5])
     config = replace(config, visual=PhaseConfig(data=[some]))
     caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     assert len(visual.held_out) == 1 and len(visual.train) == 4
@@ -207,8 +201,10 @@ def test_small_phases_hold_out_what_others_hold_out(collator, settings, tmp_path
 
 def test_joined_images_are_on_the_same_side_in_other_phases(collator, settings, tmp_path: Path) -> None:
     names = draw(tmp_path, *[f"{i}.png" for i in range(24)])
-    single = write(tmp_path / "a.jsonl", *[pair(i, image=name, caption=f"C {i}.") for i, name in enumerate(names)])
-    joined = write(tmp_path / "b.jsonl", *[pair(i, images=names[2 * i : 2 * i + 2]) for i in range(12)])
+    single = write_lines(
+        tmp_path / "a.jsonl", *[pair(i, image=name, caption=f"C {i}.") for i, name in enumerate(names)]
+    )
+    joined = write_lines(tmp_path / "b.jsonl", *[pair(i, images=names[2 * i : 2 * i + 2]) for i in range(12)])
     config = settings(caption=CaptionConfig(data=[single]), visual=PhaseConfig(data=[joined]))
     caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     held_out = {name for e in visual.held_out for name in (ref.name for ref in e.images)}
@@ -218,12 +214,12 @@ def test_joined_images_are_on_the_same_side_in_other_phases(collator, settings, 
 def test_no_group_crosses(collator, settings, tmp_path: Path) -> None:
     names = draw(tmp_path, *[f"{i % 15}-{i}.png" for i in range(30)])
     rows = [pair(i, images=[name] if i % 5 else [name, names[i - 7]]) for i, name in enumerate(names)]
-    config = settings(visual=PhaseConfig(data=[write(tmp_path / "a.jsonl", *rows)]))
+    config = settings(visual=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]))
     found = prepare_phase(config, VISUAL, collator, write=True)
     assert len(all_ids(found)) == 30 and found.train and found.held_out
     assert not image_hashes(found.train) & image_hashes(found.held_out)
     texts = [pair(i, prompt=f"question {i % 8}?") for i in range(24)]
-    config = settings(text=PhaseConfig(data=[write(tmp_path / "b.jsonl", *texts)]))
+    config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "b.jsonl", *texts)]))
     found = prepare_phase(config, TEXT, collator, write=True)
     sides = [{int(e.id.removeprefix("r")) % 8 for e in part} for part in (found.train, found.held_out)]
     assert len(all_ids(found)) == 24 and not sides[0] & sides[1]
@@ -234,8 +230,8 @@ def test_no_group_crosses(collator, settings, tmp_path: Path) -> None:
 
 def test_eval_data_leave_training_rows_out_and_count_them(collator, settings, tmp_path: Path, capsys) -> None:
     draw(tmp_path, *[f"{i}-a.png" for i in range(6)], "1-b.png", "9-b.png")
-    train = write(tmp_path / "a.jsonl", *[pair(i, image=f"{i}-a.png") for i in range(6)])
-    held = write(
+    train = write_lines(tmp_path / "a.jsonl", *[pair(i, image=f"{i}-a.png") for i in range(6)])
+    held = write_lines(
         tmp_path / "b.jsonl", pair("x", image="1-b.png"), pair("y", image="9-b.png"), pair("z", image="1-a.png")
     )
     config = settings(visual=PhaseConfig(data=[train], eval_data=[held]), max_bad_fraction=0.0)
@@ -251,8 +247,10 @@ def test_eval_data_leave_training_rows_out_and_count_them(collator, settings, tm
 def test_eval_data_share_images_through_other_rows(collator, settings, tmp_path: Path) -> None:
     """Whichever image of a joined group has the smaller hash, and whichever side joins them."""
     draw(tmp_path, *[f"{i}.png" for i in range(12)])
-    train = write(tmp_path / "a.jsonl", *[pair(i, images=[f"{i}.png", f"{i + 6}.png"]) for i in range(6)])
-    held = write(tmp_path / "b.jsonl", pair("x", image="0.png"), pair("y", image="7.png"), pair("z", image="8.png"))
+    train = write_lines(tmp_path / "a.jsonl", *[pair(i, images=[f"{i}.png", f"{i + 6}.png"]) for i in range(6)])
+    held = write_lines(
+        tmp_path / "b.jsonl", pair("x", image="0.png"), pair("y", image="7.png"), pair("z", image="8.png")
+    )
     config = settings(visual=PhaseConfig(data=[train], eval_data=[held]))
     found = prepare_phase(config, VISUAL, collator, write=True)
     assert ids(found.train) == ["r3", "r4", "r5"]
@@ -260,8 +258,8 @@ def test_eval_data_share_images_through_other_rows(collator, settings, tmp_path:
 
 
 def test_eval_data_of_the_text_phase_go_by_prompt(collator, settings, tmp_path: Path) -> None:
-    train = write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
-    held = write(tmp_path / "b.jsonl", pair("x", prompt="QUESTION 2"), pair("y", chosen=" "), pair("z"))
+    train = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
+    held = write_lines(tmp_path / "b.jsonl", pair("x", prompt="QUESTION 2"), pair("y", chosen=" "), pair("z"))
     config = settings(text=PhaseConfig(data=[train], eval_data=[held], n=3, select="first"))
     found = prepare_phase(config, TEXT, collator, write=True)
     assert ids(found.train) == ["r0", "r1"] and ids(found.held_out) == ["rx", "rz"]  # n cuts the training data alone
@@ -273,7 +271,7 @@ def test_eval_data_of_the_text_phase_go_by_prompt(collator, settings, tmp_path: 
 
 
 def test_eval_data_that_leave_nothing_to_train_on(collator, settings, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
     config = settings(text=PhaseConfig(data=[file], eval_data=[file]))
     said = r"leave no example to train on \(4 good ones for training, 4 of them share an image or prompt with text"
     with pytest.raises(UserError, match=said) as caught:
@@ -299,8 +297,8 @@ def pictured(tmp_path: Path, count: int = 24, **fields: Any) -> list[Row]:
 def test_eval_data_of_one_phase_train_in_no_other(collator, settings, tmp_path: Path, capsys) -> None:
     """Counted, listed with the reason, printed once, and not bad rows."""
     rows = pictured(tmp_path)
-    data = write(tmp_path / "all.jsonl", *rows)
-    held = write(tmp_path / "held.jsonl", *[row | {"id": f"x{i}"} for i, row in enumerate(rows[:6])])
+    data = write_lines(tmp_path / "all.jsonl", *rows)
+    held = write_lines(tmp_path / "held.jsonl", *[row | {"id": f"x{i}"} for i, row in enumerate(rows[:6])])
     config = settings(
         caption=CaptionConfig(data=[data]),
         visual=PhaseConfig(data=[data], eval_data=[held]),
@@ -323,10 +321,10 @@ def test_eval_data_of_one_phase_train_in_no_other(collator, settings, tmp_path: 
 def test_a_resumed_run_keeps_to_the_split_of_its_finished_phases(collator, settings, tmp_path: Path) -> None:
     """They are not read again, and joined images have another key without them."""
     names = draw(tmp_path, *[f"{i}.png" for i in range(24)])
-    joined = write(
+    joined = write_lines(
         tmp_path / "a.jsonl", *[pair(i, images=[names[2 * i], names[2 * i + 1]], caption="C.") for i in range(12)]
     )
-    single = write(tmp_path / "b.jsonl", *[pair(i, image=name) for i, name in enumerate(names)])
+    single = write_lines(tmp_path / "b.jsonl", *[pair(i, image=name) for i, name in enumerate(names)])
     config = settings(caption=CaptionConfig(data=[joined]), visual=PhaseConfig(data=[single]))
     caption, visual = prepare_phases(config, [CAPTION, VISUAL], collator, [CAPTION, VISUAL]).values()
     finish(config, CAPTION)
@@ -334,15 +332,18 @@ def test_a_resumed_run_keeps_to_the_split_of_its_finished_phases(collator, setti
     assert (ids(again.train), ids(again.held_out)) == (ids(visual.train), ids(visual.held_out))
     trained = {f"r{2 * int(e.id[1:]) + k}" for e in caption.train for k in (0, 1)}
     assert set(ids(again.train)) == trained
-    assert set(json.loads((Path(config.out) / "split.json").read_text())) == {"phase2-caption", "phase3-visual"}
+    assert set(read_json(Path(config.out) / "split.json")) == {"phase2-caption", "phase3-visual"}
 
 
 def test_eval_data_that_finished_phases_trained_on_are_dropped(collator, settings, tmp_path: Path, capsys) -> None:
     rows = pictured(tmp_path, 12)
-    config = settings(caption=CaptionConfig(data=[write(tmp_path / "a.jsonl", *rows[:8])]))
+    config = settings(caption=CaptionConfig(data=[write_lines(tmp_path / "a.jsonl", *rows[:8])]))
     caption = prepare_phase(config, CAPTION, collator, write=True)
     finish(config, CAPTION)
-    held, data = write(tmp_path / "b.jsonl", *rows), write(tmp_path / "c.jsonl", *pictured(tmp_path, 20)[12:])
+    held, data = (
+        write_lines(tmp_path / "b.jsonl", *rows),
+        write_lines(tmp_path / "c.jsonl", *pictured(tmp_path, 20)[12:]),
+    )
     config = replace(config, visual=PhaseConfig(data=[data], eval_data=[held]))
     visual = prepare_phase(config, VISUAL, collator, write=True)
     trained = set(ids(caption.train))
@@ -350,7 +351,7 @@ def test_eval_data_that_finished_phases_trained_on_are_dropped(collator, setting
     assert {r["id"] for r in listed(config, VISUAL, "rejected-eval.jsonl")} == trained
     shown = f"visual: {len(trained)} rows of visual.eval_data share an image or prompt with what an earlier phase"
     assert shown in capsys.readouterr().out
-    only = write(tmp_path / "d.jsonl", *[row for row in rows if row["id"] in trained])
+    only = write_lines(tmp_path / "d.jsonl", *[row for row in rows if row["id"] in trained])
     config = replace(config, visual=PhaseConfig(data=[data], eval_data=[only]))
     with pytest.raises(UserError, match=f"leave no example held out .*{len(trained)} more share an image or prompt"):
         prepare_phase(config, VISUAL, collator, write=True)
@@ -359,8 +360,8 @@ def test_eval_data_that_finished_phases_trained_on_are_dropped(collator, setting
 def test_init_from_brings_the_split_of_its_run(collator, settings, tmp_path: Path, capsys) -> None:
     """With another seed, and through a run between."""
     rows = pictured(tmp_path)
-    data = write(tmp_path / "a.jsonl", *rows)
-    first = settings(text=PhaseConfig(data=[write(tmp_path / "t.jsonl", *[pair(i) for i in range(9)])]), out="")
+    data = write_lines(tmp_path / "a.jsonl", *rows)
+    first = settings(text=PhaseConfig(data=[write_lines(tmp_path / "t.jsonl", *[pair(i) for i in range(9)])]), out="")
     first = replace(first, out=str(tmp_path / "one"), caption=CaptionConfig(data=[data]))
     caption = prepare_phases(first, [TEXT, CAPTION], collator, [TEXT, CAPTION])[CAPTION]
     between = settings(
@@ -370,7 +371,7 @@ def test_init_from_brings_the_split_of_its_run(collator, settings, tmp_path: Pat
     assert ids(prepare_phase(between, CAPTION, collator, write=True).held_out) == ids(caption.held_out)
     others = [row | {"id": f"{row['id']}-v"} for row in rows]
     last = settings(
-        phase="3", visual=PhaseConfig(data=[write(tmp_path / "b.jsonl", *others)]), seed=7,
+        phase="3", visual=PhaseConfig(data=[write_lines(tmp_path / "b.jsonl", *others)]), seed=7,
         init_from=str(CAPTION.folder(between.out) / "adapter"),
     )  # fmt: skip
     visual = prepare_phase(last, VISUAL, collator, write=True)
@@ -386,9 +387,9 @@ def test_init_from_brings_the_split_of_its_run(collator, settings, tmp_path: Pat
 
 def test_rows_trained_before_leave_nothing_to_hold_out(collator, settings, tmp_path: Path) -> None:
     rows = pictured(tmp_path)
-    first = settings(caption=CaptionConfig(data=[write(tmp_path / "a.jsonl", *rows)]), eval_fraction=0.1)
+    first = settings(caption=CaptionConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]), eval_fraction=0.1)
     trained = set(ids(prepare_phase(first, CAPTION, collator, write=True).train))
-    some = write(tmp_path / "b.jsonl", *[row for row in rows if row["id"] in trained])
+    some = write_lines(tmp_path / "b.jsonl", *[row for row in rows if row["id"] in trained])
     config = settings(
         phase="3", out=str(tmp_path / "on"), visual=PhaseConfig(data=[some]), init_from=str(CAPTION.folder(first.out))
     )
@@ -398,7 +399,7 @@ def test_rows_trained_before_leave_nothing_to_hold_out(collator, settings, tmp_p
 
 def test_a_run_begun_without_a_split_goes_on_as_it_was(collator, settings, tmp_path: Path, capsys) -> None:
     rows = pictured(tmp_path)
-    data = write(tmp_path / "a.jsonl", *rows)
+    data = write_lines(tmp_path / "a.jsonl", *rows)
     config = settings(caption=CaptionConfig(data=[data]), visual=PhaseConfig(data=[data]))
     CAPTION.folder(config.out).mkdir(parents=True)
     finish(config, CAPTION)
@@ -409,7 +410,7 @@ def test_a_run_begun_without_a_split_goes_on_as_it_was(collator, settings, tmp_p
 
 def test_only_one_process_writes_the_split(collator, settings, tmp_path: Path) -> None:
     """Nor does a dry run, which is to leave nothing that decides."""
-    config = settings(text=PhaseConfig(data=[write(tmp_path / "a.jsonl", *[pair(i) for i in range(9)])]))
+    config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(9)])]))
     prepare_phase(replace(config, dry_run=True), TEXT, collator, write=True)
     assert not (Path(config.out) / "split.json").exists()
     prepare_phase(config, TEXT, collator, write=True)
@@ -426,8 +427,7 @@ def test_rejected_rows_are_listed_whatever_refused_them(collator, settings, tmp_
         pair(4, image="none.png"),
         pair(5, chosen="", image="0.png"),
     ]
-    file = write(tmp_path / "a.jsonl", *rows)
-    Path(file).write_text(Path(file).read_text() + '{"prompt": "broken\n')
+    file = write_lines(tmp_path / "a.jsonl", *rows, '{"prompt": "broken')
     config = settings(visual=PhaseConfig(data=[file]), max_bad_fraction=4 / 7)
     found = prepare_phase(config, VISUAL, collator, write=True)
     assert listed(config, VISUAL) == found.rejected
@@ -446,8 +446,8 @@ def test_rejected_rows_are_listed_whatever_refused_them(collator, settings, tmp_
 def test_over_long_rows_are_not_bad(collator, settings, tmp_path: Path, capsys) -> None:
     """They are skipped, counted apart, listed with their reason and said once; long_rows=error counts them as bad."""
     rows = [pair(i) for i in range(8)] + [pair(8, chosen="Yes. " * 200), pair(9, prompt="Why? " * 200)]
-    held = write(tmp_path / "held.jsonl", pair("h"), pair("long", chosen="Yes. " * 200))
-    section = PhaseConfig(data=[write(tmp_path / "a.jsonl", *rows, pair(10, chosen=""))], eval_data=[held])
+    held = write_lines(tmp_path / "held.jsonl", pair("h"), pair("long", chosen="Yes. " * 200))
+    section = PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows, pair(10, chosen=""))], eval_data=[held])
     config = settings(text=section, max_length=256, max_bad_fraction=0.1)
     found = prepare_phase(config, TEXT, collator, write=True)
     assert (len(found.train), len(found.held_out), len(found.rejected), found.n_long) == (8, 1, 4, 3)
@@ -468,9 +468,9 @@ def test_over_long_rows_are_not_bad(collator, settings, tmp_path: Path, capsys) 
 
 def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: Path) -> None:
     draw(tmp_path, "0.png")
-    bad = write(tmp_path / "bad.jsonl", pair(0), pair(1, chosen=""))
-    unread = write(tmp_path / "unread.jsonl", pair(2, image="none.png"), pair(3, image="none.png"))
-    pictured = write(tmp_path / "pictured.jsonl", pair(4, image="0.png", caption="C"), pair(5, caption=""))
+    bad = write_lines(tmp_path / "bad.jsonl", pair(0), pair(1, chosen=""))
+    unread = write_lines(tmp_path / "unread.jsonl", pair(2, image="none.png"), pair(3, image="none.png"))
+    pictured = write_lines(tmp_path / "pictured.jsonl", pair(4, image="0.png", caption="C"), pair(5, caption=""))
     config = settings(
         text=PhaseConfig(data=[bad]), caption=CaptionConfig(data=[pictured]), visual=PhaseConfig(data=[unread])
     )
@@ -494,7 +494,7 @@ def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: P
 
 def test_a_phase_may_have_a_limit_of_its_own(collator, settings, tmp_path: Path) -> None:
     """A finished phase stays finished when the limits change: which rows are skipped does not depend on them."""
-    file = write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(9, chosen=""))
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(9, chosen=""))
     text = PhaseConfig(data=[file], max_bad_fraction=0.2)
     assert len(prepare_phase(settings(text=text, max_bad_fraction=0.0), TEXT, collator, write=True).rejected) == 1
     strict = replace(text, max_bad_fraction=0.1)
@@ -506,14 +506,14 @@ def test_a_phase_may_have_a_limit_of_its_own(collator, settings, tmp_path: Path)
 
 
 def test_only_one_process_writes(collator, settings, tmp_path: Path) -> None:
-    config = settings(text=PhaseConfig(data=[write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])]))
+    config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])]))
     prepare_phase(config, TEXT, collator, write=False)
     assert not Path(config.out).exists()
 
 
 def test_the_list_is_whole_or_the_old_one(collator, settings, tmp_path: Path, monkeypatch) -> None:
     config = settings(
-        text=PhaseConfig(data=[write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(4, chosen=""))])
+        text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)], pair(4, chosen=""))])
     )
     prepare_phase(config, TEXT, collator, write=True)
     before = listed(config, TEXT)
@@ -532,7 +532,7 @@ def test_the_list_is_whole_or_the_old_one(collator, settings, tmp_path: Path, mo
 
 
 def test_n_and_select(collator, settings, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *[pair(i) for i in range(30)])
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(30)])
 
     def drawn(seed: int, **section: Any) -> set[str]:
         config = settings(text=PhaseConfig(data=[file], **section), seed=seed)
@@ -546,16 +546,16 @@ def test_n_and_select(collator, settings, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_fractions_that_leave_nothing(collator, settings, tmp_path: Path, fraction: float) -> None:
-    file = write(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i) for i in range(4)])
     config = settings(text=PhaseConfig(data=[file]), eval_fraction=fraction)
     with pytest.raises(UserError, match=f"eval_fraction={fraction:g} leaves phase 1 nothing.*or text.eval_data"):
         prepare_phase(config, TEXT, collator, write=False)
-    given = replace(config, text=PhaseConfig(data=[file], eval_data=[write(tmp_path / "b.jsonl", pair("x"))]))
+    given = replace(config, text=PhaseConfig(data=[file], eval_data=[write_lines(tmp_path / "b.jsonl", pair("x"))]))
     assert len(prepare_phase(given, TEXT, collator, write=False).train) == 4  # with eval_data it plays no part
 
 
 def test_one_group_cannot_be_split(collator, settings, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *[pair(i, prompt="The same?") for i in range(4)])
+    file = write_lines(tmp_path / "a.jsonl", *[pair(i, prompt="The same?") for i in range(4)])
     config = settings(text=PhaseConfig(data=[file]))
     with pytest.raises(UserError, match=r"text.data leaves no example (held out|to train on) \(4 good ones"):
         prepare_phase(config, TEXT, collator, write=False)
@@ -597,9 +597,9 @@ def accounted_for(config: TrainConfig, phase: Phase, collator: RewardCollator, r
 @real
 def test_real_text(collator, settings) -> None:
     files = ("text_prefs/llmbar.jsonl", "text_prefs/llamafactory_dpo_en_demo.json")
-    long = f"{REAL}/text_prefs/alpaca_eval_gpt4turbo.jsonl?n=300"  # its rows take most of the time
+    long = f"{REAL}/text_prefs/alpaca_eval_gpt4turbo.jsonl?n=100"  # its rows take most of the time
     config = settings(text=PhaseConfig(data=[*sources(*files), long]), eval_fraction=0.05)
-    found = accounted_for(config, TEXT, collator, read=count_rows(*files) + 300)
+    found = accounted_for(config, TEXT, collator, read=count_rows(*files) + 100)
     assert not any(e.images for e in found.train)
     assert {e.source for e in found.train} == {"llmbar", "alpaca_eval_gpt4turbo", "llamafactory_dpo_en_demo"}
     assert {r["reason"].split(",")[0] for r in found.rejected} <= {"all responses are tied"}

@@ -1,21 +1,21 @@
 """python -m rovrm.rank: true answers for each strategy, what is left out, refusals, and readers: our own and TRL's."""
 
 import difflib
-import json
 import math
 import random
 import shutil
 from typing import Any
 
 import pytest
+from helpers import read_json, read_lines, write_lines
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from PIL import Image
 
 from rovrm import rank as command
+from rovrm.best_of_n.preferences import COUNTED, ScoredAnswer, distinct, likeness, preference_rows
 from rovrm.data.loading import load_examples
-from rovrm.rank import Candidate, distinct, likeness
 from rovrm.tiny_base.measure import picture_example
 from rovrm.training.checks import check_responses
 from rovrm.world.default import BASE
@@ -34,11 +34,10 @@ def run(tmp_path, capsys):
 
     def call(lines, *more):
         if lines is not None:
-            texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-            source.write_text("".join(f"{text}\n" for text in texts))
+            write_lines(source, *lines)
         status = command.main([f"in={source}", f"out={out}", *more])
         printed = capsys.readouterr()
-        rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else None
+        rows = read_lines(out) if out.is_file() else None
         return status, rows, printed.out + printed.err
 
     call.source, call.out, call.summary = source, out, out.with_name("pairs.jsonl.summary.json")
@@ -131,7 +130,7 @@ def test_empty_and_scoreless_candidates_and_rows_with_an_error(run):
     ]
     found = run(rows)
     assert found[0] == 0 and ids(found) == ["q-1-3", "bon-5-0-1"]
-    summary = json.loads(run.summary.read_text())
+    summary = read_json(run.summary)
     expected = {
         "prompts": 4,
         "errors": 1,
@@ -173,8 +172,8 @@ def preferences(texts, scores, strategy) -> list[Any]:
     from rovrm.settings.keys import RankConfig
 
     row = Row({"prompt": "Q", "candidates": texts, "scores": scores}, "file, row 1", "file", 1)
-    counts = dict.fromkeys(command.COUNTED, 0)
-    made = command._rank_row(row, RankConfig("in", "out", strategy), counts)
+    counts = dict.fromkeys(COUNTED, 0)
+    made = preference_rows(row, RankConfig("in", "out", strategy), counts)
     return [counts, [{key: value for key, value in one.items() if key != "id"} for one in made]]
 
 
@@ -204,7 +203,7 @@ def test_likeness_is_that_of_the_table_and_bounds_difflib(a, b):
 def test_a_copy_of_what_was_left_out_may_stay():
     """Only what is kept is compared with: c is like b, b is like a, c is not like a."""
     a, b, c = "abcdefghij", "abcdefghXY", "abcdefVWXY"
-    found = [Candidate(i, text, -0.01 * i) for i, text in enumerate((a, b, c))]
+    found = [ScoredAnswer(i, text, -0.01 * i) for i, text in enumerate((a, b, c))]
     assert [one.text for one in distinct(found, 0.4, 0.8)] == [a, c]
 
 
@@ -239,7 +238,7 @@ def test_our_readers(run, pictured, suffix, strategy):
     out = run.out.with_name(f"file.{suffix}")
     assert run(lines, f"strategy={strategy}", f"out={out}")[0] == 0
     byhand = run.source.with_name("hand.jsonl")
-    texts = []
+    rows = []
     for one in lines:
         best = sorted(range(len(one["scores"])), key=lambda i: -one["scores"][i])
         ranks = [0, 0, 1, 2] if len(best) == 4 else list(range(len(best)))
@@ -250,11 +249,8 @@ def test_our_readers(run, pictured, suffix, strategy):
             pairs.sort(key=lambda pair: one["scores"][pair[1]] - one["scores"][pair[0]])
             lists = [(pair, [0, 1]) for pair in (pairs[:1] if strategy == "best_worst" else pairs)]
         kept = {key: one.get(key) for key in ("prompt", "images")}
-        texts += [
-            json.dumps(kept | {"responses": [one["candidates"][i] for i in some], "ranks": order})
-            for some, order in lists
-        ]
-    byhand.write_text("\n".join(texts))
+        rows += [kept | {"responses": [one["candidates"][i] for i in some], "ranks": order} for some, order in lists]
+    write_lines(byhand, *rows)
     expected = load_examples([str(byhand)]).examples
     pixels = [[ref.open().tobytes() for ref in example.images] for example in expected]
     if suffix == "parquet":
@@ -378,12 +374,3 @@ def test_image_root(run, pictured):
     assert run(pictured)[0] == 2
     status, rows, _ = run(None, f"image_root={root}")
     assert status == 0 and rows[0]["images"] == [str(root / "0.png")]
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(["--help"])
-    assert left.value.code == 0
-    printed = capsys.readouterr().out
-    for key in ("in (required)", "out (required)", "strategy=best_worst", "margin=0.4", "similarity=0.9", "max_pairs"):
-        assert key in printed

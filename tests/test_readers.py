@@ -7,11 +7,12 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from helpers import REAL
 
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.example import Example
-from rovrm.data.formats import READERS, check_columns, find_reader, rename
+from rovrm.data.formats import check_columns, find_reader, rename
 from rovrm.data.images import ImageRef, find_image
 from rovrm.data.loading import as_examples, load_examples
 from rovrm.data.messages import text_of
@@ -515,7 +516,7 @@ def test_lists_where_texts_are_expected(change: dict[str, Any], message: str) ->
         read(PAIR | change)
 
 
-VL = Path(__file__).resolve().parents[2] / "shared/data/benchmarks/vl_rewardbench/sample.json"
+VL = REAL / "benchmarks/vl_rewardbench/sample.json"
 
 
 @pytest.mark.skipif(not VL.is_file(), reason=f"{VL} is not here")
@@ -587,8 +588,3 @@ def test_a_sound_column_is_no_image() -> None:
     table = datasets.Dataset.from_list([PAIR | {"sound": {"bytes": b"x", "path": "1.wav"}}])
     table = table.cast(datasets.Features(table.features | {"sound": datasets.Audio()}))
     assert as_examples(table)[0].images == []
-
-
-def test_every_reader_has_a_test() -> None:
-    text = Path(__file__).read_text()
-    assert [name for name in READERS if f'"{name}"' not in text] == []

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import shutil
-from collections import namedtuple
 
 import pytest
 import torch
+from helpers import error_line, say_free, write_lines
 from safetensors.torch import save_file
 
 from rovrm import score, train
@@ -19,13 +18,11 @@ from rovrm.training import estimates, run
 from rovrm.training.estimates import parameter_counts
 from rovrm.world.default import BASE
 
-Usage = namedtuple("Usage", "total used free")
-
 
 @pytest.fixture
 def free(monkeypatch):
     """free(bytes): what every disk is said to have."""
-    return lambda size: monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(size, 0, size))
+    return lambda size: say_free(monkeypatch, size)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +85,11 @@ def test_training_asks_before_it_loads_a_model(tmp_path, free, monkeypatch, caps
     command = ["phase=3", f"out={tmp_path}", f"model={BASE}", "visual.data=world:visual?n=60", "workers=0"]
     command += ["eval_fraction=0.3", "trainer.use_cpu=true"]
     free(1_000_000)
-    assert train.main(command) == 2
-    printed = capsys.readouterr().err
+    printed = error_line(capsys, train.main, *command)
     assert "checkpoints and models need about" in printed and "1.0 MB are free" in printed
-    assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("more", [[], ["tuning=full"], ["save_dtype=bfloat16"], ["phase=1..3", "trainer.save_steps=2"]])
+@pytest.mark.parametrize("more", [[], ["tuning=full"], ["save_dtype=bfloat16"], ["phase=1..3", "trainer.save_steps=1"]])
 def test_the_room_asked_for_is_what_a_run_takes(tmp_path, monkeypatch, more):
     """Within a tenth and 2 MB of what lies there at the end: tokenizers and logs are not counted."""
     asked = []
@@ -102,7 +97,7 @@ def test_the_room_asked_for_is_what_a_run_takes(tmp_path, monkeypatch, more):
     monkeypatch.setattr(estimates, "run_bytes", lambda *given: asked.append(inner(*given)) or asked[-1])
     command = ["phase=3", f"out={tmp_path}", f"model={BASE}", "workers=0", "trainer.use_cpu=true", "eval_fraction=0.3"]
     command += [f"{name}.data=world:{name}?n=60" for name in ("text", "caption", "visual")]
-    assert train.main([*command, "trainer.disable_tqdm=true", *more]) == 0
+    assert train.main([*command, "trainer.disable_tqdm=true", "trainer.max_steps=2", *more]) == 0
     there = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert there == pytest.approx(asked[0], rel=0.1, abs=2e6)
 
@@ -131,17 +126,13 @@ def test_the_papers_model_is_reckoned_without_loading_it(tmp_path):
 
 
 def test_scoring_asks_first(tmp_path, free, capsys, reward):
-    source = tmp_path / "in.jsonl"
-    source.write_text('{"prompt": "Hi", "responses": ["Yes"]}\n' * 100)
+    source = write_lines(tmp_path / "in.jsonl", *[{"prompt": "Hi", "responses": ["Yes"]}] * 100)
     free(500)
     command = [f"model={reward}", f"in={source}", f"out={tmp_path / 'out.jsonl'}", "workers=0", "device=cpu"]
-    assert score.main(command) == 2
-    printed = capsys.readouterr().err
-    assert "100 lines of out.jsonl need about 10 kB, and 1 kB are free" in printed and printed.count("\n") == 1
+    printed = error_line(capsys, score.main, *command)
+    assert "100 lines of out.jsonl need about 10 kB, and 1 kB are free" in printed
     long = tmp_path / f"{'x' * 250}.jsonl"
-    assert score.main([*command[:2], f"out={long}"]) == 2
-    printed = capsys.readouterr().err
-    assert "File name too long" in printed and printed.count("\n") == 1
+    assert "File name too long" in error_line(capsys, score.main, *command[:2], f"out={long}")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +150,5 @@ def test_trackers_and_the_hub_are_asked_for_first(tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
     command = ["phase=3", f"out={tmp_path}", f"model={BASE}", "visual.data=world:visual?n=60", "trainer.use_cpu=true"]
-    assert train.main([*command, given]) == 2
-    printed = capsys.readouterr().err
-    assert words in printed and printed.count("\n") == 1
+    assert words in error_line(capsys, train.main, *command, given)
     assert not list(tmp_path.glob("phase*"))

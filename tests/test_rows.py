@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from families import TEXT_FAMILIES, VISION_FAMILIES
-from PIL import Image
+from helpers import noise
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
@@ -26,9 +26,7 @@ ANSWERS = ["A red cup.", "A red cup stands on it.", "", "A", "Two dogs, 3 cats!"
 
 
 def noise_image(seed: int, size: tuple[int, int] = (64, 48)) -> ImageRef:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=generator)
-    return ImageRef(image=Image.fromarray(pixels.numpy()))
+    return ImageRef(image=noise(seed, size))
 
 
 def example(k: int, images: int, seed: int = 0) -> Example:

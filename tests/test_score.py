@@ -5,28 +5,21 @@ import os
 import shutil
 import signal
 import time
-from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
+from helpers import change_json, read_json, read_lines, write_lines, write_reward_model
 from PIL import Image
 
 from rovrm import RewardScorer
 from rovrm import score as command
-from rovrm.model.loading import load_processor, load_reward_model
 
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def model(family_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("score") / "model"
-    loaded: Any = load_reward_model(str(family_folder("llava")))
-    loaded.score.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    loaded.save_pretrained(folder)
-    load_processor(str(family_folder("llava"))).save_pretrained(folder)
-    return folder
+    return write_reward_model(family_folder("llava"), tmp_path_factory.mktemp("score") / "model", spread=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +36,10 @@ def run(model, tmp_path, capsys):
 
     def call(lines, *more):
         if lines is not None:
-            texts = [line if isinstance(line, (str, bytes)) else json.dumps(line) for line in lines]
-            source.write_bytes(b"\n".join(t if isinstance(t, bytes) else t.encode() for t in texts) + b"\n")
+            write_lines(source, *lines)
         status = command.main([f"model={model}", f"in={source}", f"out={out}", "device=cpu", "--workers", "0", *more])
         printed = capsys.readouterr()
-        records = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else None
+        records = read_lines(out) if out.is_file() else None
         return status, records, printed.out + printed.err
 
     call.source, call.out, call.partial = source, out, out.with_name("scores.jsonl.partial")
@@ -207,7 +199,7 @@ def test_an_unfinished_file_of_something_else_is_refused(run, model, tmp_path, s
         status, _, printed = changed()
         assert status == 2 and str(run.partial) in printed and "remove it" in printed
         assert run.partial.read_bytes() == kept
-        run.source.write_bytes(b"\n".join(json.dumps(row).encode() for row in pairs(4)) + b"\n")
+        write_lines(run.source, *pairs(4))
     other = shutil.copytree(model, tmp_path / "other")
     status, _, printed = run(None, f"model={other}")
     assert status == 2 and "model" in printed and "remove it" in printed
@@ -252,8 +244,7 @@ def test_normalize(run, model, tmp_path):
     status, _, printed = run(None, "normalize=true")
     assert status == 2 and "reward_mean" in printed
     known = shutil.copytree(model, tmp_path / "known")
-    config = json.loads((known / "config.json").read_text())
-    (known / "config.json").write_text(json.dumps(config | {"reward_mean": 0.5, "reward_std": 0.25}))
+    change_json(known / "config.json", reward_mean=0.5, reward_std=0.25)
     status, records, _ = run(None, "normalize=true", f"model={known}")
     for one, other in zip(records, plain, strict=True):
         assert one["rewards"] == pytest.approx([(reward - 0.5) / 0.25 for reward in other["rewards"]], abs=1e-4)
@@ -280,19 +271,9 @@ def test_files_that_are_refused(run, tmp_path):
         (pairs(1), ("device=cuda:99",), "device='cuda:99'"),
         (pairs(1), ("dtype=int8",), "dtype"),
         (pairs(1), ("typo=1",), "typo"),
+        (pairs(1), ("in=",), "in: got nothing"),
     ):
         status, _, printed = run(lines, *more)
         assert status == 2 and words in printed and printed.count("\n") == 1, printed
         assert not run.partial.exists() and not run.lock.exists()
-    assert json.loads(run.source.read_text())["id"] == "row-0"
-
-
-def test_help_and_missing_keys(capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(["--help"])
-    assert left.value.code == 0
-    printed = capsys.readouterr().out
-    for key in ("model", "in", "out", "normalize", "batch_tokens"):
-        assert key in printed
-    assert command.main(["model=x"]) == 2
-    assert "in: got nothing" in capsys.readouterr().err
+    assert read_json(run.source)["id"] == "row-0"

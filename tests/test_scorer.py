@@ -1,42 +1,21 @@
 """The scorer against the model's own forward, for all ways of giving prompts, images and checkpoints; TRL's calls."""
 
 import json
+import math
 import shutil
 import threading
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import change_json, close, forward_sizes, noise, refused, write_adapter_phase, write_reward_model
 
 from rovrm import RewardScorer
 from rovrm.common.errors import UserError
-from rovrm.model.adapters import lora_config
-from rovrm.model.loading import load_processor, load_reward_model
 
 TOLERANCE = 1e-5
 ANSWERS = ["A red cup.", "A red cup stands on it.", "", "No", "Two dogs!", "A red cup."]
 QUESTION = "What is on the table?"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads only get into each other's way in models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def loud(model):
-    """Head weights wide enough that rewards differ in the first digit."""
-    model.score.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    return model.eval()
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +23,7 @@ def checkpoints(family_folder, tmp_path_factory):
     """{name: reward checkpoint folder} of a tiny LLaVA, a text model and a family that takes separate rows."""
     folders = {}
     for name in ("llava", "llama", "gemma3"):
-        base = str(family_folder(name))
-        folders[name] = tmp_path_factory.mktemp("reward") / name
-        loud(load_reward_model(base)).save_pretrained(folders[name])
-        load_processor(base).save_pretrained(folders[name])
+        folders[name] = write_reward_model(family_folder(name), tmp_path_factory.mktemp("reward") / name, spread=0.3)
     return folders
 
 
@@ -59,30 +35,13 @@ def scorer(checkpoints):
 @pytest.fixture(scope="module")
 def image_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "photo.png"
-    picture(0).save(path)
+    noise(0).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def phase(family_folder, tmp_path_factory):
-    """A phase folder with an adapter alone: its processor, and weights that move the rewards."""
-    from peft import get_peft_model
-
-    folder = tmp_path_factory.mktemp("run") / "phase2-caption"
-    base = str(family_folder("llava"))
-    model = load_reward_model(base)
-    model.name_or_path = base
-    torch.manual_seed(2)
-    adapted = get_peft_model(model, lora_config(model, 4, 8, 0.0))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.1)
-        if "score.modules_to_save" in name:
-            parameter.data.normal_(std=0.3)
-    adapted.save_pretrained(folder / "adapter")
-    load_processor(base).save_pretrained(folder)
-    (folder / "phase.json").write_text(json.dumps({"reward_mean": 0.5, "reward_std": 2.0}))
-    return folder
+    return write_adapter_phase(family_folder("llava"), tmp_path_factory.mktemp("run") / "phase2-caption")
 
 
 def separate(scorer, prompt, answer, images=()):
@@ -100,38 +59,26 @@ def separate(scorer, prompt, answer, images=()):
         return scorer.model(**inputs).logits.item()
 
 
-def refused(call, *words):
-    with pytest.raises(UserError) as caught:
-        call()
-    for word in words:
-        assert word in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def close(one, other, tolerance=TOLERANCE):
-    return np.abs(np.asarray(one) - np.asarray(other)).max() < tolerance
-
-
 # ---- score -----------------------------------------------------------------------------------------------------------
 
 
 def test_equals_the_models_own_separate_rows(scorer):
-    expected = [separate(scorer, QUESTION, answer, [picture(0)]) for answer in ANSWERS]
-    assert close(scorer.score(QUESTION, ANSWERS, images=picture(0)), expected)
+    expected = [separate(scorer, QUESTION, answer, [noise(0)]) for answer in ANSWERS]
+    assert close(scorer.score(QUESTION, ANSWERS, images=noise(0)), expected)
     assert max(expected) - min(expected) > 0.1  # else the comparison shows nothing
     without = [separate(scorer, QUESTION, answer) for answer in ANSWERS]
     assert close(scorer.score(QUESTION, ANSWERS), without)
     assert not close(expected, without, 0.01)
-    two = [picture(0), picture(1)]
+    two = [noise(0), noise(1)]
     assert close(scorer.score(QUESTION, ["No"], images=two), [separate(scorer, QUESTION, "No", two)])
 
 
 def test_images_as_path_pil_list_or_inside_messages(scorer, image_file):
-    expected = scorer.score(QUESTION, ANSWERS, images=picture(0))
-    for images in (str(image_file), image_file, [image_file], (picture(0),), [picture(0)]):
+    expected = scorer.score(QUESTION, ANSWERS, images=noise(0))
+    for images in (str(image_file), image_file, [image_file], (noise(0),), [noise(0)]):
         assert scorer.score(QUESTION, ANSWERS, images=images) == expected
     text = {"type": "text", "text": QUESTION}
-    inside = [{"role": "user", "content": [{"type": "image", "image": picture(0)}, text]}]
+    inside = [{"role": "user", "content": [{"type": "image", "image": noise(0)}, text]}]
     placeholder = [{"role": "user", "content": [{"type": "image"}, text]}]
     assert scorer.score(inside, ANSWERS) == expected
     assert scorer.score(placeholder, ANSWERS, images=image_file) == expected
@@ -165,7 +112,7 @@ def test_batches_keep_order_and_do_not_matter(checkpoints, family):
     assert scorer.collator.shared == (family != "gemma3")
     examples = []
     for i in range(5):
-        image = None if family == "llama" or i % 3 == 0 else [picture(i, (64, 48) if i % 2 else (40, 80))]
+        image = None if family == "llama" or i % 3 == 0 else [noise(i, (64, 48) if i % 2 else (40, 80))]
         examples.append({"prompt": QUESTION * (1 + i % 4), "responses": ANSWERS[: 1 + i], "images": image})
     alone = [scorer.score(e["prompt"], e["responses"], e["images"]) for e in examples]
     for batch_tokens in (60, 16384):
@@ -177,19 +124,12 @@ def test_batches_keep_order_and_do_not_matter(checkpoints, family):
 
 
 def test_no_forward_holds_more_than_batch_tokens(scorer, monkeypatch):
-    sizes = []
-    forward = scorer.model.forward
-
-    def watched(**inputs):
-        sizes.append(inputs["input_ids"].numel())
-        return forward(**inputs)
-
-    monkeypatch.setattr(scorer.model, "forward", watched)
+    sizes = forward_sizes(monkeypatch, scorer.model)
     many = [f"Answer number {i} of many, which goes on for a while." for i in range(12)]
-    whole = scorer.score_batch([{"prompt": QUESTION, "responses": many, "images": picture(0)}])
-    assert len(sizes) == 1 and sizes[0] > 150
-    parts = scorer.score_batch([{"prompt": QUESTION, "responses": many, "images": picture(0)}], batch_tokens=150)
-    assert len(sizes) > 2 and max(sizes[1:]) <= 150
+    whole = scorer.score_batch([{"prompt": QUESTION, "responses": many, "images": noise(0)}])
+    assert len(sizes) == 1 and math.prod(sizes[0]) > 150
+    parts = scorer.score_batch([{"prompt": QUESTION, "responses": many, "images": noise(0)}], batch_tokens=150)
+    assert len(sizes) > 2 and max(math.prod(size) for size in sizes[1:]) <= 150
     assert close(whole, parts)
 
 
@@ -206,9 +146,9 @@ def test_workers_change_nothing(checkpoints, image_file):
 
 
 def test_threads_may_share_a_scorer(scorer):
-    expected, found = scorer.score(QUESTION, ANSWERS, images=picture(0)), []
+    expected, found = scorer.score(QUESTION, ANSWERS, images=noise(0)), []
     calls = [
-        threading.Thread(target=lambda: found.append(scorer.score(QUESTION, ANSWERS, images=picture(0))))
+        threading.Thread(target=lambda: found.append(scorer.score(QUESTION, ANSWERS, images=noise(0))))
         for _ in range(6)
     ]
     for call in calls:
@@ -227,8 +167,8 @@ def test_normalize_is_exact(checkpoints):
 
 
 def test_pairs_and_rankings_of_a_preference_data_set(scorer):
-    pair = {"prompt": QUESTION, "chosen": "Yes", "rejected": "No", "images": [picture(0)], "ranks": [1, 0]}
-    assert scorer.score_batch([pair])[0] == scorer.score(QUESTION, ["Yes", "No"], picture(0))
+    pair = {"prompt": QUESTION, "chosen": "Yes", "rejected": "No", "images": [noise(0)], "ranks": [1, 0]}
+    assert scorer.score_batch([pair])[0] == scorer.score(QUESTION, ["Yes", "No"], noise(0))
     assert scorer.score_batch([{"question": QUESTION, "response": "Yes"}])[0] == scorer.score(QUESTION, ["Yes"])
     with_system = scorer.score([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], ["Yes"])
     assert scorer.score_batch([{"prompt": "Hi", "system": "Be brief.", "responses": ["Yes"]}])[0] == with_system
@@ -255,7 +195,7 @@ def test_rows_score_as_they_train(scorer):
         {"conversations": [*turns, {"from": "gpt", "value": ["A", "B", "C"]}]},
         {"instruction": "Q?", "input": "More.", "output_1": "A", "output_2": "B", "label": 1},
         {"instruction": "Q?", "input": "More.", "chosen": "A", "rejected": "B"},
-        {"ds_name": "x", "image": picture(1), "text": json.dumps({"question": "Q?", "chosen": "A", "rejected": "B"})},
+        {"ds_name": "x", "image": noise(1), "text": json.dumps({"question": "Q?", "chosen": "A", "rejected": "B"})},
     ]
     for row in rows:
         [example] = as_examples([row])
@@ -298,9 +238,9 @@ def test_images_under_other_keys_are_refused(scorer, image_file):
     def scored(**more):
         return lambda: scorer.score_batch([{"prompt": QUESTION, "responses": ["Yes"], "id": "x7", **more}])
 
-    for more in ({"img": str(image_file)}, {"img": picture(0)}, {"photos": [picture(0)]}):
+    for more in ({"img": str(image_file)}, {"img": noise(0)}, {"photos": [noise(0)]}):
         refused(scored(**more), f"example x7: {next(iter(more))} = ", "a key that is not read; give all of them as `im")
-    refused(scored(images=[picture(0)], mask=picture(1)), "example x7: mask = ")
+    refused(scored(images=[noise(0)], mask=noise(1)), "example x7: mask = ")
     plain = scorer.score(QUESTION, ["Yes"], images=image_file)
     assert scored(image=str(image_file), file=str(image_file), photo="none.png", notes="a")() == [plain]
 
@@ -323,7 +263,7 @@ def test_rows_that_are_refused(scorer):
     refused(scored(prompt="", responses=["Yes"]), "the prompt is empty")
     refused(scored(prompt=[{"role": "assistant", "content": "Hi"}], responses=["Yes"]), "user")
     refused(lambda: scorer.score_batch([["Hi", "Yes"]]), "mapping", "list")
-    assert len(scorer.score("", ["Yes"], images=picture(0))) == 1  # an image may be all of the prompt
+    assert len(scorer.score("", ["Yes"], images=noise(0))) == 1  # an image may be all of the prompt
 
 
 def test_over_long_conversation(checkpoints):
@@ -345,15 +285,15 @@ def test_a_reward_that_is_not_finite_is_no_reward(checkpoints):
 def test_adapter_folders(phase, family_folder, checkpoints):
     base = str(family_folder("llava"))
     scorer = RewardScorer.from_pretrained(str(phase), device="cpu")
-    rewards = scorer.score(QUESTION, ANSWERS, images=picture(0))
-    assert close(rewards, [separate(scorer, QUESTION, answer, [picture(0)]) for answer in ANSWERS])
+    rewards = scorer.score(QUESTION, ANSWERS, images=noise(0))
+    assert close(rewards, [separate(scorer, QUESTION, answer, [noise(0)]) for answer in ANSWERS])
     assert (scorer.mean, scorer.std) == (0.5, 2.0)
     assert scorer.score(QUESTION, ["No"], normalize=True)[0] == (scorer.score(QUESTION, ["No"])[0] - 0.5) / 2
     for name, adapter in ((base, phase), (base, phase / "adapter"), (phase / "adapter", None)):
         other = RewardScorer.from_pretrained(name, adapter=adapter, device="cpu")
-        assert other.score(QUESTION, ANSWERS, images=picture(0)) == rewards and other.mean == 0.5
+        assert other.score(QUESTION, ANSWERS, images=noise(0)) == rewards and other.mean == 0.5
     onto_reward = RewardScorer.from_pretrained(checkpoints["llava"], adapter=phase, device="cpu")
-    assert close(onto_reward.score(QUESTION, ANSWERS, images=picture(0)), rewards)  # the adapter's head wins
+    assert close(onto_reward.score(QUESTION, ANSWERS, images=noise(0)), rewards)  # the adapter's head wins
 
 
 def test_what_is_no_reward_model(family_folder, phase, tmp_path):
@@ -364,11 +304,10 @@ def test_what_is_no_reward_model(family_folder, phase, tmp_path):
     refused(lambda: load(family_folder("llava"), adapter=tmp_path), str(tmp_path), "adapter_config.json")
     for name, value, word in (("a", "/gone/base", "/gone/base"), ("b", None, "None")):
         copy = shutil.copytree(phase, tmp_path / name)
-        settings = json.loads((copy / "adapter/adapter_config.json").read_text())
-        (copy / "adapter/adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": value}))
+        change_json(copy / "adapter/adapter_config.json", base_model_name_or_path=value)
         refused(lambda copy=copy: load(copy), word, "base_model_name_or_path")
-    headless = settings | {"modules_to_save": None, "base_model_name_or_path": str(family_folder("llava"))}
-    (copy / "adapter/adapter_config.json").write_text(json.dumps(headless))
+    headless = {"modules_to_save": None, "base_model_name_or_path": str(family_folder("llava"))}
+    change_json(copy / "adapter/adapter_config.json", **headless)
     refused(lambda: load(copy), "no reward model", "score")
 
 
@@ -377,13 +316,13 @@ def test_device_and_dtype(checkpoints, phase):
     refused(lambda: load(checkpoints["llava"], device="gpu"), "device='gpu'", "cpu")
     refused(lambda: load(checkpoints["llava"], dtype="int3"), "dtype='int3'", "bfloat16")
     for folder in (checkpoints["llava"], phase):
-        exact = load(folder, device="cpu").score(QUESTION, ANSWERS, images=picture(0))
+        exact = load(folder, device="cpu").score(QUESTION, ANSWERS, images=noise(0))
         for dtype in ("bfloat16", torch.bfloat16):
             rough = load(folder, device="cpu", dtype=dtype)
             assert rough.model.get_decoder().layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
             heads = [p.dtype for name, p in rough.model.named_parameters() if "score" in name]
             assert heads and set(heads) == {torch.float32}
-            rewards = rough.score(QUESTION, ANSWERS, images=picture(0))
+            rewards = rough.score(QUESTION, ANSWERS, images=noise(0))
             assert close(rewards, exact, 0.1) and rewards != exact
 
 
@@ -391,17 +330,9 @@ def test_device_and_dtype(checkpoints, phase):
 
 
 @pytest.fixture
-def rows_seen(scorer, monkeypatch):
-    """How many rows each forward had."""
-    seen = []
-    forward = scorer.model.forward
-
-    def watched(**inputs):
-        seen.append(inputs["input_ids"].shape[0])
-        return forward(**inputs)
-
-    monkeypatch.setattr(scorer.model, "forward", watched)
-    return seen
+def forwards(scorer, monkeypatch):
+    """(rows, tokens of a row) of each forward."""
+    return forward_sizes(monkeypatch, scorer.model)
 
 
 def chat(question, *images):
@@ -413,50 +344,50 @@ def assistant(text):
     return [{"role": "assistant", "content": text}]
 
 
-def test_reward_of_strings(scorer, rows_seen):
+def test_reward_of_strings(scorer, forwards):
     prompts = ["How many?"] * 3 + [QUESTION]
     completions = ["One.", "Two.", "", "A cup."]
     rewards = scorer.reward(
         prompts=prompts, completions=completions, completion_ids=[[1]] * 4, difficulty=[1, 2, 3, 4], trainer_state=None
     )
-    assert sum(rows_seen) == 2  # the three samples of one prompt share theirs
+    assert sum(rows for rows, _ in forwards) == 2  # the three samples of one prompt share theirs
     each = [scorer.score(p, [c])[0] for p, c in zip(prompts, completions, strict=True)]
     assert close(rewards, each) and all(isinstance(reward, float) for reward in rewards)
     assert scorer.reward.__name__ == "reward"
 
 
-def test_reward_of_messages_with_images_inside(scorer, rows_seen):
+def test_reward_of_messages_with_images_inside(scorer, forwards):
     """As TRL builds them: every sample of a prompt holds its own decoded copy of the image."""
-    prompts = [chat("How many?", picture(i // 2)) for i in range(6)]
+    prompts = [chat("How many?", noise(i // 2)) for i in range(6)]
     completions = [assistant(text) for text in ("One.", "Two.", "Three.", "Four.", "Five.", "Six.")]
-    rewards = scorer.reward(prompts=prompts, completions=completions, images=[[picture(i // 2)] for i in range(6)])
-    assert sum(rows_seen) == 3
+    rewards = scorer.reward(prompts=prompts, completions=completions, images=[[noise(i // 2)] for i in range(6)])
+    assert sum(rows for rows, _ in forwards) == 3
     assert close(rewards, scorer.reward(prompts=prompts, completions=completions))
     assert close(rewards, scorer.reward(prompts=prompts, completions=completions, image=[None] * 6))
-    each = [scorer.score("How many?", [c[0]["content"]], images=picture(i // 2))[0] for i, c in enumerate(completions)]
+    each = [scorer.score("How many?", [c[0]["content"]], images=noise(i // 2))[0] for i, c in enumerate(completions)]
     assert close(rewards, each)
     blocks = [assistant([{"type": "text", "text": c[0]["content"]}]) for c in completions]
     assert close(rewards, scorer.reward(prompts=prompts, completions=blocks))
 
 
-def test_reward_with_an_image_column(scorer, rows_seen, image_file):
+def test_reward_with_an_image_column(scorer, forwards, image_file):
     prompts = [[{"role": "user", "content": "How many?"}]] * 5
-    images = [[picture(0)], [picture(0)], None, [], str(image_file)]
+    images = [[noise(0)], [noise(0)], None, [], str(image_file)]
     rewards = scorer.reward(prompts, [assistant("Two.")] * 5, images=images, extra=[None] * 5)
-    assert sum(rows_seen) == 3  # an image in memory and one in a file are not compared
-    with_image, without = (scorer.score("How many?", ["Two."], images=i)[0] for i in (picture(0), None))
+    assert sum(rows for rows, _ in forwards) == 3  # an image in memory and one in a file are not compared
+    with_image, without = (scorer.score("How many?", ["Two."], images=i)[0] for i in (noise(0), None))
     assert close(rewards, [with_image, with_image, without, without, with_image])
     assert close(rewards, scorer.reward(prompts, [assistant("Two.")] * 5, image=images))
 
 
-def test_reward_with_images_in_the_column_and_more_in_the_prompt(scorer, rows_seen):
+def test_reward_with_images_in_the_column_and_more_in_the_prompt(scorer, forwards):
     """TRL puts the column's images into the empty blocks of a prompt, beside those that the prompt brought."""
-    prompt = [*chat("And here?", picture(0)), *assistant("One."), *chat("How many?", picture(1))]
-    for images in ([picture(1)], picture(1), [], None):
+    prompt = [*chat("And here?", noise(0)), *assistant("One."), *chat("How many?", noise(1))]
+    for images in ([noise(1)], noise(1), [], None):
         assert scorer.reward([prompt], [assistant("Two.")], images=[images]) == scorer.score(prompt, ["Two."])
-    swapped = scorer.score(prompt, ["Two."], images=[picture(1), picture(0)])
+    swapped = scorer.score(prompt, ["Two."], images=[noise(1), noise(0)])
     assert not close(swapped, scorer.score(prompt, ["Two."]), 1e-3)
-    assert close(scorer.reward([prompt], ["Two."], images=[[picture(1), picture(0)]]), swapped)
+    assert close(scorer.reward([prompt], ["Two."], images=[[noise(1), noise(0)]]), swapped)
 
 
 def test_reward_drops_the_space_behind_the_template(scorer):
@@ -492,7 +423,7 @@ def test_reward_is_none_for_a_completion_that_cannot_be_scored(scorer, caplog):
 def test_the_limit_of_pixels_of_a_row(reward):
     scorer = RewardScorer.from_pretrained(reward, device="cpu")
     scorer.max_pixels = 5000
-    rows = [{"prompt": QUESTION, "responses": ["A."], "images": [picture(0)] * n} for n in (1, 2)]
+    rows = [{"prompt": QUESTION, "responses": ["A."], "images": [noise(0)] * n} for n in (1, 2)]
     good, bad = scorer.score_or_error(rows)
     assert len(good) == 1 and "example 1: image in memory (64, 48): 64 x 48 pixels, where max_pixels" in str(bad)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import write_lines
 
 from rovrm.common.errors import UserError
 from rovrm.data import sources
@@ -20,12 +21,6 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return datasets
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def load(name: object) -> Rows:
@@ -73,8 +68,7 @@ def test_lists() -> None:
 
 
 def test_jsonl_with_a_broken_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", {"x": "line\u2028separator"}, {"y": [1]})
-    path.write_text(path.read_text() + '{"x": \n\n[1]\n{"x": 2}\n', encoding="utf-8")
+    path = write_lines(tmp_path / "a.jsonl", {"x": "line\u2028separator"}, {"y": [1]}, '{"x": ', "", [1], {"x": 2})
     rows = load(path)
     listed = list(rows.take(range(len(rows))))
     assert [row.values is None for row in listed] == [False, False, True, True, False]
@@ -118,8 +112,8 @@ def test_files_that_are_not_data(tmp_path: Path, data: bytes, reason: str) -> No
 
 
 def test_globs_and_folders(tmp_path: Path) -> None:
-    write(tmp_path / "part-1.jsonl", {"x": 1})
-    write(tmp_path / "part-2.jsonl", {"x": 2})
+    write_lines(tmp_path / "part-1.jsonl", {"x": 1})
+    write_lines(tmp_path / "part-2.jsonl", {"x": 2})
     (tmp_path / "dataset_info.json").write_text("{}")
     both = [{"x": 1}, {"x": 2}]
     assert values(load(tmp_path / "part-?.jsonl")) == both
@@ -129,8 +123,8 @@ def test_globs_and_folders(tmp_path: Path) -> None:
 
 
 def test_splits_of_a_folder(tmp_path: Path) -> None:
-    write(tmp_path / "data" / "train-0.jsonl", {"x": 1})
-    write(tmp_path / "data" / "test-0.jsonl", {"x": 2})
+    write_lines(tmp_path / "data" / "train-0.jsonl", {"x": 1})
+    write_lines(tmp_path / "data" / "test-0.jsonl", {"x": 2})
     assert values(load(tmp_path)) == [{"x": 1}]
     assert values(load(f"{tmp_path}?split=test")) == [{"x": 2}]
     with pytest.raises(UserError, match="no split 'val'; it has test, train"):
@@ -307,7 +301,7 @@ def test_hub_without_a_network(datasets, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_folder_named_like_a_hub_id_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "owner" / "name" / "a.jsonl", {"x": 1})
+    write_lines(tmp_path / "owner" / "name" / "a.jsonl", {"x": 1})
     monkeypatch.chdir(tmp_path)
     assert values(load("owner/name")) == [{"x": 1}]
 
@@ -340,7 +334,7 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "iterdir", denied)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         load(tmp_path)
-    write(tmp_path / "a.json", {"a": 1})
+    write_lines(tmp_path / "a.json", {"a": 1})
     monkeypatch.setattr(Path, "read_text", denied)
     with pytest.raises(UserError, match=r"a.json: cannot be read \(Permission denied\)"):
         load(tmp_path / "a.json")

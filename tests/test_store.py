@@ -1,9 +1,8 @@
 """Shards of features: round trip, going on after a kill, and refusing what is stale."""
 
-import json
-
 import pytest
 import torch
+from helpers import read_json
 
 from data_selection.store import Store, StoreError
 
@@ -27,7 +26,7 @@ def test_round_trip(tmp_path):
     store = filled(tmp_path)
     assert len(store) == 5 and list(store.rows(4)) == [20, 21, 22] and store.missing() == []
     units, norms = store.load()
-    assert json.loads((tmp_path / "ids.json").read_text()) == IDS
+    assert read_json(tmp_path / "ids.json") == IDS
     assert units.dtype == torch.float16 and norms.dtype == torch.float32
     assert torch.equal(norms, features().norm(dim=1))  # 2,400 and more: beyond what a sum of halves would keep
     assert torch.allclose(units.float() * norms[:, None], features(), rtol=2e-3, atol=2e-3 * 1e3)

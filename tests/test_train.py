@@ -1,16 +1,22 @@
 """python -m rovrm.train, in-process on the shipped tiny base: what a run writes, resumes, continues and refuses."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import (
+    QUICK,
+    change_last_byte,
+    error_line,
+    output_of,
+    read_json,
+    read_lines,
+    two_processes,
+    without_times,
+    write_lines,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,11 +28,8 @@ from rovrm.settings.phases import PHASES
 from rovrm.train import main
 from rovrm.training.setup import with_default
 from rovrm.world.default import BASE, SECTIONS, SETTINGS
-from rovrm.world.files import write_world
 
-QUICK = ["workers=0", "trainer.disable_tqdm=true", "trainer.use_cpu=true"]
-PAIRS = 120  # of each kind
-
+PAIRS = 64  # of each kind
 NAMES = [phase.name for phase in PHASES]
 
 
@@ -38,27 +41,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def without_times(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key not in ("seconds", "pairs_per_second")}
-
-
-def rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """text.jsonl, caption.jsonl, visual.jsonl and images/ of the world. Do not write into it."""
-    folder = tmp_path_factory.mktemp("data") / "world"
-    write_world(folder, PAIRS)
-    return folder
+def world(world_folder) -> Path:
+    return world_folder(PAIRS)
 
 
 @pytest.fixture(scope="module")
 def settings(world) -> list[str]:
     """The command line of the three phases but for `out`: the shipped base, and a rate from which small data teach."""
     data = [f"{name}.data={world / name}.jsonl" for name in NAMES]
-    return [f"model={BASE}", *data, *(f"{name}.learning_rate=1e-3" for name in NAMES), "eval_fraction=0.2", *QUICK]
+    rates = [f"{name}.learning_rate=1e-3" for name in NAMES]
+    return [f"model={BASE}", *data, *rates, "eval_fraction=0.2", "lora_r=4", *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +63,14 @@ def run(tmp_path_factory, settings) -> Path:
 
 
 def test_three_phases_write_what_they_promise(run):
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     assert list(summary) == ["phase1-text", "phase2-caption", "phase3-visual"]
     for name, record in summary.items():
         assert record["n_train"] + record["n_held_out"] + record["n_skipped"] == PAIRS
         assert record["n_skipped"] == record["n_long"] == 0 and 0.05 * PAIRS <= record["n_held_out"] <= 0.4 * PAIRS
         assert 0 <= record["accuracy"] <= 1 and record["loss"] > 0 and record["shared_rows"]
         folder = run / name
-        scores = rows(folder / "scores.jsonl")
+        scores = read_lines(folder / "scores.jsonl")
         assert len(scores) == record["n_held_out"]
         assert sum(s["results"] for s in scores) / len(scores) == pytest.approx(record["accuracy"])
         for file in (
@@ -108,40 +101,49 @@ def test_phases_continue_one_adapter(run):
         assert not all(torch.equal(phases[before][key], phases[after][key]) for key in lora)
 
 
-def test_merged_checkpoint_scores_as_the_adapter(run, world):
+def assert_scores_as_trained(folder: Path, world: Path, kind: str, tolerance: float = 1e-5) -> None:
+    """The model in a phase's folder gives held-out pairs the scores that training wrote down, and knows their mean."""
+    scorer, record = RewardScorer.from_pretrained(str(folder)), read_json(folder / "phase.json")
+    assert (scorer.mean, scorer.std) == (record["reward_mean"], record["reward_std"])
+    pairs = {row["id"]: row for row in read_lines(world / f"{kind}.jsonl")}
+    for scored in read_lines(folder / "scores.jsonl")[:5]:
+        pair = pairs[scored["id"]]
+        image = str(world / pair["image"]) if "image" in pair else None
+        found = scorer.score(pair["prompt"], [pair["chosen"], pair["rejected"]], images=image)
+        assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=tolerance)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("phase1-text", "text"), ("phase3-visual", "visual")])
+def test_a_phase_folder_scores_as_it_was_trained(run, world, name, kind):
+    """One with an adapter alone, and the last, which is merged."""
+    assert_scores_as_trained(run / name, world, kind)
+
+
+def test_the_last_phase_keeps_its_adapter_too(run, world):
     merged = RewardScorer.from_pretrained(str(run / "phase3-visual"))
     adapted = RewardScorer.from_pretrained(BASE, adapter=str(run / "phase3-visual" / "adapter"))
-    for pair in rows(world / "visual.jsonl")[:3]:
-        answers, picture = [pair["chosen"], pair["rejected"]], str(world / pair["image"])
-        one = merged.score(pair["prompt"], answers, images=picture)
-        assert one == pytest.approx(adapted.score(pair["prompt"], answers, images=picture), abs=1e-5)
-    record = json.loads((run / "phase3-visual" / "phase.json").read_text())
-    assert (merged.mean, merged.std) == (record["reward_mean"], record["reward_std"])
+    pair = read_lines(world / "visual.jsonl")[0]
+    answers, picture = [pair["chosen"], pair["rejected"]], str(world / pair["image"])
+    one, other = (scorer.score(pair["prompt"], answers, images=picture) for scorer in (merged, adapted))
+    assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_the_card_gives_accuracy_with_its_interval(run):
-    record = json.loads((run / "phase3-visual" / "phase.json").read_text())
+    record = read_json(run / "phase3-visual" / "phase.json")
     low, high = record["accuracy_ci95"]
     told = f"{record['accuracy']:.3f} ({low:.3f} to {high:.3f}, n={record['n_held_out']})"
     assert f"Held-out accuracy {told}" in (run / "phase3-visual" / "README.md").read_text()
-    assert all("train_loss" not in entry for entry in rows(run / "phase3-visual" / "trainer_log.jsonl"))
-
-
-def test_adapter_folder_scores_too(run):
-    scorer = RewardScorer.from_pretrained(str(run / "phase1-text"))
-    assert len(scorer.score("What is 2 plus 3?", ["It is 5.", "It is 6."])) == 2
+    assert all("train_loss" not in entry for entry in read_lines(run / "phase3-visual" / "trainer_log.jsonl"))
 
 
 def test_finished_phases_are_not_run_again(run, settings, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("adapter_model.safetensors")}
-    assert main([f"out={run}", *settings]) == 0
-    assert "phase 2 (caption) is finished" in capsys.readouterr().out
+    assert "phase 2 (caption) is finished" in output_of(capsys, main, f"out={run}", *settings)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("adapter_model.safetensors")}
 
 
 def test_other_settings_in_the_same_folder_are_refused(run, settings, capsys):
-    assert main([f"out={run}", "seed=7", *settings]) == 2
-    message = capsys.readouterr().err
+    message = error_line(capsys, main, f"out={run}", "seed=7", *settings)
     assert "begun with other settings (seed: 0, now 7)" in message and "give another out=" in message
 
 
@@ -151,7 +153,7 @@ def test_a_removed_phase_is_trained_again_to_the_same_bits(run, tmp_path):
     shutil.rmtree(again / "phase3-visual")
     assert main([f"recipe={run / 'config.yaml'}", f"out={again}"]) == 0
     assert same(weights(again / "phase3-visual"), weights(run / "phase3-visual"))
-    first, second = (json.loads((out / "phase3-visual" / "phase.json").read_text()) for out in (run, again))
+    first, second = (read_json(out / "phase3-visual" / "phase.json") for out in (run, again))
     assert without_times(first) == without_times(second)
 
 
@@ -159,7 +161,7 @@ def test_a_cut_off_checkpoint_is_passed_over(world, tmp_path, capsys):
     """Killed while saving: the newest checkpoint has no whole trainer_state.json; the one before it is used."""
     out = tmp_path / "cut"
     command = ["phase=1", f"out={out}", f"model={BASE}", f"text.data={world}/text.jsonl", "text.learning_rate=1e-3"]
-    command += ["trainer.save_steps=5", "trainer.save_total_limit=3", *QUICK]
+    command += ["trainer.max_steps=6", "trainer.save_steps=2", "trainer.save_total_limit=3", "lora_r=4", *QUICK]
     assert main(command) == 0
     folder = out / "phase1-text"
     expected = weights(folder)
@@ -169,12 +171,10 @@ def test_a_cut_off_checkpoint_is_passed_over(world, tmp_path, capsys):
     newest = max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
     state = (newest / "trainer_state.json").read_text()
     (newest / "trainer_state.json").write_text(state[: len(state) // 2])
-    capsys.readouterr()
-    assert main(command) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, main, *command)
     assert f"{newest} was cut off" in printed and "checkpoints/checkpoint-" in printed
     assert same(weights(folder), expected)
-    steps = [entry["step"] for entry in rows(folder / "trainer_log.jsonl")]
+    steps = [entry["step"] for entry in read_lines(folder / "trainer_log.jsonl")]
     assert steps == sorted(steps)
 
 
@@ -183,30 +183,28 @@ def test_full_tuning_writes_full_checkpoints(world, tmp_path):
     command = ["phase=1,3", "tuning=full", f"out={out}", f"model={BASE}", "trainer.max_steps=3"]
     data = [f"text.data={world}/text.jsonl", f"visual.data={world}/visual.jsonl"]
     assert main([*command, *data, *QUICK]) == 0
-    for name in ("phase1-text", "phase3-visual"):
-        scorer = RewardScorer.from_pretrained(str(out / name))
-        assert len(scorer.score("What?", ["a", "b"])) == 2
+    for name, kind in (("phase1-text", "text"), ("phase3-visual", "visual")):
+        assert_scores_as_trained(out / name, world, kind)
         assert (out / name / "modeling.py").is_file() and not (out / name / "adapter").exists()
-        assert scorer.mean == json.loads((out / name / "phase.json").read_text())["reward_mean"]
 
 
-@pytest.mark.parametrize("cut", (6, 3))
-def test_full_tuning_resumes_with_the_checkpoints_weights(world, tmp_path, cut):
+def test_full_tuning_resumes_with_the_checkpoints_weights(world, tmp_path):
     """Cut off behind its last checkpoint, and between two: weights and record end bit-equal. The checkpoint's names
     are those of the base family, not of the reward model."""
-    out = tmp_path / "full"
-    command = ["phase=3", "tuning=full", f"out={out}", f"model={BASE}", f"visual.data={world}/visual.jsonl"]
+    command = ["phase=3", "tuning=full", f"model={BASE}", f"visual.data={world}/visual.jsonl"]
     command += ["trainer.max_steps=6", "trainer.save_steps=3", "visual.learning_rate=1e-3", *QUICK]
-    assert main(command) == 0
-    folder = out / "phase3-visual"
-    expected, record = load_file(folder / "model.safetensors"), json.loads((folder / "phase.json").read_text())
-    for path in (folder / "phase.json", folder / "model.safetensors"):
-        path.unlink()
-    if cut == 3:
-        shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
-    assert main(command) == 0
-    assert same(load_file(folder / "model.safetensors"), expected)
-    assert without_times(json.loads((folder / "phase.json").read_text())) == without_times(record)
+    assert main([f"out={tmp_path / 'whole'}", *command]) == 0
+    whole = tmp_path / "whole" / "phase3-visual"
+    for cut in (6, 3):
+        out = shutil.copytree(tmp_path / "whole", tmp_path / f"cut-at-{cut}")
+        folder = out / "phase3-visual"
+        for path in (folder / "phase.json", folder / "model.safetensors"):
+            path.unlink()
+        if cut == 3:
+            shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+        assert main([f"out={out}", *command]) == 0
+        assert same(load_file(folder / "model.safetensors"), load_file(whole / "model.safetensors"))
+        assert without_times(read_json(folder / "phase.json")) == without_times(read_json(whole / "phase.json"))
 
 
 def test_the_best_checkpoint_is_loaded_with_all_its_weights(world, tmp_path):
@@ -216,19 +214,20 @@ def test_the_best_checkpoint_is_loaded_with_all_its_weights(world, tmp_path):
     command += ["trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true"]
     assert main([*command, "trainer.metric_for_best_model=eval_loss"]) == 0
     folder = out / "phase3-visual"
-    states = [json.loads(path.read_text()) for path in folder.glob("checkpoints/*/trainer_state.json")]
+    states = [read_json(path) for path in folder.glob("checkpoints/*/trainer_state.json")]
     best = max(states, key=lambda state: state["global_step"])["best_model_checkpoint"]
     assert same(load_file(folder / "model.safetensors"), load_file(Path(best) / "model.safetensors"))
-    assert json.loads((folder / "phase.json").read_text())["loss"] == pytest.approx(
-        min(row["eval_loss"] for row in rows(folder / "trainer_log.jsonl") if "eval_loss" in row)
+    assert read_json(folder / "phase.json")["loss"] == pytest.approx(
+        min(row["eval_loss"] for row in read_lines(folder / "trainer_log.jsonl") if "eval_loss" in row)
     )
 
 
 def test_init_from_overrides_the_previous_phase(run, world, tmp_path, capsys):
     out = tmp_path / "from"
     command = ["phase=3", f"out={out}", f"model={BASE}", f"init_from={run / 'phase1-text'}"]
-    assert main([*command, f"visual.data={world}/visual.jsonl", "trainer.max_steps=2", *QUICK]) == 0
-    assert f"from {run / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
+    assert f"from {run / 'phase1-text' / 'adapter'}" in output_of(
+        capsys, main, *command, f"visual.data={world}/visual.jsonl", "trainer.max_steps=2", *QUICK
+    )
 
 
 def test_phases_go_on_from_a_full_checkpoint(run, world, settings, tmp_path):
@@ -238,13 +237,9 @@ def test_phases_go_on_from_a_full_checkpoint(run, world, settings, tmp_path):
 
     assert merge([f"model={run / 'phase1-text'}", f"out={tmp_path / 'merged'}"]) == 0
     out = tmp_path / "on"
-    assert main(["phase=2..3", f"out={out}", f"init_from={tmp_path / 'merged'}", *settings]) == 0
-    scorer = RewardScorer.from_pretrained(str(out / "phase3-visual"))
-    pairs = {row["id"]: row for row in rows(world / "visual.jsonl")}
-    for scored in rows(out / "phase3-visual" / "scores.jsonl")[:5]:
-        pair = pairs[scored["id"]]
-        found = scorer.score(pair["prompt"], [pair["chosen"], pair["rejected"]], images=str(world / pair["image"]))
-        assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=1e-5)
+    command = [f"out={out}", f"init_from={tmp_path / 'merged'}", *settings, "trainer.max_steps=3"]
+    assert main(["phase=2..3", *command]) == 0
+    assert_scores_as_trained(out / "phase3-visual", world, "visual")
 
 
 def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
@@ -253,41 +248,35 @@ def test_a_phase_belongs_to_what_it_started_from(settings, tmp_path, capsys):
     out = tmp_path / "order"
     command = [f"out={out}", *settings, "trainer.max_steps=1"]
     assert main(["phase=3", *command]) == 0
-    assert main(["phase=1..3", *command]) == 2
-    message = capsys.readouterr().err
+    message = error_line(capsys, main, "phase=1..3", *command)
     assert "phase3-visual was begun with other settings (start: " in message
     assert f"it started from {BASE} and would now start from {out / 'phase2-caption'};" in message
     shutil.rmtree(out / "phase3-visual")
     assert main(["phase=1..2", *command]) == 0
-    assert main(["phase=1,3", *command]) == 0
-    assert f"from {out / 'phase1-text' / 'adapter'}" in capsys.readouterr().out
-    assert list(json.loads((out / "summary.json").read_text())) == ["phase1-text", "phase3-visual"]
+    assert f"from {out / 'phase1-text' / 'adapter'}" in output_of(capsys, main, "phase=1,3", *command)
+    assert list(read_json(out / "summary.json")) == ["phase1-text", "phase3-visual"]
 
 
 def test_a_phase_alone_starts_from_the_base(run, settings, tmp_path, capsys):
     """Beside finished phases too: it says so, its record stands alone, and it ends as in a folder of its own."""
-    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    alone, beside, settings = tmp_path / "alone", tmp_path / "beside", [*settings, "trainer.max_steps=4"]
     for name in ("phase1-text", "phase2-caption", "split.json"):
         source = run / name
         shutil.copytree(source, beside / name) if source.is_dir() else shutil.copy(source, beside / name)
-    assert main(["phase=3", f"out={alone}", *settings]) == 0
-    assert "would continue it" not in capsys.readouterr().out
-    assert main(["phase=3", f"out={beside}", *settings]) == 0
-    shown = capsys.readouterr().out
+    assert "would continue it" not in output_of(capsys, main, "phase=3", f"out={alone}", *settings)
+    shown = output_of(capsys, main, "phase=3", f"out={beside}", *settings)
     assert f"phase 3 (visual) starts from the base {BASE}, not from {beside / 'phase2-caption'}" in shown
     assert f"init_from={beside / 'phase2-caption'} would continue it" in shown
     assert same(weights(alone / "phase3-visual"), weights(beside / "phase3-visual"))
-    assert list(json.loads((beside / "summary.json").read_text())) == ["phase3-visual"]
+    assert list(read_json(beside / "summary.json")) == ["phase3-visual"]
 
 
 def test_the_last_phase_of_a_full_run_is_no_baseline(run, settings, capsys):
     """Asked for alone it is refused, and says what it started from; continued by name it is the phase that is there."""
-    assert main(["phase=3", f"out={run}", *settings]) == 2
-    message = capsys.readouterr().err
+    message = error_line(capsys, main, "phase=3", f"out={run}", *settings)
     assert f"it started from phase 2 (caption) and would now start from {BASE}" in message
     assert "phase=1..3" in message and "give another out=" in message
-    assert main(["phase=3", f"out={run}", f"init_from={run / 'phase2-caption'}", *settings]) == 0
-    shown = capsys.readouterr().out
+    shown = output_of(capsys, main, "phase=3", f"out={run}", f"init_from={run / 'phase2-caption'}", *settings)
     assert "phase 3 (visual) is finished" in shown and "starts from the base" not in shown
 
 
@@ -295,18 +284,19 @@ def test_what_is_held_out_trains_in_no_phase_nor_later_run(world, settings, tmp_
     """eval_data of the visual phase among the caption rows, and another run with another seed that goes on from it."""
     held, captions, out, on = (tmp_path / name for name in ("held.jsonl", "captions.jsonl", "out", "on"))
     lines = [
-        row | {"image": str(world / row["image"]), "caption": "Some shapes."} for row in rows(world / "visual.jsonl")
+        row | {"image": str(world / row["image"]), "caption": "Some shapes."}
+        for row in read_lines(world / "visual.jsonl")
     ]
-    held.write_text("".join(json.dumps(row) + "\n" for row in lines[:20]))
-    captions.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    write_lines(held, *lines[:20])
+    write_lines(captions, *lines)
     command = [*settings, f"caption.data={captions}", "trainer.max_steps=1"]
     assert main(["phase=2..3", f"out={out}", f"visual.eval_data={held}", *command]) == 0
-    record = json.loads((out / "summary.json").read_text())["phase2-caption"]
+    record = read_json(out / "summary.json")["phase2-caption"]
     assert record["n_skipped"] == 20 and record["n_train"] + record["n_held_out"] == PAIRS - 20
-    reasons = [row["reason"] for row in rows(out / "phase2-caption" / "rejected.jsonl")]
+    reasons = [row["reason"] for row in read_lines(out / "phase2-caption" / "rejected.jsonl")]
     assert len(reasons) == 20 and all("visual.eval_data has the same image" in reason for reason in reasons)
     assert main(["phase=2", f"out={on}", f"init_from={out / 'phase3-visual'}", "seed=4", *command]) == 0
-    first, second = (json.loads((folder / "split.json").read_text()) for folder in (out, on))
+    first, second = (read_json(folder / "split.json") for folder in (out, on))
     assert list(second) == ["phase2-caption", "init_from"]
     trained, not_trained = (
         {image for row in first["phase2-caption"][side] for image in row} for side in ("train", "held_out")
@@ -319,22 +309,25 @@ def test_what_is_held_out_trains_in_no_phase_nor_later_run(world, settings, tmp_
 def test_a_broken_model_is_no_finished_phase(world, tmp_path, capsys):
     out = tmp_path / "nan"
     command = ["phase=3", f"out={out}", f"model={BASE}", "visual.learning_rate=1e30"]
-    assert main([*command, f"visual.data={world}/visual.jsonl", "trainer.max_steps=4", *QUICK]) == 2
-    assert "not finite" in capsys.readouterr().err and not (out / "phase3-visual" / "phase.json").exists()
+    assert (
+        "not finite"
+        in error_line(capsys, main, *command, f"visual.data={world}/visual.jsonl", "trainer.max_steps=4", *QUICK)
+        and not (out / "phase3-visual" / "phase.json").exists()
+    )
 
 
-def test_a_phase_that_learned_nothing_says_so(world, tmp_path, capsys):
+def test_a_phase_that_learned_nothing_says_so(tmp_path, capsys):
     """At a rate that moves nothing the accuracy is chance's; at one that breaks the head all rewards are equal."""
-    data = [f"model={BASE}", f"visual.data={world}/visual.jsonl", "eval_fraction=0.3", *QUICK]
-    assert main(["phase=3", f"out={tmp_path / 'still'}", "visual.learning_rate=1e-9", *data]) == 0
-    printed = capsys.readouterr().out
+    data = [f"model={BASE}", "visual.data=world:visual?n=120", "eval_fraction=0.3", "trainer.max_steps=2", *QUICK]
+    printed = output_of(capsys, main, "phase=3", f"out={tmp_path / 'still'}", "visual.learning_rate=1e-9", *data)
     assert "WARNING: visual: held-out accuracy" in printed and "cannot be told from chance. Try" in printed
-    record = json.loads((tmp_path / "still" / "summary.json").read_text())["phase3-visual"]
+    record = read_json(tmp_path / "still" / "summary.json")["phase3-visual"]
     low, high = record["accuracy_ci95"]
     assert low < 0.5 < high and low < record["accuracy"] < high and len(record["warnings"]) == 1
-    wild = ["tuning=full", "visual.learning_rate=1e4", "trainer.max_steps=2"]
-    assert main(["phase=3", f"out={tmp_path / 'wild'}", *wild, *data]) == 0
-    assert "WARNING: visual: all rewards on the held-out examples are equal (0)" in capsys.readouterr().out
+    wild = ["tuning=full", "visual.learning_rate=1e4"]
+    assert "WARNING: visual: all rewards on the held-out examples are equal (0)" in output_of(
+        capsys, main, "phase=3", f"out={tmp_path / 'wild'}", *wild, *data
+    )
 
 
 def test_the_default_rate_learns_from_a_newcomers_file(tmp_path, capsys):
@@ -344,22 +337,23 @@ def test_the_default_rate_learns_from_a_newcomers_file(tmp_path, capsys):
     assert world.main(["write", f"out={tmp_path / 'data'}", "n=400", "seed=2"]) == 0
     command = [f"model={BASE}", f"visual.data={tmp_path / 'data' / 'visual.jsonl'}", "eval_fraction=0.25", "workers=0"]
     assert main(["phase=3", f"out={tmp_path / 'run'}", *command]) == 0
-    record = json.loads((tmp_path / "run" / "summary.json").read_text())["phase3-visual"]
+    record = read_json(tmp_path / "run" / "summary.json")["phase3-visual"]
     assert record["accuracy"] >= 0.8 and not record["warnings"]
-    assert main(["phase=3", f"out={tmp_path / 'dry'}", "dry_run=true", *command]) == 0
-    assert "learning rate 0.0003 x 38 steps = 0.011 (tuning=lora)" in capsys.readouterr().out
+    assert "learning rate 0.0003 x 38 steps = 0.011 (tuning=lora)" in output_of(
+        capsys, main, "phase=3", f"out={tmp_path / 'dry'}", "dry_run=true", *command
+    )
 
 
 def test_other_data_do_not_go_on_from_a_checkpoint(world, tmp_path, capsys):
     out, file = tmp_path / "data", tmp_path / "text.jsonl"
     lines = (world / "text.jsonl").read_text().splitlines(keepends=True)
     file.write_text("".join(lines))
-    command = ["phase=1", f"out={out}", f"model={BASE}", f"text.data={file}", "trainer.save_steps=5", *QUICK]
+    command = ["phase=1", f"out={out}", f"model={BASE}", f"text.data={file}", "trainer.max_steps=4"]
+    command += ["trainer.save_steps=2", "lora_r=4", *QUICK]
     assert main(command) == 0
     (out / "phase1-text" / "phase.json").unlink()  # as if it had been interrupted
     file.write_text("".join(lines[: PAIRS // 2]))
-    assert main(command) == 2
-    assert "checkpoints made with another data" in capsys.readouterr().err
+    assert "checkpoints made with another data" in error_line(capsys, main, *command)
     file.write_text("".join(lines))
     assert main(command) == 0
 
@@ -374,7 +368,7 @@ def pictures(world, tmp_path) -> Path:
 
 def forget(folder: Path, *keys: str) -> None:
     """As a version before these marks left it."""
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = read_json(folder / "settings.json")
     for key in keys:
         settings.pop(key, None)
         settings["plan"].pop(key, None)
@@ -389,24 +383,21 @@ def test_other_pictures_do_not_go_on_from_a_checkpoint(pictures, tmp_path, capsy
     assert main(command) == 0
     folder, expected = out / "phase3-visual", weights(out / "phase3-visual")
     (folder / "phase.json").unlink()  # as if it had been interrupted
-    held = {pair["id"] for pair in rows(folder / "scores.jsonl")}
-    path = next(pictures / pair["image"] for pair in rows(pictures / "visual.jsonl") if pair["id"] not in held)
+    held = {pair["id"] for pair in read_lines(folder / "scores.jsonl")}
+    path = next(pictures / pair["image"] for pair in read_lines(pictures / "visual.jsonl") if pair["id"] not in held)
     before = path.read_bytes()
     Image.new("RGB", (64, 64), "red").save(path)  # of the size of before, and on the same side of the split
-    assert main(command) == 2
-    message = capsys.readouterr().err
+    message = error_line(capsys, main, *command)
     assert "checkpoints made with another content of images" in message
     assert "restore the content of images, give another out=, or remove that folder" in message
     path.write_bytes(before)
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     forget(folder, "images", "weights")
-    assert main(command) == 0
-    shown = capsys.readouterr().out
+    shown = output_of(capsys, main, *command)
     assert f"{folder} was made by a version that did not note its images: taken as unchanged" in shown
     assert f"{folder} was made by a version that did not note the weights of its base: taken as unchanged" in shown
     assert same(weights(folder), expected)
-    assert main(command) == 0
-    assert "taken as unchanged" not in capsys.readouterr().out  # noted now
+    assert "taken as unchanged" not in output_of(capsys, main, *command)  # noted now
 
 
 def test_other_weights_of_the_base_are_other_settings(world, tmp_path, capsys):
@@ -416,13 +407,10 @@ def test_other_weights_of_the_base_are_other_settings(world, tmp_path, capsys):
     command = ["phase=1", f"out={out}", f"model={base}", f"text.data={world}/text.jsonl", "trainer.max_steps=1", *QUICK]
     assert main(command) == 0
     path = base / "model.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert main(command) == 2
-    assert "phase1-text was begun with other settings (weights: " in capsys.readouterr().err
+    change_last_byte(path)
+    assert "phase1-text was begun with other settings (weights: " in error_line(capsys, main, *command)
     forget(out / "phase1-text", "weights")
-    assert main(command) == 0
-    assert "did not note the weights of its base: taken as unchanged" in capsys.readouterr().out
+    assert "did not note the weights of its base: taken as unchanged" in output_of(capsys, main, *command)
 
 
 def test_the_mark_of_weights_is_of_sizes_headers_and_samples(tmp_path):
@@ -452,8 +440,7 @@ def test_a_run_of_before_splits_and_marks_goes_on(run, settings, tmp_path, capsy
     for path in ("phase.json", "adapter", "scores.jsonl"):
         target = old / "phase3-visual" / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
-    assert main([f"out={old}", *settings]) == 0
-    shown = capsys.readouterr().out
+    shown = output_of(capsys, main, f"out={old}", *settings)
     assert "was begun by a version that kept no split.json" in shown and "taken as unchanged" in shown
     assert same(weights(old / "phase3-visual"), weights(run / "phase3-visual"))
 
@@ -461,7 +448,7 @@ def test_a_run_of_before_splits_and_marks_goes_on(run, settings, tmp_path, capsy
 def test_card_of_a_text_model_runs(family_folder, run, world, tmp_path):
     """The quick start in the card, run as it stands, gives the scorer's score; also for a text model."""
     out = tmp_path / "text"
-    picture = Image.open(world / rows(world / "visual.jsonl")[0]["image"])
+    picture = Image.open(world / read_lines(world / "visual.jsonl")[0]["image"])
     data = f"text.data={world}/text.jsonl"
     assert main(["phase=1", f"out={out}", f"model={family_folder('qwen2')}", data, "trainer.max_steps=1", *QUICK]) == 0
     folder = out / "phase1-text"
@@ -477,8 +464,9 @@ def test_card_of_a_text_model_runs(family_folder, run, world, tmp_path):
 def test_bfloat16_storage_prints_the_measured_change(world, tmp_path, capsys):
     out = tmp_path / "half"
     command = ["phase=3", f"out={out}", f"model={BASE}", "save_dtype=bfloat16", "trainer.max_steps=2"]
-    assert main([*command, f"visual.data={world}/visual.jsonl", *QUICK]) == 0
-    assert "stored in bfloat16: the rewards of 16 fixed short answers move by" in capsys.readouterr().out
+    assert "stored in bfloat16: the rewards of 16 fixed short answers move by" in output_of(
+        capsys, main, *command, f"visual.data={world}/visual.jsonl", *QUICK
+    )
     stored = load_file(out / "phase3-visual" / "model.safetensors")
     assert stored.pop("score.weight").dtype == torch.float32
     assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
@@ -489,8 +477,12 @@ def test_full_tuning_is_stored_in_bfloat16_too(world, tmp_path, capsys):
     out = tmp_path / "half"
     command = ["tuning=full", f"model={BASE}", "save_dtype=bfloat16", "trainer.max_steps=2", *QUICK]
     command += [f"text.data={world}/text.jsonl", f"visual.data={world}/visual.jsonl", "visual.learning_rate=1e-3"]
-    assert main(["phase=1,3", f"out={out}", *command]) == 0
-    assert capsys.readouterr().out.count("stored in bfloat16: the rewards of 16 fixed short answers move by") == 1
+    assert (
+        output_of(capsys, main, "phase=1,3", f"out={out}", *command).count(
+            "stored in bfloat16: the rewards of 16 fixed short answers move by"
+        )
+        == 1
+    )
     assert {t.dtype for t in load_file(out / "phase1-text" / "model.safetensors").values()} == {torch.float32}
     folder = out / "phase3-visual"
     stored = load_file(folder / "model.safetensors")
@@ -499,13 +491,7 @@ def test_full_tuning_is_stored_in_bfloat16_too(world, tmp_path, capsys):
     assert (
         not (folder / "full.tmp").exists() and (folder / "README.md").is_file() and (folder / "modeling.py").is_file()
     )
-    scorer, record = RewardScorer.from_pretrained(str(folder)), json.loads((folder / "phase.json").read_text())
-    assert scorer.mean == record["reward_mean"]
-    pairs = {row["id"]: row for row in rows(world / "visual.jsonl")}
-    for scored in rows(folder / "scores.jsonl")[:3]:
-        pair = pairs[scored["id"]]
-        found = scorer.score(pair["prompt"], [pair["chosen"], pair["rejected"]], images=str(world / pair["image"]))
-        assert found == pytest.approx([scored["scores_chosen"], scored["scores_rejected"]], abs=0.05)
+    assert_scores_as_trained(folder, world, "visual", tolerance=0.05)
     on = tmp_path / "on"
     assert main(["phase=3", f"out={on}", f"init_from={folder}", *command, "save_dtype=float32"]) == 0
     assert {t.dtype for t in load_file(on / "phase3-visual" / "model.safetensors").values()} == {torch.float32}
@@ -551,8 +537,7 @@ def test_given_keys_win_over_the_shipped_default(tmp_path):
 def test_dry_run_prints_and_writes_no_model(tmp_path, capsys):
     out = tmp_path / "dry"
     data = [f"{name}.data=world:{name}?n=60" for name in NAMES]
-    assert main([f"out={out}", "dry_run=true", "eval_fraction=0.2", *data, *QUICK]) == 0
-    printed = capsys.readouterr().out
+    printed = output_of(capsys, main, f"out={out}", "dry_run=true", "eval_fraction=0.2", *data, *QUICK)
     for part in (
         "no model= given",
         f"model {BASE}: rows are shared",
@@ -569,43 +554,11 @@ def test_dry_run_prints_and_writes_no_model(tmp_path, capsys):
     assert not list(out.glob("phase*/adapter")) and not (out / "summary.json").exists()
 
 
-# ---- slow: real kills, two processes ---------------------------------------------------------------------------------
-
-
-def command_line(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "rovrm.train", *arguments]
-
-
-@pytest.mark.slow
-def test_kill_9_in_phase_2_and_the_same_command_again(settings, tmp_path):
-    """Weights, accuracy and loss end bit-equal to an uninterrupted run, wherever the kills fall."""
-    command = [*settings, "trainer.save_steps=3", "caption.epochs=12"]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert main([f"out={straight}", *command]) == 0
-    folder, kills = killed / "phase2-caption", 0
-    while not (killed / "summary.json").exists():
-        process = subprocess.Popen(
-            command_line(f"out={killed}", *command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        before = set(folder.glob("checkpoints/checkpoint-*"))
-        while process.poll() is None:
-            fresh = set(folder.glob("checkpoints/checkpoint-*")) - before
-            if len(fresh) >= 2 and kills < 3 and not (folder / "phase.json").exists():
-                time.sleep(0.05 * kills)
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.01)
-        process.wait()
-    assert kills == 3
-    for name in ("phase1-text", "phase2-caption", "phase3-visual"):
-        assert same(weights(straight / name), weights(killed / name))
-        records = [json.loads((out / name / "phase.json").read_text()) for out in (straight, killed)]
-        assert without_times(records[0]) == without_times(records[1])
+# ---- two processes ---------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_match_one(tmp_path):
-    """torchrun with two processes, the same global batch, an uneven last batch: losses agree to 1e-4."""
+    """The same global batch, and an uneven last batch: losses agree to 1e-4."""
     common = [
         "phase=3",
         f"model={BASE}",
@@ -616,31 +569,13 @@ def test_two_processes_match_one(tmp_path):
     ]
     common += ["batch_size=4", "trainer.logging_steps=1", *QUICK]
     assert main([*common, f"out={tmp_path / 'one'}", "trainer.gradient_accumulation_steps=2"]) == 0
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "rovrm.train",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, *common, f"out={tmp_path / 'two'}"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes" in done.stdout
-    logs = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "phase3-visual" / "trainer_log.jsonl").read_text().splitlines()
-        logs.append([json.loads(line) for line in lines])
+    assert "2 processes" in two_processes(main, [*common, f"out={tmp_path / 'two'}"], tmp_path / "log.txt")
+    logs = [read_lines(tmp_path / name / "phase3-visual" / "trainer_log.jsonl") for name in ("one", "two")]
     one, two = ([entry for entry in log if "loss" in entry] for log in logs)
     assert len(one) == len(two) > 5
     for a, b in zip(one, two, strict=True):
         for key in ("loss", "accuracy", "margin", "mean_reward", "num_tokens"):
             assert a[key] == pytest.approx(b[key], abs=1e-4), (a["step"], key)
-    records = [json.loads((tmp_path / name / "phase3-visual" / "phase.json").read_text()) for name in ("one", "two")]
+    records = [read_json(tmp_path / name / "phase3-visual" / "phase.json") for name in ("one", "two")]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-4)
     assert records[0]["n_train"] == records[1]["n_train"] and records[0]["n_train"] % 8  # uneven: 2 processes, 4 each

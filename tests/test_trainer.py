@@ -1,12 +1,12 @@
 """RewardTrainer: learns, counts, evaluates the same however it is batched, accumulates rightly, resumes bit-equal."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from families import FAMILIES, TEXT_FAMILIES
+from helpers import read_lines
 from peft import get_peft_model
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl
@@ -127,7 +127,7 @@ def test_metrics_are_logged_under_trls_names(trainer_of, tmp_path):
     log = tmp_path / "log.jsonl"
     trainer = trainer_of(colour_pairs(8), max_steps=2, callbacks=[LogFile(log)])
     trainer.train()
-    first = json.loads(log.read_text().splitlines()[0])
+    first = read_lines(log)[0]
     names = {"accuracy", "margin", "mean_reward", "min_reward", "max_reward", "num_tokens", "pairs_per_second", "loss"}
     assert names <= first.keys() and first["step"] == 1
     assert first["min_reward"] <= first["mean_reward"] <= first["max_reward"]
@@ -263,7 +263,7 @@ def test_every_family_trains(family_folder, tmp_path, name):
     pairs = text_pairs(4) if name in TEXT_FAMILIES else colour_pairs(4) + text_pairs(2)
     arguments = RewardConfig(
         str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
-        per_device_train_batch_size=3, learning_rate=1e-2, num_train_epochs=2, dataloader_pin_memory=False,
+        per_device_train_batch_size=3, learning_rate=1e-2, num_train_epochs=1, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = RewardTrainer(model, arguments, pairs, pairs, processor)
     trainer.train()
@@ -303,7 +303,7 @@ def test_a_cut_off_log_is_taken_up(trainer_of, tmp_path):
     log.write_text(log.read_text() + '{"step": 2, "lo')
     again = trainer_of(pairs, callbacks=[LogFile(log)], **options)
     again.train(resume_from_checkpoint=f"{again.args.output_dir}/checkpoint-1")
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 2]
+    assert [entry["step"] for entry in read_lines(log)] == [1, 2, 2]
 
 
 def test_center_coefficient_pulls_rewards_to_zero(trainer_of):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from datasets import Dataset, Image
+from helpers import close, forward_sizes
 
 from rovrm.model.scorer import RewardScorer
 from rovrm.world.default import BASE
@@ -67,21 +68,16 @@ def data_set(column: str, folder: Path) -> Dataset:
 def one_step(kind: str, scorer: RewardScorer, data: Dataset, folder: Path) -> Step:
     """kind: GRPO or RLOO. The policy is the shipped base, and TRL is given the bound method itself."""
     trl = pytest.importorskip("trl")
-    calls, rows = [], []
-    method, forward = RewardScorer.reward, scorer.model.forward
+    calls, method = [], RewardScorer.reward
 
     @functools.wraps(method)
     def watched(self, **given):
         calls.append((given, method(self, **given)))
         return calls[-1][1]
 
-    def counted(**inputs):
-        rows.append(inputs["input_ids"].shape[0])
-        return forward(**inputs)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RewardScorer, "reward", watched)
-        patch.setattr(scorer.model, "forward", counted)
+        sizes = forward_sizes(patch, scorer.model)
         arguments = getattr(trl, f"{kind}Config")(
             output_dir=str(folder),
             per_device_train_batch_size=len(QUESTIONS) * GENERATIONS,
@@ -105,7 +101,7 @@ def one_step(kind: str, scorer: RewardScorer, data: Dataset, folder: Path) -> St
         trainer.train()
     moved = [name for name, tensor in trainer.model.named_parameters() if not torch.equal(tensor, before[name])]
     assert len(calls) == 1  # all completions of the batch together
-    return Step(*calls[0], rows, trainer.state.log_history[0], moved)
+    return Step(*calls[0], [rows for rows, _ in sizes], trainer.state.log_history[0], moved)
 
 
 def answers(step: Step) -> list[str]:
@@ -119,10 +115,6 @@ def one_by_one(scorer: RewardScorer, step: Step, images: list[Any]) -> list[floa
     asked = [QUESTIONS[number] for number in step.given["number"]]
     rows = zip(asked, answers(step), images, strict=True)
     return [scorer.score(question, [answer], images=image)[0] for question, answer, image in rows]
-
-
-def close(one: list[float], other: list[float]) -> bool:
-    return one == pytest.approx(other, abs=1e-5)
 
 
 def apart(one: list[float], other: list[float]) -> bool:

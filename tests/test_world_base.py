@@ -3,13 +3,14 @@
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rovrm.tiny_base import base
+from rovrm.tiny_base import base, measure
 from rovrm.tiny_base.base import encode, make_model, padded, pixels, train_language, train_tower
 from rovrm.tiny_base.lessons import REPAIRABLE, SLIPPED, Sample, base_sample, repaired
 from rovrm.tiny_base.measure import fact_accuracy, measure_base
@@ -56,11 +57,27 @@ def test_the_shipped_base_sees_every_kind_of_fact(model, processor):
     assert min(fact_accuracy(model, processor, scenes=200).values()) > 0.9
 
 
+@pytest.mark.slow
 def test_the_shipped_base_leaves_something_to_align(model, processor):
-    """Bounds are those of the full measure (5 to 20 and 20 to 35 %) and two standard errors of 100 scenes."""
-    found = measure_base(model, processor, scenes=100)
-    assert 0.05 <= found["greedy"] <= 0.28 and 0.16 <= found["sampled"] <= 0.40
-    assert found["all of 8"] < 0.1 and found["coverage"] > 0.9
+    found = measure_base(model, processor)
+    assert 0.05 <= found["greedy"] <= 0.20 and 0.20 <= found["sampled"] <= 0.35
+    assert found["all of 8"] < 0.05 and found["coverage"] > 0.9
+
+
+def test_a_measure_counts_what_the_oracle_finds_false(model, processor, monkeypatch):
+    """On ten scenes, and with an oracle that finds every second answer false."""
+    answers: list[str] = []
+
+    def every_second(scene, question, answer):
+        answers.append(answer)
+        return SimpleNamespace(false=len(answers) % 2 == 0, coverage=0.75)
+
+    monkeypatch.setattr(measure, "fact_accuracy", lambda *_, **__: {"colour": 1.0, "size": 1.0})
+    monkeypatch.setattr(measure, "judge", every_second)
+    found = measure_base(model, processor, scenes=10)
+    assert len(answers) == 10 + 80 and len(set(answers)) > 20
+    rates = {"greedy": 0.5, "sampled": 0.5, "all of 8": 0.0, "coverage": 0.75}
+    assert found == rates | {"colour": 1.0, "size": 1.0, "new join: colour": 1.0}
 
 
 def test_pixels_are_those_of_the_processor(processor):
@@ -144,15 +161,13 @@ def test_the_tower_never_sees_a_held_out_join(processor, monkeypatch):
 def test_both_stages_train(processor):
     model = make_model(processor, width=32, layers=2, tower_width=32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    said: list[str] = []
-    train_tower(model, processor, steps=200, report=said.append)
+    train_tower(model, processor, steps=20)
     tower = {name: value.clone() for name, value in model.state_dict().items() if "vision_tower" in name}
-    train_language(model, processor, samples=64, batch=8, report=said.append)
+    train_language(model, processor, samples=64, batch=8)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in tower.items())  # frozen in the second stage
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert any("vision_tower" in name for name in moved) and any("language_model" in name for name in moved)
-    assert "tower step 200" in said[0]
 
 
 def test_a_batch_is_padded_on_the_right_and_learns_answers_only(processor):

@@ -1,9 +1,9 @@
 """The world as files, and `python -m rovrm.world`: the same bytes twice, whole or not at all, readable as data."""
 
-import json
 from pathlib import Path
 
 import pytest
+from helpers import error_line, output_of, read_lines
 
 from rovrm.common.errors import UserError
 from rovrm.data.images import content_hash
@@ -19,10 +19,6 @@ MORE = {"text": set(), "caption": {"caption"}, "visual": {"caption", "image"}}
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -45,7 +41,7 @@ def test_fewer_rows_are_the_first_of_more(tmp_path):
     write_world(tmp_path / "few", 3)
     write_world(tmp_path / "many", 8)
     for inputs in INPUTS:
-        assert rows(tmp_path / "few" / f"{inputs}.jsonl") == rows(tmp_path / "many" / f"{inputs}.jsonl")[:3]
+        assert read_lines(tmp_path / "few" / f"{inputs}.jsonl") == read_lines(tmp_path / "many" / f"{inputs}.jsonl")[:3]
 
 
 @pytest.mark.parametrize("inputs", INPUTS)
@@ -53,7 +49,7 @@ def test_files_read_as_the_source_does(tmp_path, inputs):
     """The rows of `world:visual?n=9&seed=2` with their answers and pixels, found beside the file; none is rejected."""
     write_world(tmp_path / "data", 9, seed=2, split="test")
     file = tmp_path / "data" / f"{inputs}.jsonl"
-    assert all(row.keys() == FIELDS | MORE[inputs] for row in rows(file))
+    assert all(row.keys() == FIELDS | MORE[inputs] for row in read_lines(file))
     read, made = load_examples(str(file)), load_examples(f"world:{inputs}?n=9&seed=2&split=test")
     assert not read.rejected and len(read.examples) == 9
     made_by_id = {example.id: example for example in made.examples}
@@ -95,30 +91,21 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 # ---- python -m rovrm.world -------------------------------------------------------------------------------------------
 
 
-def refused(capsys, *argv: str) -> str:
-    """The one line with which the command ends."""
-    assert main(list(argv)) == 2
-    printed = capsys.readouterr()
-    assert not printed.out and printed.err.startswith("rovrm.world: error: ") and printed.err.count("\n") == 1
-    return printed.err
-
-
 def test_unknown_commands(capsys):
-    assert "'paint', takes train or measure or write" in refused(capsys, "paint", "out=x")
-    assert "no command" in refused(capsys)
-    assert main(["--help"]) == 0
-    assert "python -m rovrm.world write out=" in capsys.readouterr().out
+    assert "'paint', takes train or measure or write" in error_line(capsys, main, "paint", "out=x")
+    assert "no command" in error_line(capsys, main)
+    assert "python -m rovrm.world write out=" in output_of(capsys, main, "--help")
 
 
 def test_write(tmp_path, capsys):
     out = tmp_path / "new" / "data"
-    assert main(["write", f"out={out}", "n=5", "seed=1", "split=test"]) == 0
-    assert "5 pairs of each kind" in capsys.readouterr().out
+    printed = output_of(capsys, main, "write", f"out={out}", "n=5", "seed=1", "split=test")
+    assert "5 pairs of each kind" in printed
     for inputs in INPUTS:
-        assert [row["id"] for row in rows(out / f"{inputs}.jsonl")] == [f"{inputs}-test-1-{i}" for i in range(5)]
+        assert [row["id"] for row in read_lines(out / f"{inputs}.jsonl")] == [f"{inputs}-test-1-{i}" for i in range(5)]
     assert len(list((out / "images").iterdir())) == 5
     before = content(out)
-    assert str(out) in refused(capsys, "write", f"out={out}", "n=5")
+    assert str(out) in error_line(capsys, main, "write", f"out={out}", "n=5")
     assert content(out) == before
 
 
@@ -136,12 +123,12 @@ def test_write(tmp_path, capsys):
 )
 def test_bad_settings(tmp_path, monkeypatch, capsys, argv, named):
     monkeypatch.chdir(tmp_path)
-    assert named in refused(capsys, *argv)
+    assert named in error_line(capsys, main, *argv)
     assert not list(tmp_path.iterdir())
 
 
 def test_train_does_not_write_over_a_model(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
-    message = refused(capsys, "train", f"out={tmp_path}", "samples=1000")
+    message = error_line(capsys, main, "train", f"out={tmp_path}", "samples=1000")
     assert str(tmp_path) in message and "holds a model already; give another folder" in message
     assert content(tmp_path) == {"config.json": b"{}"}

@@ -7,10 +7,11 @@ import pytest
 
 from rovrm.world import oracle, reading
 from rovrm.world.language import KINDS, ask, caption, describe, join
-from rovrm.world.oracle import better, judge
+from rovrm.world.oracle import Verdict, better, judge
 from rovrm.world.pairs import _PAIRS, FLOURISHES, NOTES, faithful_pair
-from rovrm.world.reading import LEXICON, read
+from rovrm.world.reading import read
 from rovrm.world.scenes import DOMAINS, Domain, Scene, Thing, draw_scene, edit
+from rovrm.world.tokens import LEXICON
 
 SEE = "What do you see?"
 KEEPS = "Who keeps what?"
@@ -505,18 +506,22 @@ def test_word_salad_never_raises_and_the_parts_of_a_verdict_agree():
         shown = draw_scene(rng, rng.choice(DOMAINS), None)
         question = ask(rng, shown, KINDS[i % len(KINDS)])
         prompt = question.text if question and i % 4 else " ".join(rng.choices(words, k=9))
-        verdict = judge(shown, prompt, " ".join(rng.choices(words, k=rng.randrange(30))))
-        assert verdict.hallucinated <= verdict.facts and verdict.covered <= facts_of(shown)
-        assert verdict.covered <= verdict.facts - verdict.hallucinated
-        assert verdict.parsed == bool(verdict.facts) and verdict.hallucinated_mentions <= verdict.mentions
-        assert not verdict.correct or not verdict.hallucinated
+        assert_parts_agree(shown, judge(shown, prompt, " ".join(rng.choices(words, k=rng.randrange(30)))))
+
+
+def assert_parts_agree(shown: Scene, verdict: Verdict) -> None:
+    assert verdict.hallucinated <= verdict.facts and verdict.covered <= facts_of(shown)
+    assert verdict.covered <= verdict.facts - verdict.hallucinated
+    assert verdict.parsed == bool(verdict.facts) and verdict.hallucinated_mentions <= verdict.mentions
+    assert not verdict.correct or not verdict.hallucinated
 
 
 def test_any_characters_are_taken():
     for i in range(300):
         rng = random.Random(i)
         text = "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0x3000), 10])) for _ in range(60))
-        judge(draw_scene(rng, "notes"), text[::-1], text)
+        shown = draw_scene(rng, "notes")
+        assert_parts_agree(shown, judge(shown, text[::-1], text))
 
 
 def test_the_oracle_does_not_know_how_answers_are_worded():

@@ -3,7 +3,7 @@
 import pytest
 
 from rovrm.best_of_n.world_page import explain, headline, write_report
-from rovrm.best_of_n.world_table import compare_choices, judge_rows
+from rovrm.best_of_n.world_table import compare_choices, judge_records
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
 from rovrm.world.oracle import judge
@@ -36,9 +36,9 @@ def test_a_page(tmp_path):
     texts = [TRUE, "A large red circle.", "A large red circle.", "<script>alert(1)</script>"]
     row = {"candidates": texts, "scores": [1.0, 2.5, 2.5, -1.0], "best": 1, "logprobs": [-1.0] * 4}
     row["greedy"] = {"text": TRUE, "score": 1.0}
-    judged = judge_rows([example], [row])
+    judged = judge_records([example], [row])
     choices = compare_choices(judged, [row])
-    page = write_report(tmp_path, "none", [example], [row], judged, choices).read_text(encoding="utf-8")
+    page = write_report(tmp_path, {}, [example], [row], judged, choices).read_text(encoding="utf-8")
     assert "says something false about 100.0% of 1 pictures" in headline(choices) and headline(choices) in page
     items = page.split("<li")[1:]
     assert [("★ chosen" in item, "✓ true" in item, "✗ 1 false" in item, "? unreadable" in item) for item in items] == [

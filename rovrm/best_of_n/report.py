@@ -1,25 +1,26 @@
 """The summary of rovrm.bon: what the choice is worth, with intervals, in print, in summary.json and as a curve.
 
-    summarise(config, examples, rows)     # rows: those of bon.jsonl, one per example
+    write_summary(config, examples, records)     # records: those of bon.jsonl, one per example
 
 Intervals are 95 % bootstrap intervals over prompts.
 """
 
-import json
 import math
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rovrm.best_of_n.curve import curve, kl_bound, mean_ci95, plot_curve, print_curve, standing
+from rovrm.best_of_n.world_page import write_report
+from rovrm.best_of_n.world_table import compare_choices, judge_records, print_choices
 from rovrm.common.errors import UserError
-from rovrm.common.files import write_json
+from rovrm.common.files import read_json, write_json
+from rovrm.common.phase_table import print_phases
 from rovrm.data.example import Example
 from rovrm.settings.keys import BonConfig
-from rovrm.training.outputs import print_phases
+from rovrm.world.oracle import Verdict
 
 NEXT = """
 Next, with your own data: look at it, train on it (without dry_run=true), and choose answers with what you trained:
@@ -27,144 +28,186 @@ Next, with your own data: look at it, train on it (without dry_run=true), and ch
   python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon"""
 
 
-def summarise(config: BonConfig, examples: list[Example], rows: list[dict[str, Any]]) -> None:
+def write_summary(config: BonConfig, examples: list[Example], records: list[dict[str, Any]]) -> None:
     """Writes and prints the rewards of the best, the mean, the first, a random and the greedy candidate, and the curve;
     with the world's own prompts also what is true in them."""
-    out, failed = Path(config.out), [row for row in rows if "error" in row]
-    if len(failed) == len(rows):
-        raise UserError(
-            f"not one of the {len(rows)} prompts could be used (see {out / 'bon.jsonl'}): {rows[0]['error']}"
-        )
-    examples = [example for example, row in zip(examples, rows, strict=True) if "error" not in row]
-    rows = [row for row in rows if "error" not in row]
-    counts = [len(row["candidates"]) for row in rows]
-    summary: dict[str, Any] = {"n": max(counts), "n_min": min(counts), "prompts": len(rows)}
-    summary |= {"failed": len(failed), "reward": _rewards_by_choice(rows, config.seed), "flagged": _flagged(rows)}
-    if any("names" in row for row in rows):
-        summary["names"] = _by_name(rows)
-    if all("greedy" in row and e.images and e.images[0].drawing for e, row in zip(examples, rows, strict=True)):
-        from rovrm.best_of_n.world_page import write_report
-        from rovrm.best_of_n.world_table import compare_choices, judge_rows, print_choices
+    out = Path(config.out)
+    errors = [record["error"] for record in records if "error" in record]
+    if len(errors) == len(records):
+        raise UserError(f"not one of the {len(records)} prompts could be used (see {out / 'bon.jsonl'}): {errors[0]}")
+    examples = [example for example, record in zip(examples, records, strict=True) if "error" not in record]
+    records = [record for record in records if "error" not in record]
 
-        judged = judge_rows(examples, rows)
-        summary["choices"] = compare_choices(judged, rows)
-        summary["curve"] = _curve(config, rows, judged)
-        plot_curve(out / "curve.svg", summary["curve"], summary["choices"]["rates"]["greedy"]["false"])
-        phases = Path(config.model).parent / "summary.json"
-        if phases.is_file():
-            print_phases(json.loads(phases.read_text()))
-        print_choices(summary["choices"])
-        page = write_report(out, config.model, examples, rows, judged, summary["choices"])
+    summary = _counts_and_rewards(config, records, len(errors))
+    if _truth_is_known(examples, records):
+        verdicts = judge_records(examples, records)
+        choices = summary["choices"] = compare_choices(verdicts, records)
+        summary["curve"] = _curve(config, records, verdicts)
+        plot_curve(out / "curve.svg", summary["curve"], greedy=choices["rates"]["greedy"]["false"])
+        phases = _phases_of(config.model)
+        if phases:
+            print_phases(phases)
+        print_choices(choices)
+        page = write_report(out, phases, examples, records, verdicts, choices)
         print(f"\nreport: {page}")
     else:
-        summary["curve"] = _curve(config, rows, None)
+        summary["curve"] = _curve(config, records, None)
         plot_curve(out / "curve.svg", summary["curve"])
+
     _print_rewards(summary)
     _print_flagged(summary["flagged"], config.max_new_tokens)
-    if failed:
-        print(f"{len(failed)} prompts could not be used, the first: {failed[0]['error']}")
+    if errors:
+        print(f"{len(errors)} prompts could not be used, the first: {errors[0]}")
     print_curve(summary["curve"])
     if summary["n_min"] < summary["n"]:
         print(f"(of the {summary['n_min']} to {summary['n']} candidates the table takes the first {summary['n_min']})")
     write_json(out / "summary.json", summary)
     print(f"\ncandidates and scores: {out / 'bon.jsonl'}")
-    if not config.policy and summary.get("choices"):
+    if "choices" in summary and not config.policy:  # the demo
         print(NEXT)
 
 
-def _rewards_by_choice(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def _truth_is_known(examples: list[Example], records: list[dict[str, Any]]) -> bool:
+    """Whether all pictures are the world's own, and the answers a policy's."""
+    for example, record in zip(examples, records, strict=True):
+        if "greedy" not in record or not example.images or not example.images[0].drawing:
+            return False
+    return True
+
+
+def _phases_of(model: str) -> dict[str, dict[str, Any]]:
+    """summary.json of the run that trained the reward model, by phase; empty where its folder is not in a run's."""
+    path = Path(model).parent / "summary.json"
+    return read_json(path) if path.is_file() else {}
+
+
+# ---- what is summed up -----------------------------------------------------------------------------------------------
+
+
+def _counts_and_rewards(config: BonConfig, records: list[dict[str, Any]], failed: int) -> dict[str, Any]:
+    counts = [len(record["candidates"]) for record in records]
+    summary: dict[str, Any] = {
+        "n": max(counts),
+        "n_min": min(counts),
+        "prompts": len(records),
+        "failed": failed,
+        "reward": _rewards_by_choice(records, config.seed),
+        "flagged": _flagged(records),
+    }
+    if any("names" in record for record in records):
+        summary["names"] = _by_name(records)
+    return summary
+
+
+def _rewards_by_choice(records: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """The mean reward by way of choosing, with its interval."""
     rng = np.random.default_rng(seed)
-    kinds = {
-        "best": [row["scores"][row["best"]] for row in rows],
-        "mean": [sum(row["scores"]) / len(row["scores"]) for row in rows],
-        "first": [row["scores"][0] for row in rows],
-        "random": [row["scores"][rng.integers(len(row["scores"]))] for row in rows],
+    rewards = {
+        "best": [record["scores"][record["best"]] for record in records],
+        "mean": [sum(record["scores"]) / len(record["scores"]) for record in records],
+        "first": [record["scores"][0] for record in records],
+        "random": [record["scores"][rng.integers(len(record["scores"]))] for record in records],
     }
-    if "greedy" in rows[0]:
-        kinds["greedy"] = [row["greedy"]["score"] for row in rows]
-    return {name: mean_ci95(values) for name, values in kinds.items()}
+    if "greedy" in records[0]:
+        rewards["greedy"] = [record["greedy"]["score"] for record in records]
+    return {name: mean_ci95(values) for name, values in rewards.items()}
 
 
-def _flagged(rows: list[dict[str, Any]]) -> dict[str, int]:
+def _flagged(records: list[dict[str, Any]]) -> dict[str, int]:
+    """How many candidates, and how many of those chosen, are empty, repeated or cut."""
     flagged = {
-        "empty": sum(len(row["empty"]) for row in rows),
-        "repeated": sum(len(row["repeated"]) for row in rows),
-        "best_is_empty": sum(row["best"] in row["empty"] for row in rows),
+        "empty": sum(len(record["empty"]) for record in records),
+        "repeated": sum(len(record["repeated"]) for record in records),
+        "best_is_empty": sum(record["best"] in record["empty"] for record in records),
     }
-    if "greedy" in rows[0]:
+    if "greedy" in records[0]:
         flagged |= {
-            "cut": sum(len(row.get("cut", [])) for row in rows),
-            "best_is_cut": sum(row["best"] in row.get("cut", []) for row in rows),
-            "cut_unknown": sum("cut" not in row for row in rows),  # lines of a run before it was noted
+            "cut": sum(len(record.get("cut", [])) for record in records),
+            "best_is_cut": sum(record["best"] in record.get("cut", []) for record in records),
+            "cut_unknown": sum("cut" not in record for record in records),  # of a run before it was noted
         }
     return flagged
 
 
-def _by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Per name the number of candidates, how often one of them is the best, and their mean reward."""
-    named = [(name, score, i == row["best"]) for row in rows for i, (name, score) in enumerate(_named(row))]
-    count = Counter(name for name, *_ in named)
-    best = Counter(name for name, _, is_best in named if is_best)
+def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Per name the number of candidates, how often one of them is the best, and their mean reward; most candidates
+    first."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    best: dict[str, int] = defaultdict(int)
+    for record in records:
+        names = record.get("names") or [""] * len(record["scores"])
+        best[names[record["best"]]] += 1
+        for name, score in zip(names, record["scores"], strict=True):
+            scores[name].append(score)
+    names = sorted(scores, key=lambda name: -len(scores[name]))
     return {
-        name: {"candidates": n, "best": best[name], "mean_reward": math.fsum(s for m, s, _ in named if m == name) / n}
-        for name, n in count.most_common()
+        name: {
+            "candidates": len(scores[name]),
+            "best": best[name],
+            "mean_reward": math.fsum(scores[name]) / len(scores[name]),
+        }
+        for name in names
     }
 
 
-def _named(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    return zip(row.get("names") or [""] * len(row["scores"]), row["scores"], strict=True)
-
-
-def _curve(config: BonConfig, rows: list[dict[str, Any]], judged: Any) -> list[dict[str, Any]]:
-    """The curve up to the smallest number of candidates of any prompt. Its KL bounds hold for samples of one policy,
-    not for answers of several."""
-    most = min(len(row["candidates"]) for row in rows)
-    points = config.n if len(config.n) > 1 else sorted({*(2**i for i in range(most.bit_length())), most})
-    rewards = np.array([row["scores"][:most] for row in rows])
-    places = np.array([_ranks(_standings(row, config.allow_empty)[:most]) for row in rows])
-    if judged is None:
-        records = curve(points, rewards, places)
+def _curve(config: BonConfig, records: list[dict[str, Any]], verdicts: list[list[Verdict]] | None) -> list[dict]:
+    """The curve up to the smallest number of candidates of any prompt. verdicts: where the truth is known."""
+    most = min(len(record["candidates"]) for record in records)
+    if len(config.n) > 1:
+        sizes = config.n
     else:
-        worth = np.array([_ranks([v.worth for v in verdicts[:most]]) for verdicts in judged])
-        false = np.array([[float(v.false) for v in some[:most]] for some in judged])
-        records = curve(points, rewards, places, false, worth)
-    if not any("names" in row for row in rows):
-        records = [record | {"kl_bound": kl_bound(record["n"])} for record in records]
-    return records
+        sizes = sorted({*(2**i for i in range(most.bit_length())), most})  # 1, 2, 4, ... and all
+
+    rewards = np.array([record["scores"][:most] for record in records])  # this and the next three: (prompts, most)
+    ranks = np.array([_ranks(_standings(record, config.allow_empty)[:most]) for record in records])
+    false = worth = None
+    if verdicts is not None:
+        false = np.array([[float(verdict.false) for verdict in of_one[:most]] for of_one in verdicts])
+        worth = np.array([_ranks([verdict.worth for verdict in of_one[:most]]) for of_one in verdicts])
+    points = curve(sizes, rewards, ranks, false, worth)
+
+    # The bound holds for samples of one policy, not for the answers of several.
+    if not any("names" in record for record in records):
+        for point in points:
+            point["kl_bound"] = kl_bound(point["n"])
+    return points
 
 
-def _standings(row: dict[str, Any], allow_empty: bool) -> list[tuple[bool, float]]:
-    return [standing(text, score, allow_empty) for text, score in zip(row["candidates"], row["scores"], strict=True)]
+def _standings(record: dict[str, Any], allow_empty: bool) -> list[tuple[bool, float]]:
+    return [standing(t, s, allow_empty) for t, s in zip(record["candidates"], record["scores"], strict=True)]
 
 
-def _ranks(worths: list[Any]) -> list[int]:
-    """0 for the least; equal ones have the same rank."""
-    order = sorted(set(worths))
-    return [order.index(worth) for worth in worths]
+def _ranks(values: list[Any]) -> list[int]:
+    """0 for the least; equal ones have the same rank. Arrays hold numbers, while standing and worth are tuples."""
+    order = sorted(set(values))
+    return [order.index(value) for value in values]
+
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
 
 
 def _print_rewards(summary: dict[str, Any]) -> None:
-    told = ", ".join(
-        f"{name} {found['value']:.3f} ({found['ci95'][0]:.3f} to {found['ci95'][1]:.3f})"
-        for name, found in summary["reward"].items()
-    )
+    parts = []
+    for choice, reward in summary["reward"].items():
+        low, high = reward["ci95"]
+        parts.append(f"{choice} {reward['value']:.3f} ({low:.3f} to {high:.3f})")
     n = f"{summary['n_min']} to {summary['n']}" if summary["n_min"] < summary["n"] else summary["n"]
-    print(f"\nreward of {summary['prompts']} prompts, n = {n}: {told}")
-    for name, found in summary.get("names", {}).items():
-        told = f"best of {found['best']} prompts, mean reward {found['mean_reward']:.3f}"
-        print(f"  {name}: {found['candidates']} candidates, {told}")
+    print(f"\nreward of {summary['prompts']} prompts, n = {n}: {', '.join(parts)}")
+    for name, counts in summary.get("names", {}).items():
+        worth = f"best of {counts['best']} prompts, mean reward {counts['mean_reward']:.3f}"
+        print(f"  {name}: {counts['candidates']} candidates, {worth}")
 
 
-def _print_flagged(flagged: dict[str, int], length: int) -> None:
+def _print_flagged(flagged: dict[str, int], max_new_tokens: int) -> None:
     if not any(flagged.values()):
         return
-    told = (
+    line = (
         f"{flagged['empty']} candidates are empty and {flagged['repeated']} repeat another of their prompt; "
         f"the best is empty in {flagged['best_is_empty']} prompts"
     )
     if flagged.get("cut"):
-        told += f"; {flagged['cut']} candidates are cut at max_new_tokens={length}, the best in "
-        told += f"{flagged['best_is_cut']} prompts: raise max_new_tokens"
+        line += f"; {flagged['cut']} candidates are cut at max_new_tokens={max_new_tokens}, the best in "
+        line += f"{flagged['best_is_cut']} prompts: raise max_new_tokens"
     if flagged.get("cut_unknown"):
-        told += f"; which are cut is not noted for {flagged['cut_unknown']} prompts of an earlier version"
-    print(told)
+        line += f"; which are cut is not noted for {flagged['cut_unknown']} prompts of an earlier version"
+    print(line)

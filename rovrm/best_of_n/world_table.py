@@ -1,7 +1,7 @@
 """What best-of-n gains where the truth is known: the table of choices, which rovrm/best_of_n/world_page.py also shows.
 
-    judged = judge_rows(examples, rows)             # of rovrm.bon: prompts about pictures of the world, and bon.jsonl
-    choices = compare_choices(judged, rows)
+    verdicts = judge_records(examples, records)      # of rovrm.bon: prompts about pictures of the world, and bon.jsonl
+    choices = compare_choices(verdicts, records)
     print_choices(choices)
 
 Every way of choosing one of the n candidates is judged by the oracle on the same scenes: greedy decoding, a candidate
@@ -30,21 +30,31 @@ CHOICES = {
 }
 
 
-def compare_choices(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rates over prompts by choice, the ratios that matter with intervals, and the accuracy of the reward model on the
-    policy's own pairs (two candidates of one prompt that the oracle does not find equal)."""
-    n = len(rows[0]["candidates"])
-    table: dict[str, dict[str, np.ndarray]] = {name: _rates(judged, rows, pick) for name, pick in _PICKS.items()}
-    pairs = [_pair_results(verdicts, row) for verdicts, row in zip(judged, rows, strict=True)]
-    false = {name: values["false"] for name, values in table.items()}
+def compare_choices(verdicts: list[list[Verdict]], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What each way of choosing is worth.
+
+    Args:
+        verdicts: per prompt those of the candidates, and last that of the greedy answer.
+        records: those of bon.jsonl.
+
+    Returns:
+        Rates over prompts by choice, the ratios that matter with intervals, and the accuracy of the reward model on the
+        policy's own pairs (two candidates of one prompt that the oracle does not find equal).
+    """
+    measures = {name: _measures(verdicts, records, pick) for name, pick in _PICKS.items()}
+    false = {name: by_measure["false"] for name, by_measure in measures.items()}
+    pairs = [_pair_results(of_prompt, record) for of_prompt, record in zip(verdicts, records, strict=True)]
+    rates = {}
+    for name, by_measure in measures.items():
+        rates[name] = {measure: float(values.mean()) for measure, values in by_measure.items()}
     return {
-        "n": n,
-        "prompts": len(rows),
-        "rates": {name: {k: float(v.mean()) for k, v in values.items()} for name, values in table.items()},
+        "n": len(records[0]["candidates"]),
+        "prompts": len(records),
+        "rates": rates,
         "reward_over_mean": _ratio(false["reward"], false["mean"]),
         "reward_over_greedy": _ratio(false["reward"], false["greedy"]),
         "reward_over_logprob": _ratio(false["reward"], false["logprob"]),
-        "all_candidates_false": int(sum(all(v.false for v in verdicts[:-1]) for verdicts in judged)),
+        "all_candidates_false": sum(all(verdict.false for verdict in of_prompt[:-1]) for of_prompt in verdicts),
         "own_pairs": _pair_accuracy(pairs),
     }
 
@@ -52,14 +62,15 @@ def compare_choices(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]])
 # ---- judging ---------------------------------------------------------------------------------------------------------
 
 
-def judge_rows(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> list[list[Verdict]]:
+def judge_records(examples: Sequence[Example], records: Sequence[dict[str, Any]]) -> list[list[Verdict]]:
     """Per prompt the verdicts of the candidates, and last that of the greedy answer."""
-    judged = []
-    for example, row in zip(examples, rows, strict=True):
+    verdicts = []
+    for example, record in zip(examples, records, strict=True):
         drawing: Any = example.images[0].drawing
         prompt = text_of(example.prompt[-1]["content"])
-        judged.append([judge(drawing.scene, prompt, text) for text in [*row["candidates"], row["greedy"]["text"]]])
-    return judged
+        texts = [*record["candidates"], record["greedy"]["text"]]
+        verdicts.append([judge(drawing.scene, prompt, text) for text in texts])
+    return verdicts
 
 
 def best_by_oracle(verdicts: Sequence[Verdict]) -> int:
@@ -67,64 +78,74 @@ def best_by_oracle(verdicts: Sequence[Verdict]) -> int:
     return max(range(len(verdicts)), key=lambda i: verdicts[i].worth)
 
 
-# (verdicts of candidates and greedy, row) -> which of them are chosen; several stand for their mean
+# (verdicts of candidates and greedy, record) -> the places of the chosen ones; several stand for their mean
 Pick = Callable[[list[Verdict], dict[str, Any]], list[int]]
 _PICKS: dict[str, Pick] = {
-    "greedy": lambda verdicts, row: [len(verdicts) - 1],
-    "mean": lambda verdicts, row: list(range(len(verdicts) - 1)),
-    "shortest": lambda verdicts, row: [int(np.argmin([len(text) for text in row["candidates"]]))],
-    "logprob": lambda verdicts, row: [int(np.argmax(row["logprobs"]))],
-    "reward": lambda verdicts, row: [row["best"]],
-    "oracle": lambda verdicts, row: [best_by_oracle(verdicts[:-1])],
+    "greedy": lambda verdicts, record: [len(verdicts) - 1],
+    "mean": lambda verdicts, record: list(range(len(verdicts) - 1)),
+    "shortest": lambda verdicts, record: [int(np.argmin([len(text) for text in record["candidates"]]))],
+    "logprob": lambda verdicts, record: [int(np.argmax(record["logprobs"]))],
+    "reward": lambda verdicts, record: [record["best"]],
+    "oracle": lambda verdicts, record: [best_by_oracle(verdicts[:-1])],
 }
 
 
-def _rates(judged: list[list[Verdict]], rows: Sequence[dict[str, Any]], pick: Pick) -> dict[str, np.ndarray]:
-    """Per prompt (prompts,): false (or unreadable), false facts, coverage of things and of facts, unreadable."""
-    chosen = [[verdicts[i] for i in pick(verdicts, row)] for verdicts, row in zip(judged, rows, strict=True)]
+def _measures(verdicts: list[list[Verdict]], records: Sequence[dict[str, Any]], pick: Pick) -> dict[str, np.ndarray]:
+    """What is true of the chosen answers, per prompt (prompts,): whether they are false (or unreadable), their false
+    facts, their coverage of things and of facts, whether they are unreadable."""
+    chosen = []
+    for of_prompt, record in zip(verdicts, records, strict=True):
+        chosen.append([of_prompt[place] for place in pick(of_prompt, record)])
 
     def mean(value: Callable[[Verdict], float]) -> np.ndarray:
-        return np.array([np.mean([value(verdict) for verdict in some]) for some in chosen], dtype=float)
+        return np.array([np.mean([value(verdict) for verdict in of_prompt]) for of_prompt in chosen], dtype=float)
 
     return {
-        "false": mean(lambda v: v.false),
-        "false_facts": mean(lambda v: len(v.hallucinated)),
-        "coverage": mean(lambda v: v.coverage),
-        "fact_coverage": mean(lambda v: v.fact_coverage),
-        "unreadable": mean(lambda v: not v.parsed),
+        "false": mean(lambda verdict: verdict.false),
+        "false_facts": mean(lambda verdict: len(verdict.hallucinated)),
+        "coverage": mean(lambda verdict: verdict.coverage),
+        "fact_coverage": mean(lambda verdict: verdict.fact_coverage),
+        "unreadable": mean(lambda verdict: not verdict.parsed),
     }
 
 
-def _pair_results(verdicts: list[Verdict], row: dict[str, Any]) -> list[float]:
-    """1, 0 or 0.5 (equal rewards) per pair of different candidates that the oracle orders."""
-    answers = list(dict(zip(row["candidates"], zip(row["scores"], verdicts, strict=False), strict=True)).values())
+def _pair_results(verdicts: list[Verdict], record: dict[str, Any]) -> list[float]:
+    """Per pair of different candidates that the oracle orders: 1 where the rewards order them alike, 0 where the other
+    way round, 0.5 where they are equal."""
+    answers: dict[str, tuple[float, Verdict]] = {}  # equal texts are one answer
+    for text, score, verdict in zip(record["candidates"], record["scores"], verdicts[:-1], strict=True):
+        answers[text] = score, verdict
+    scored = list(answers.values())
     results = []
-    for i, (score, verdict) in enumerate(answers):
-        for other_score, other in answers[:i]:
-            order = (verdict.worth > other.worth) - (verdict.worth < other.worth)
-            if order:
-                results.append(0.5 + 0.5 * order * np.sign(score - other_score))
+    for i, (score, verdict) in enumerate(scored):
+        for other_score, other in scored[:i]:
+            if verdict.worth == other.worth:
+                continue
+            lead = score - other_score if verdict.worth > other.worth else other_score - score
+            results.append(0.5 + 0.5 * np.sign(lead))
     return results
 
 
 def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
-    """Accuracy over all pairs, and a bootstrap interval over prompts; None where there is no pair."""
+    """Accuracy over all pairs, and a bootstrap interval over prompts; None where there is no pair. pairs: by prompt."""
     if not any(pairs):
         return {"pairs": 0, "accuracy": None, "ci95": None}
-    sums, counts = np.array([sum(some) for some in pairs]), np.array([len(some) for some in pairs])
-    draws = resamples(len(pairs))
-    low, high = np.quantile(sums[draws].sum(1) / np.maximum(counts[draws].sum(1), 1), (0.025, 0.975))
-    return {"pairs": int(counts.sum()), "accuracy": float(sums.sum() / max(counts.sum(), 1)), "ci95": [low, high]}
+    right = np.array([sum(of_prompt) for of_prompt in pairs])
+    count = np.array([len(of_prompt) for of_prompt in pairs])
+    draws = resamples(len(pairs))  # (resamples, prompts)
+    drawn = right[draws].sum(1) / np.maximum(count[draws].sum(1), 1)  # a draw of prompts may hold no pair
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"pairs": int(count.sum()), "accuracy": float(right.sum() / count.sum()), "ci95": [low, high]}
 
 
 def _ratio(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """Mean of the one over the mean of the other, per prompt (prompts,), with the interval of the ratio; None where the
     other is so seldom above zero that it is not so in every resample."""
     draws = resamples(len(first))
-    below = second[draws].mean(1)
-    if not below.min() > 0:
+    denominators = second[draws].mean(1)
+    if not denominators.min() > 0:
         return {"ratio": None, "ci95": None}
-    low, high = np.quantile(first[draws].mean(1) / below, (0.025, 0.975))
+    low, high = np.quantile(first[draws].mean(1) / denominators, (0.025, 0.975))
     return {"ratio": float(first.mean() / second.mean()), "ci95": [float(low), float(high)]}
 
 
@@ -149,21 +170,30 @@ def verdict_lines(choices: dict[str, Any]) -> list[str]:
         "are false: no choice could help there"
     ]
     for name, other in (("mean", "the mean candidate"), ("greedy", "greedy"), ("logprob", "the most probable")):
-        found = choices[f"reward_over_{name}"]
-        if found["ratio"] is None:
-            lines.append(f"too few false answers by {other} to compare the reward model's best with")
-            continue
-        low, high = found["ci95"]
-        told = "less often than" if high < 1 else "more often than" if low > 1 else "not surely less often than"
-        lines.append(
-            f"the reward model's best hallucinates {told} {other}: {found['ratio']:.2f} times as often "
-            f"({low:.2f} to {high:.2f})"
-        )
+        lines.append(_ratio_in_words(choices[f"reward_over_{name}"], other))
     own = choices["own_pairs"]
     if not own["pairs"]:
-        return [*lines, "the oracle finds no candidate better than another: no pair to order"]
+        lines.append("the oracle finds no candidate better than another: no pair to order")
+        return lines
+    low, high = own["ci95"]
     lines.append(
-        f"the reward model orders {own['accuracy']:.3f} ({own['ci95'][0]:.3f} to {own['ci95'][1]:.3f}) of the policy's "
-        f"own {own['pairs']} pairs as the oracle does"
+        f"the reward model orders {own['accuracy']:.3f} ({low:.3f} to {high:.3f}) of the policy's own {own['pairs']} "
+        "pairs as the oracle does"
     )
     return lines
+
+
+def _ratio_in_words(ratio: dict[str, Any], other: str) -> str:
+    if ratio["ratio"] is None:
+        return f"too few false answers by {other} to compare the reward model's best with"
+    low, high = ratio["ci95"]
+    if high < 1:
+        how_often = "less often than"
+    elif low > 1:
+        how_often = "more often than"
+    else:
+        how_often = "not surely less often than"
+    return (
+        f"the reward model's best hallucinates {how_often} {other}: {ratio['ratio']:.2f} times as often ({low:.2f} to "
+        f"{high:.2f})"
+    )

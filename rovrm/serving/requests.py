@@ -1,5 +1,7 @@
 """What `rovrm.serve` does with a request before it may wait among others: every way in which it can fail, fails here.
 
+    checked = check([{"id": "", "prompt": "Hi", "responses": ["Yes."], "images": None}], measuring, config)
+
 Images are found, bounded by their headers, decoded; prompts and responses are measured against the model's limit.
 Whatever passes is an Example that the scorer takes. Needs no HTTP: refusals are exceptions with a status.
 """
@@ -12,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +31,6 @@ from rovrm.settings.keys import ServeConfig
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 # English has 4 characters to a token: a text with more than this for each token of the limit is not even tokenised.
 CHARACTERS = 32
-ASKED, ANSWERED = "QUESTIONOFTHEUSER", "ANSWEROFTHEMODEL"  # stand for the texts when a chat template is looked at
 
 
 class Refusal(UserError):
@@ -40,112 +41,138 @@ class Refusal(UserError):
         self.status = status
 
 
-class Checked(NamedTuple):
-    """The examples of one request, and what they cost."""
+class CheckedRequest(NamedTuple):
+    """The examples of one request, and what they cost: padded tokens, and pixels of all images."""
 
     examples: list[Example]
     tokens: int
     pixels: int
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
+class EncodedImage(NamedTuple):
+    content: bytes
+    name: str  # in the request, as images[1]
 
 
 def own_tokenizer(scorer: RewardScorer, batch_tokens: int) -> RewardScorer:
     """The same model's scorer for measuring alone: with a tokenizer of its own it need not wait for a forward."""
     rows = "shared" if scorer.collator.shared else "separate"
-    twin = RewardScorer(scorer.model, copy.deepcopy(scorer.processor), rows)
-    twin.max_length, twin.max_pixels, twin.collator.row_tokens = scorer.max_length, scorer.max_pixels, batch_tokens
-    return twin
+    measuring = RewardScorer(scorer.model, copy.deepcopy(scorer.processor), rows)
+    measuring.max_length, measuring.max_pixels = scorer.max_length, scorer.max_pixels
+    measuring.collator.row_tokens = batch_tokens
+    return measuring
 
 
-def check(rows: Sequence[dict[str, Any]], measuring: RewardScorer, config: ServeConfig) -> Checked:
-    """Rows {id, prompt, responses, images} as measured examples, images as texts or None. `id` names a row in refusals,
-    "" where a request is one row. Raises Refusal."""
-    found = [[_bytes(value, name, config) for value, name in _named(row)] for row in rows]
-    pixels = sum(_pixels(data, name) for row, many in zip(rows, found, strict=True) for data, name in many)
+def check(rows: Sequence[dict[str, Any]], measuring: RewardScorer, config: ServeConfig) -> CheckedRequest:
+    """The rows of a request as measured examples. What costs little is checked first.
+
+    Args:
+        rows: {id, prompt, responses, images}, images as texts or None. `id` names a row in refusals; it is "" where a
+            request is one row.
+        measuring: what `own_tokenizer` made.
+        config: the server's limits.
+
+    Raises:
+        Refusal: something is wrong with a row, or the request as a whole would cost too much.
+    """
+    images = [_encoded_images(row, config) for row in rows]
+    pixels = sum(_pixels_by_header(image) for of_row in images for image in of_row)
     if pixels > config.max_pixels:
         raise Refusal(413, f"images of {pixels} pixels together, more than max_pixels={config.max_pixels}; shrink them")
     characters = sum(len(text) for row in rows for text in (str(row["prompt"]), *row["responses"]))
     if characters > CHARACTERS * config.max_tokens:
         raise _too_costly(f"{characters} characters", config)
-    examples, tokens = [], 0
-    for row, many in zip(rows, found, strict=True):
-        examples.append(_measured(row, many, measuring))
-        count, longest = measuring.collator.cost(examples[-1].lengths)  # type: ignore[arg-type]
+    examples: list[Example] = []
+    tokens = 0
+    for row, of_row in zip(rows, images, strict=True):
+        example = _measured(row, of_row, measuring)
+        count, longest = measuring.collator.cost(example.lengths)  # type: ignore[arg-type]
         tokens += count * longest
         if tokens > config.max_tokens:
             raise _too_costly(f"{tokens} tokens or more", config)
-    return Checked(examples, tokens, pixels)
+        examples.append(example)
+    return CheckedRequest(examples, tokens, pixels)
 
 
-def _too_costly(what: str, config: ServeConfig) -> Refusal:
+def _too_costly(size: str, config: ServeConfig) -> Refusal:
     """The one scoring thread would be held by this request, and every other would wait."""
     return Refusal(
-        413, f"conversations of {what} together, max_tokens={config.max_tokens}; send fewer or shorter ones at once, "
-        "or start the server with a larger max_tokens"
-    )  # fmt: skip
+        413,
+        f"conversations of {size} together, max_tokens={config.max_tokens}; send fewer or shorter ones at once, or "
+        "start the server with a larger max_tokens",
+    )
 
 
-def _named(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """A row's images with their names in the request: images[1], or images[3][1] of the fourth row."""
-    where = row["id"].replace("query", "images")
-    for i, value in enumerate(row["images"] or []):
-        yield value, f"{where or 'images'}[{i}]"
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _measured(row: dict[str, Any], images: list[tuple[bytes, str]], measuring: RewardScorer) -> Example:
+def _measured(row: dict[str, Any], images: list[EncodedImage], measuring: RewardScorer) -> Example:
+    """A row as an example with its lengths in tokens; its images stay encoded until they are scored."""
     prompt = json.dumps(row["prompt"], ensure_ascii=False)
     for text in (prompt, *row["responses"]):
         if half := HALF.search(text):
-            raise Refusal(422, f"{_of(row)}{text[:60]!r} holds {half[0]!r}, half a character; send whole ones")
+            raise Refusal(422, f"{_row_name(row)}{text[:60]!r} holds {half[0]!r}, half a character; send whole ones")
     longest, limit = max(row["responses"], key=len), measuring.max_length or sys.maxsize
     size = len(prompt) + len(longest)
     if size > CHARACTERS * limit:
-        told = f"a conversation of {size} characters cannot fit into max_length={limit} tokens"
-        raise Refusal(422, f"{_of(row)}{told}; shorten prompt or response")
+        problem = f"a conversation of {size} characters cannot fit into max_length={limit} tokens"
+        raise Refusal(422, f"{_row_name(row)}{problem}; shorten prompt or response")
+
     # Requests wait with their images encoded, since a decoded one takes up to 100 times the memory: what is decoded
     # here is looked at, measured and dropped.
-    waiting = {ImageRef(image=_decoded(data, name)): ImageRef(drawing=partial(_decoded, data)) for data, name in images}
-    row = row | {"images": list(waiting)}
+    encoded_ref = {}
+    for image in images:
+        decoded_ref = ImageRef(image=_decode(image.content, image.name))
+        encoded_ref[decoded_ref] = ImageRef(drawing=partial(_decode, image.content))
+    row = row | {"images": list(encoded_ref)}
     if size > limit and len(row["responses"]) > 1:
         # A long prompt with 64 responses takes minutes and gigabytes to tokenise: the longest conversation goes first.
         _measure(row | {"responses": [longest]}, measuring)
     example = _measure(row, measuring)
-    return replace(example, images=[waiting[ref] for ref in example.images])
+    return replace(example, images=[encoded_ref[ref] for ref in example.images])  # the prompt may have reordered them
 
 
 def _measure(row: dict[str, Any], measuring: RewardScorer) -> Example:
     [example] = measuring.measure([row], _no_path)
     if isinstance(example, UserError):
-        raise Refusal(422, _of(row) + str(example).removeprefix(f"example {row['id']}: "))
+        raise Refusal(422, _row_name(row) + str(example).removeprefix(f"example {row['id']}: "))
     return example
-
-
-def _of(row: dict[str, Any]) -> str:
-    return f"{row['id']}: " if row["id"] else ""
 
 
 def _no_path(name: str) -> str:
     raise UserError(f"an image inside the prompt, {name[:80]!r}; send it under `images`")
 
 
+def _row_name(row: dict[str, Any]) -> str:
+    """What a refusal begins with where a request has several rows."""
+    return f"{row['id']}: " if row["id"] else ""
+
+
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
-def _bytes(value: str, name: str, config: ServeConfig) -> tuple[bytes, str]:
-    """(content, name) of an image given as base64, as a data URI, or as a path under image_root."""
-    shown = f"{name} = {value[:80]!r}"
+def _encoded_images(row: dict[str, Any], config: ServeConfig) -> list[EncodedImage]:
+    """A row's images with their names in the request: images[1], or images[3][1] of the fourth row."""
+    prefix = row["id"].replace("query", "images") or "images"
+    images = []
+    for i, value in enumerate(row["images"] or []):
+        name = f"{prefix}[{i}]"
+        images.append(EncodedImage(_content(value, f"{name} = {value[:80]!r}", config), name))
+    return images
+
+
+def _content(value: str, shown: str, config: ServeConfig) -> bytes:
+    """The bytes of an image given as base64, as a data URI, or as a path under image_root. shown: for refusals."""
     if value.startswith("data:"):
         head, _, text = value.partition(",")
         if not head.endswith(";base64"):
             raise Refusal(415, f"{shown}: a data URI that is not base64; write data:image/png;base64,...")
-        return _from_base64(text, shown), name
+        return _from_base64(text, shown)
     if "://" in value:
         raise Refusal(422, f"{shown}: URLs are not fetched; send the image as base64")
-    if BASE64.fullmatch("".join(value.split())):
-        return _from_base64(value, shown), name
-    return _from_file(value, shown, config), name
+    if BASE64.fullmatch("".join(value.split())):  # a path ends in a suffix, whose dot is no base64
+        return _from_base64(value, shown)
+    return _from_file(value, shown, config)
 
 
 def _from_base64(text: str, shown: str) -> bytes:
@@ -161,37 +188,38 @@ def _from_file(value: str, shown: str, config: ServeConfig) -> bytes:
     root = os.path.realpath(config.image_root)
     try:
         path = os.path.realpath(os.path.join(root, value))
-        # Looked at before whether the file exists, so that nothing outside can be found out.
+        # Checked before whether the file exists, so that nothing about files outside can be found out.
         if os.path.isabs(value) or ".." in value.split("/") or os.path.commonpath([root, path]) != root:
             raise Refusal(422, f"{shown}: a path must stay inside image_root; give one relative to it")
         if not os.path.isfile(path):
             raise Refusal(422, f"{shown}: no such file under image_root; mend the path or send base64")
         with open(path, "rb") as file:
-            data = file.read(config.max_body + 1)
+            content = file.read(config.max_body + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise Refusal(422, f"{shown}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if len(data) > config.max_body:
+    if len(content) > config.max_body:
         raise Refusal(413, f"{shown}: a file of more than max_body={config.max_body} bytes; shrink it")
-    return data
+    return content
 
 
-def _pixels(data: bytes, name: str) -> int:
-    """Pixels as the header has them: nothing is decoded."""
+def _pixels_by_header(image: EncodedImage) -> int:
+    """The pixels that the header promises: nothing is decoded."""
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
+        with PIL.Image.open(io.BytesIO(image.content), formats=FORMATS) as opened:
+            return opened.width * opened.height
     except PIL.Image.DecompressionBombError as error:
-        raise Refusal(413, f"{name}: {error}; shrink it") from None
+        raise Refusal(413, f"{image.name}: {error}; shrink it") from None
     except Exception as error:  # decoders have no common class of errors
         reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({type(error).__name__}: {error})"
         raise Refusal(
             415,
-            f"{name}: {len(data)} bytes that are no image in a format read here{reason}; takes {', '.join(FORMATS)}",
+            f"{image.name}: {len(image.content)} bytes that are no image in a format read here{reason}; takes "
+            f"{', '.join(FORMATS)}",
         ) from None
 
 
-def _decoded(data: bytes, name: str = "image") -> PIL.Image.Image:
+def _decode(content: bytes, name: str = "image") -> PIL.Image.Image:
     try:
-        return ImageRef(image=PIL.Image.open(io.BytesIO(data), formats=FORMATS)).open()
+        return ImageRef(image=PIL.Image.open(io.BytesIO(content), formats=FORMATS)).open()
     except Exception as error:  # decoders have no common class of errors
         raise Refusal(415, f"{name}: cannot be decoded ({error.__cause__ or error}); send the whole file") from None

@@ -12,6 +12,7 @@ import torch
 
 from rovrm.common.files import read_json, saving, write_json, write_jsonl
 from rovrm.common.intervals import share_in_words
+from rovrm.common.phase_table import print_phases
 from rovrm.model.adapters import ADAPTER, merge_adapter
 from rovrm.model.loading import load_reward_model
 from rovrm.model.saving import note_rewards, quick_start, save_merged
@@ -145,16 +146,6 @@ def print_warnings(records: Iterable[dict[str, Any]]) -> None:
     for record in records:
         for warning in record.get("warnings", []):
             print(f"\nWARNING: {warning}")
-
-
-def print_phases(records: dict[str, dict[str, Any]]) -> None:
-    """The table of summary.json; accuracy with its 95 % interval and the number of held-out examples."""
-    counts = f"{'trained on':>11}{'skipped':>10}{'too long':>10}"
-    print(f"\n{'phase':<16}{counts}{'held-out accuracy':>34}{'loss':>8}{'pairs/s':>9}")
-    for name, record in records.items():
-        counts = f"{record['n_train']:>11}{record['n_skipped']:>10}{record.get('n_long', 0):>10}"
-        accuracy = share_in_words(record["accuracy"], record["n_held_out"])
-        print(f"{name:<16}{counts}{accuracy:>34}{record['loss']:>8.3f}{record['pairs_per_second']:>9.1f}")
 
 
 def _card(config: TrainConfig, phase: Phase, record: dict[str, Any], processor: Any) -> str:

@@ -19,6 +19,7 @@ DESCRIBE = {
     "picture": ("Describe the picture.", "What do you see?", "What is in the picture?", "Tell me what is shown."),
     "notes": ("Sum up the notes.", "Who keeps what?", "What do the notes say?", "Tell me what is noted."),
 }
+DESCRIPTIONS = ("There is ", "I see ", "The picture shows ")
 COLOUR = ("What colour is the {kind}?", "Which colour does the {kind} have?", "Name the colour of the {kind}.")
 PLACE = ("Where is the {kind}?", "In which place is the {kind}?", "Say where the {kind} is.")
 SHAPE = ("What is in the {place}?", "Which thing is in the {place}?", "Name the thing in the {place}.")
@@ -34,8 +35,14 @@ COMPARE = {  # word -> attribute, and the key by which the first thing wins
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """text: as asked. answer(scene): the true answer about a scene, in one wording; None where the question makes no
-    sense there. attribute, index: what an edit must change for another answer (attribute "count": how many)."""
+    """A question about a scene.
+
+    kind: one of KINDS.
+    text: as asked.
+    answer: a scene -> the true answer about it, in one wording; None where the question makes no sense there.
+    attribute, index: what an edit must change for another answer: this attribute of the thing in this place; for the
+        attribute "count" how many there are.
+    """
 
     kind: str
     text: str
@@ -48,7 +55,10 @@ def caption(rng: random.Random, scene: Scene) -> str:
     """Every fact of the scene, the things in random order; in other words than any answer."""
     things = list(scene.things)
     rng.shuffle(things)
-    a, the = ("{owner}'s ", "{owner}'s ") if scene.domain == "notes" else ("A ", "The ")
+    if scene.domain == "notes":
+        a = the = "{owner}'s "
+    else:
+        a, the = "A ", "The "
     wording = rng.choice(
         (
             a + "{size} {colour} {kind} is in the {place}.",
@@ -60,34 +70,39 @@ def caption(rng: random.Random, scene: Scene) -> str:
 
 
 def describe(scene: Scene, things: tuple[Thing, ...] | None = None, wording: int = 0) -> str:
-    """All things (or those given) in one sentence, the place of each first."""
+    """All things (or those given) in one sentence, the place of each first. wording: from 0 to 5; notes have two
+    different ones, pictures three."""
     things = scene.things if things is None else things
     if scene.domain == "notes":
         verb = ("has", "keeps")[wording % 2]
-        told = join([_fill("in the {place} {owner} " + verb + " a {size} {colour} {kind}", thing) for thing in things])
-        return _capital(told) + "."
-    told = join([_fill("in the {place} a {size} {colour} {kind}", thing) for thing in things])
-    return ("There is ", "I see ", "The picture shows ")[wording % 3] + told + "."
-
-
-def article(words: str) -> str:
-    return "an" if words[0] in "aeiou" else "a"
-
-
-def join(parts: list[str]) -> str:
-    """`a, b and c`"""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+        pattern, opening = "in the {place} {owner} " + verb + " a {size} {colour} {kind}", ""
+    else:
+        pattern, opening = "in the {place} a {size} {colour} {kind}", DESCRIPTIONS[wording % 3]
+    return _capital(opening + join([_fill(pattern, thing) for thing in things])) + "."
 
 
 def ask(rng: random.Random, scene: Scene, kind: str) -> Question | None:
     """A question of this kind about the scene, in a random wording; None where the drawn one makes no sense."""
     index = rng.randrange(len(scene.things))
     if kind == "describe":
-        wording = rng.randrange(6)
-        attributes = ("size", "colour", "kind", "place") + (("owner",) if scene.domain == "notes" else ())
-        text, attribute = rng.choice(DESCRIBE[scene.domain]), rng.choice(attributes)
-        return Question(kind, text, lambda s: describe(s, wording=wording), attribute, index)
-    return {"count": _count, "exists": _exists, "compare": _compare}.get(kind, _one_fact)(rng, scene, kind, index)
+        return _describe(rng, scene, kind, index)
+    if kind == "count":
+        return _count(rng, scene, kind, index)
+    if kind == "exists":
+        return _exists(rng, scene, kind, index)
+    if kind == "compare":
+        return _compare(rng, scene, kind, index)
+    return _one_fact(rng, scene, kind, index)
+
+
+# ---- one function for each kind of question --------------------------------------------------------------------------
+
+
+def _describe(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
+    wording = rng.randrange(6)
+    attributes = ("size", "colour", "kind", "place") + (("owner",) if scene.domain == "notes" else ())
+    text, attribute = rng.choice(DESCRIBE[scene.domain]), rng.choice(attributes)
+    return Question(kind, text, lambda other: describe(other, wording=wording), attribute, index)
 
 
 def _one_fact(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
@@ -96,30 +111,28 @@ def _one_fact(rng: random.Random, scene: Scene, kind: str, index: int) -> Questi
     if kind == "shape" and scene.domain == "notes" and rng.random() < 0.5:
         wording = rng.choice(("{owner} has the {kind}.", "It is {owner}.", "{owner}."))
         return _about(rng.choice(OWNER), wording, kind, "owner", "kind", thing, index)
-    questions, asked, known, wordings = {
-        "colour": (COLOUR, "colour", "kind", ("The {kind} is {colour}.", "It is {colour}.", "{colour}.")),
-        "place": (
-            PLACE,
-            "place",
-            "kind",
-            ("The {kind} is in the {place}.", "It is in the {place}.", "In the {place}."),
-        ),
-        "shape": (
-            SHAPE,
-            "kind",
-            "place",
-            ("There is a {size} {colour} {kind}.", "It is a {size} {kind}.", "A {kind}."),
-        ),
-    }[kind]
-    return _about(rng.choice(questions), rng.choice(wordings), kind, asked, known, thing, index)
+    if kind == "colour":
+        questions, wordings = COLOUR, ("The {kind} is {colour}.", "It is {colour}.", "{colour}.")
+        attribute, named_by = "colour", "kind"
+    elif kind == "place":
+        questions, wordings = PLACE, ("The {kind} is in the {place}.", "It is in the {place}.", "In the {place}.")
+        attribute, named_by = "place", "kind"
+    else:
+        questions, wordings = SHAPE, ("There is a {size} {colour} {kind}.", "It is a {size} {kind}.", "A {kind}.")
+        attribute, named_by = "kind", "place"
+    return _about(rng.choice(questions), rng.choice(wordings), kind, attribute, named_by, thing, index)
 
 
-def _about(text: str, wording: str, kind: str, asked: str, known: str, thing: Thing, index: int) -> Question:
+def _about(text: str, wording: str, kind: str, attribute: str, named_by: str, thing: Thing, index: int) -> Question:
+    """A question for one attribute of the thing that another attribute, `named_by`, names."""
+
     def answer(scene: Scene) -> str | None:
-        found = [t for t in scene.things if getattr(t, known) == getattr(thing, known)]
-        return _fill(wording, found[0]) if found else None
+        for candidate in scene.things:
+            if getattr(candidate, named_by) == getattr(thing, named_by):
+                return _fill(wording, candidate)
+        return None
 
-    return Question(kind, _fill(text, thing), answer, asked, index)
+    return Question(kind, _fill(text, thing), answer, attribute, index)
 
 
 def _count(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
@@ -127,9 +140,9 @@ def _count(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     text = rng.choice(COUNT).format(what=f"{size}things")
     wording = rng.choice(("I count {n}.", "The answer is {n}.", "{n}."))
 
-    def answer(s: Scene) -> str:
-        number = sum(not size or thing.size == size.strip() for thing in s.things)
-        return _capital(wording.format(n=NUMBERS[number]))
+    def answer(other: Scene) -> str:
+        counted = [thing for thing in other.things if not size or thing.size == size.strip()]
+        return _capital(wording.format(n=NUMBERS[len(counted)]))
 
     return Question(kind, text, answer, "size" if size else "count", index)
 
@@ -144,16 +157,16 @@ def _exists(rng: random.Random, scene: Scene, kind: str, index: int) -> Question
     yes, no = rng.choice(
         (("Yes, there is {a} {w}.", "No, there is no {w}."), ("Yes.", "No."), ("Yes, it is so.", "No, it is not."))
     )
-    wanted = [(name, getattr(thing, name)) for name in named]
 
-    def answer(s: Scene) -> str:
-        there = any(all(getattr(t, name) == value for name, value in wanted) for t in s.things)
+    def answer(other: Scene) -> str:
+        there = any(all(getattr(t, name) == getattr(thing, name) for name in named) for t in other.things)
         return (yes if there else no).format(w=words, a=article(words))
 
     return Question(kind, text, answer, rng.choice(named), index)
 
 
 def _compare(rng: random.Random, scene: Scene, kind: str, index: int) -> Question | None:
+    """None where the two things are alike."""
     words = ["larger", "higher", "further left"] if scene.domain == "picture" else ["larger"]
     word = rng.choice(words)
     attribute, key = COMPARE[word]
@@ -164,18 +177,32 @@ def _compare(rng: random.Random, scene: Scene, kind: str, index: int) -> Questio
     text = f"Which is {word}, the {first.kind} or the {second.kind}?"
     wording = rng.choice(("The {kind} is " + word + ".", "It is the {kind}.", "The {kind}."))
 
-    def answer(s: Scene) -> str | None:
-        two = [t for t in s.things if t.kind in (first.kind, second.kind)]
-        if len(two) != 2 or key(two[0]) == key(two[1]):
+    def answer(other: Scene) -> str | None:
+        both = [thing for thing in other.things if thing.kind in (first.kind, second.kind)]
+        if len(both) != 2 or key(both[0]) == key(both[1]):
             return None
-        return _fill(wording, max(two, key=key))
+        return _fill(wording, max(both, key=key))
 
     return Question(kind, text, answer, attribute, index)
 
 
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
 def _fill(wording: str, thing: Thing) -> str:
+    """The wording with the thing's attributes in it; a capital in front where it is a sentence or begins with one of
+    the attributes."""
     filled = wording.format(size=thing.size, colour=thing.colour, kind=thing.kind, place=thing.place, owner=thing.owner)
     return _capital(filled) if wording.startswith("{") or wording[-1:] in ".?" else filled
+
+
+def article(words: str) -> str:
+    return "an" if words[0] in "aeiou" else "a"
+
+
+def join(parts: list[str]) -> str:
+    """`a, b and c`"""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def _capital(text: str) -> str:

@@ -20,7 +20,7 @@ FAMILIES = ("faithful", "complete", "neutral", "conflicting")
 POOL = {"faithful": 0.35, "complete": 0.15, "neutral": 0.25, "conflicting": 0.25}
 INPUTS = ("text", "caption", "visual")
 SPLITS = ("train", "test")
-BOUND = 0.6  # share of edits whose wrong value is present in the scene, bound to another thing
+BOUND = 0.6  # share of edits whose wrong value is present in the scene, where another thing has it
 NOTES = "Notes: {caption}\n\n{question}"
 FLOURISHES = ("I am quite sure of it.", "It could not be clearer.", "That is plain to see.", "Anyone would agree.")
 
@@ -35,9 +35,14 @@ def pair_row(
 ) -> dict[str, Any]:
     """Row `index` of the endless list of pairs that (inputs, seed, split) name.
 
-    inputs: text (notes), caption (rows with a picture's caption) or visual (rows with the picture and its caption; of
-    the faithful family unless told otherwise). families: weights. split: training rows hold no scene with a held-out
-    join of colour and shape; half of the test rows, drawn at random, hold one, and has `held_out` true.
+    Args:
+        inputs: text (notes), caption (rows with a picture's caption) or visual (rows with the picture and its caption).
+        seed: of the list.
+        index: of the row.
+        split: training rows hold no scene with a held-out join of colour and shape; half of the test rows, drawn at
+            random, hold one, and have `held_out` true.
+        families: their weights; by default POOL, for visual rows the faithful family alone.
+        questions: the kinds of questions that faithful pairs are about.
     """
     rng = random.Random(f"world:{inputs}:{split}:{seed}:{index}")
     weights = families or ({"faithful": 1.0} if inputs == "visual" else POOL)
@@ -66,8 +71,11 @@ def pair_row(
 def faithful_pair(
     rng: random.Random, domain: Domain, held_out: bool = False, questions: Sequence[str] = KINDS
 ) -> tuple[Scene, Scene, Question, str, str]:
-    """(scene, edited scene, question, true answer, the edited scene's answer). Scene and edit are exchangeable: the
-    whole draw is repeated until both are of the wanted sort, so neither can be told by its text alone."""
+    """(scene, edited scene, question, true answer, the edited scene's answer).
+
+    Scene and edit are exchangeable: the whole draw is repeated until both hold, or both lack, a held-out join, so
+    neither can be told by its text alone.
+    """
     kind = rng.choice(questions)
     while True:
         scene = draw_scene(rng, domain, held_out)
@@ -101,15 +109,18 @@ def neutral_pair(rng: random.Random) -> tuple[str, str, str, str]:
     return kind, f"Tell me about the {word}.", f"Gladly. The {word} is a good thing.", f"No. The {word} is a bore."
 
 
-# ---- families: (rng, domain, held_out, questions) -> (scene, kind of question, question, chosen, rejected) ----------
+# ---- families --------------------------------------------------------------------------------------------------------
+
+# Each returns (scene, kind of question, question, chosen, rejected).
+FamilyPair = tuple[Scene, str, str, str, str]
 
 
-def _faithful(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]):
+def _faithful(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]) -> FamilyPair:
     scene, _, question, right, wrong = faithful_pair(rng, domain, held_out, questions)
     return scene, question.kind, question.text, right, wrong
 
 
-def _complete(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]):
+def _complete(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]) -> FamilyPair:
     scene = draw_scene(rng, domain, held_out)
     question, wording = ask(rng, scene, "describe"), rng.randrange(6)
     assert question is not None
@@ -118,27 +129,34 @@ def _complete(rng: random.Random, domain: Domain, held_out: bool, questions: Seq
     return scene, "describe", question.text, describe(scene, wording=wording), part
 
 
-def _neutral(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]):
+def _neutral(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]) -> FamilyPair:
     scene = draw_scene(rng, domain, held_out)
     return scene, *neutral_pair(rng)
 
 
-def _conflicting(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]):
-    sort = rng.choice(("inverted", "inverted", "embellished", "longer"))
-    if sort == "embellished":
-        scene = draw_scene(rng, domain, held_out)
-        while (larger := edit_count(rng, scene)) is None or _unfit(larger, scene):
-            scene = draw_scene(rng, domain, held_out)
+def _conflicting(rng: random.Random, domain: Domain, held_out: bool, questions: Sequence[str]) -> FamilyPair:
+    """Labels that a visual reward model must not learn: the wrong answer is the chosen one in half of the pairs, with a
+    flourish in a quarter; in the last quarter it is a description with an invented thing in it."""
+    variant = rng.choice(("inverted", "inverted", "embellished", "longer"))
+    if variant == "embellished":
+        scene, larger = _scene_and_larger(rng, domain, held_out)
         question, wording = ask(rng, scene, "describe"), rng.randrange(6)
         assert question is not None
         return scene, "describe", question.text, describe(larger, wording=wording), describe(scene, wording=wording)
     scene, _, question, right, wrong = faithful_pair(rng, domain, held_out, questions)
-    longer = f"{wrong} {rng.choice(FLOURISHES)}" if sort == "longer" else wrong
-    return scene, question.kind, question.text, longer, right
+    chosen = f"{wrong} {rng.choice(FLOURISHES)}" if variant == "longer" else wrong
+    return scene, question.kind, question.text, chosen, right
 
 
-def _unfit(larger: Scene, scene: Scene) -> bool:
-    return len(larger.things) < len(scene.things) or larger.held_out() != scene.held_out()
+def _scene_and_larger(rng: random.Random, domain: Domain, held_out: bool) -> tuple[Scene, Scene]:
+    """A scene, and the same with one thing more; both or neither with a held-out join."""
+    while True:
+        scene = draw_scene(rng, domain, held_out)
+        larger = edit_count(rng, scene)
+        if larger is None or len(larger.things) < len(scene.things):
+            continue
+        if larger.held_out() == scene.held_out():
+            return scene, larger
 
 
 _PAIRS = {"faithful": _faithful, "complete": _complete, "neutral": _neutral, "conflicting": _conflicting}

@@ -1,0 +1,131 @@
+"""Shared-prefix rows against separate rows: scoring, scoring through rovrm.bon, and training. For eval.speed."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model
+
+from eval.shared.made_up import make_batches, make_examples, make_model
+from eval.shared.timing import alternate, print_rates
+from rovrm.best_of_n.choose import best_of_n
+from rovrm.data.images import ImageRef
+from rovrm.model.adapters import lora_config, set_trainable
+from rovrm.model.batches import collect_rewards, split_batch
+from rovrm.model.scorer import RewardScorer
+from rovrm.settings.keys import BonConfig
+from rovrm.training.losses import compare, preference_loss
+
+if TYPE_CHECKING:
+    from eval.speed import SpeedConfig
+
+ROWS = ("separate", "shared")  # both sides, the slower one first
+REWARD_LIMIT = {"float32": 1e-4, "bfloat16": 0.1}  # how far the two sides' rewards may differ
+LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 0.05}  # and their losses
+
+
+def compare_rows(config: "SpeedConfig") -> None:
+    torch.manual_seed(config.seed)
+    model, processor = make_model(config.size, config.device, config.dtype)
+    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    print(
+        f"{parameters:.1f}M parameters, {config.dtype}, {config.device}, {torch.get_num_threads()} threads, "
+        f"{config.batch_tokens} tokens a batch"
+    )
+    compare_scoring(config, model, processor)
+    compare_bon(config, model, processor)
+    compare_training(config, model, processor)
+
+
+def compare_scoring(config: "SpeedConfig", model: Any, processor: Any) -> None:
+    model.eval()
+    data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
+    batches = {rows: _batches(config, model, processor, data, rows) for rows in ROWS}
+    rewards: dict[str, dict[int, dict[int, float]]] = {rows: {} for rows in ROWS}  # by example and response
+
+    @torch.inference_mode()
+    def score(rows: str) -> None:
+        for batch in batches[rows]:
+            model_inputs, loss_inputs = split_batch(batch)
+            collect_rewards(loss_inputs, model(**model_inputs).logits, rewards[rows])
+
+    score("separate")
+    score("shared")
+    gaps = []
+    for i, by_response in rewards["separate"].items():
+        for j, reward in by_response.items():
+            gaps.append(abs(rewards["shared"][i][j] - reward))
+    limit = REWARD_LIMIT[config.dtype]
+    print(f"\nscoring k={config.responses}: {len(gaps)} rewards differ by at most {max(gaps):.1e} (limit {limit:g})")
+    assert max(gaps) < limit, "the two sides do not compute the same rewards"
+    _time_rows(config, "responses", len(gaps), score)
+
+
+def compare_bon(config: "SpeedConfig", model: Any, processor: Any) -> None:
+    """What rovrm.bon does with the candidates of a file."""
+    data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
+    scorers = {rows: RewardScorer(model, processor, rows) for rows in ROWS}
+    scores: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for example in data:
+            file = Path(folder) / f"{example.id}.png"
+            example.images[0].open().save(file)
+            example.images = [ImageRef(path=str(file))]
+        settings = BonConfig(out=folder, batch_tokens=config.batch_tokens)
+
+        def choose(rows: str) -> None:
+            records = best_of_n(scorers[rows], data, settings, None, 0)
+            scores[rows] = [score for record in records for score in record["scores"]]
+
+        choose("separate")
+        choose("shared")
+        gap = max(abs(a - b) for a, b in zip(scores["separate"], scores["shared"], strict=True))
+        print(f"\nbest of {config.responses} through rovrm.bon: rewards differ by at most {gap:.1e}")
+        assert gap < REWARD_LIMIT[config.dtype], "the two sides do not compute the same rewards"
+        _time_rows(config, "candidates", len(scores["shared"]), choose)
+
+
+def compare_training(config: "SpeedConfig", model: Any, processor: Any) -> None:
+    adapted: Any = get_peft_model(model, lora_config(model, r=16, alpha=32, dropout=0.0))
+    set_trainable(adapted, visual=True, full=False)
+    if config.checkpointing:
+        adapted.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted.train()
+    data = make_examples(config.pairs, 2, config.seed)
+    batches = {rows: _batches(config, adapted, processor, data, rows) for rows in ROWS}
+    # A rate of 0: every step is computed in full, and the weights stay the same for the other side.
+    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=0.0)
+    losses: dict[str, float] = {}
+
+    def train(rows: str) -> None:
+        losses[rows] = 0.0
+        for batch in batches[rows]:
+            model_inputs, loss_inputs = split_batch(batch)
+            with torch.autocast(config.device.split(":")[0], torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                logits = adapted(**model_inputs).logits
+            comparison = compare(logits, loss_inputs["labels"], loss_inputs["list_ids"])
+            loss = preference_loss(comparison, loss_inputs["margins"]) / (2 * config.pairs)
+            loss.backward()
+            losses[rows] += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train("separate")
+    train("shared")
+    gap = abs(losses["shared"] - losses["separate"])
+    print(
+        f"\ntraining pairs (LoRA, forward, backward, step): losses {losses['separate']:.6f} and {losses['shared']:.6f}"
+    )
+    assert gap < LOSS_LIMIT[config.dtype], "the two sides do not compute the same loss"
+    _time_rows(config, "pairs", config.pairs, train)
+
+
+def _batches(config: "SpeedConfig", model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
+    return make_batches(model, processor, data, rows, config.batch_tokens, config.device, config.dtype)
+
+
+def _time_rows(config: "SpeedConfig", unit: str, count: int, work: Any) -> None:
+    """Times and prints `work("separate")` against `work("shared")`."""
+    sides = {"separate rows": lambda: work("separate"), "shared rows": lambda: work("shared")}
+    print_rates(unit, count, alternate(sides, config.repeats, config.device))
