@@ -104,7 +104,7 @@ def _train_and_judge(config: SelectionStudyConfig, seed: int, method: str) -> di
         "seed": seed,
         "method": method,
         "after_caption": _accuracy(out / "phase2-caption", config.test),
-        "after_visual": json.loads((out / "phase3-visual" / "phase.json").read_text())["accuracy"],
+        "after_visual": read_json(out / "phase3-visual" / "phase.json")["accuracy"],
         "kept": kept,
         "distances": _distances(out) if chooses else {},
         "settings": _settings(config),
