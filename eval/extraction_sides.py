@@ -5,7 +5,7 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from data_selection.gradients import GradientFeatures, lora_layers
+from eval.shared.keys import ExtractionConfig
 from eval.shared.made_up import make_batches, make_examples, make_model
 from eval.shared.timing import alternate
 from rovrm.data.example import Example
@@ -22,16 +23,13 @@ from rovrm.selection import extraction as gradients
 from rovrm.settings.keys import TrainConfig
 from rovrm.training.losses import compare, preference_loss
 
-if TYPE_CHECKING:
-    from eval.extraction import ExtractionConfig
-
 LESS_BATCH = 16  # gradients that LESS projects together
 CHECKED = 2  # pairs whose gradients are compared
 LIMITS = {"tiny": 1e-4, "7b": 1e-3}  # how far the two sides' gradients may differ in float32, relative
 WANTED = {"training": 0.85, "loop": 2.0}  # the least ratio of extraction's speed to the others'
 
 
-def compare_sides(config: "ExtractionConfig") -> None:
+def compare_sides(config: ExtractionConfig) -> None:
     PartialState(cpu=config.device == "cpu")  # where gradient_model puts the model
     torch.backends.cudnn.allow_tf32 = False  # the check is in float32
     torch.manual_seed(config.seed)
@@ -76,7 +74,7 @@ def compare_sides(config: "ExtractionConfig") -> None:
         print_results(config, alternate(sides, config.repeats, config.device, warm_up=1))
 
 
-def print_results(config: "ExtractionConfig", seconds: dict[str, list[float]]) -> None:
+def print_results(config: ExtractionConfig, seconds: dict[str, list[float]]) -> None:
     """Prints pairs per second of every side, and the ratios of extraction's to the others', repeat by repeat."""
 
     def print_line(what: str, values: list[float], unit: str = "", wanted: str = "") -> None:
@@ -94,7 +92,7 @@ def print_results(config: "ExtractionConfig", seconds: dict[str, list[float]]) -
 # ---- models and batches ----------------------------------------------------------------------------------------------
 
 
-def _two_models(config: "ExtractionConfig", base: Any) -> tuple[Any, Any]:
+def _two_models(config: ExtractionConfig, base: Any) -> tuple[Any, Any]:
     """(what `gradient_model` makes, a model that trains): the same tensors but for the adapters, which are equal."""
     # With all tensors in the memo, deepcopy copies the modules around them alone.
     twin = copy.deepcopy(base, {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())})
@@ -112,15 +110,13 @@ def _two_models(config: "ExtractionConfig", base: Any) -> tuple[Any, Any]:
 
 
 def _shared_batches(
-    config: "ExtractionConfig", model: Any, processor: Any, data: list[Example], batch_tokens: int
+    config: ExtractionConfig, model: Any, processor: Any, data: list[Example], batch_tokens: int
 ) -> list[dict[str, Any]]:
     """The batches of extraction and training: a shared-prefix row per pair."""
     return make_batches(model, processor, data, "shared", batch_tokens, config.device, config.dtype)
 
 
-def _separate_pairs(
-    config: "ExtractionConfig", model: Any, processor: Any, data: list[Example]
-) -> list[dict[str, Any]]:
+def _separate_pairs(config: ExtractionConfig, model: Any, processor: Any, data: list[Example]) -> list[dict[str, Any]]:
     """The batches of the loop: a pair each, as two rows."""
     return make_batches(model, processor, data, "separate", 1, config.device, config.dtype)
 
@@ -128,7 +124,7 @@ def _separate_pairs(
 # ---- LESS ------------------------------------------------------------------------------------------------------------
 
 
-def _loss(config: "ExtractionConfig", model: Any, batch: dict[str, Any]) -> Tensor:
+def _loss(config: ExtractionConfig, model: Any, batch: dict[str, Any]) -> Tensor:
     """The mean loss of a batch."""
     model_inputs, loss_inputs = split_batch(batch)
     labels = loss_inputs["labels"]
@@ -137,7 +133,7 @@ def _loss(config: "ExtractionConfig", model: Any, batch: dict[str, Any]) -> Tens
     return preference_loss(compare(logits, labels, loss_inputs["list_ids"]), loss_inputs["margins"]) / labels.numel()
 
 
-def _gradient(config: "ExtractionConfig", model: Any, pair: dict[str, Any]) -> Tensor:
+def _gradient(config: ExtractionConfig, model: Any, pair: dict[str, Any]) -> Tensor:
     """(coordinates,) the gradient of one pair's loss, as LESS takes it."""
     _loss(config, model, pair).backward()
     grads = [layer.weight.grad for layer in lora_layers(model).values()]
@@ -146,7 +142,7 @@ def _gradient(config: "ExtractionConfig", model: Any, pair: dict[str, Any]) -> T
     return gradient
 
 
-def _signs(config: "ExtractionConfig", coordinates: int) -> list[Tensor]:
+def _signs(config: ExtractionConfig, coordinates: int) -> list[Tensor]:
     """(coordinates, width) random signs in blocks of columns, as BasicProjector of TRAK draws them; empty where they
     would take too much memory."""
     dtype = getattr(torch, config.dtype)
@@ -170,7 +166,7 @@ def _signs(config: "ExtractionConfig", coordinates: int) -> list[Tensor]:
 # ---- the check -------------------------------------------------------------------------------------------------------
 
 
-def _check(config: "ExtractionConfig", extracting: Any, training: Any, processor: Any, data: list[Example]) -> None:
+def _check(config: ExtractionConfig, extracting: Any, training: Any, processor: Any, data: list[Example]) -> None:
     """All coordinates of the gradients of some pairs: the loop's must be -slope times those of extraction.
 
     In float32 whatever `dtype` is: with random weights the gradients of a pair's two rewards nearly cancel (to some

@@ -78,9 +78,9 @@ def _trained(config: RateStudyConfig, phase: Phase, size: int, seed: int, rate: 
     ]
     if train(command):
         raise UserError(f"training failed ({' '.join(command)}); its message is above")
-    found = read_json(out / "summary.json")[phase.folder_name]
+    record = read_json(out / "summary.json")[phase.folder_name]
     shutil.rmtree(out)
-    return {"accuracy": found["accuracy"], "loss": found["loss"], "n_train": found["n_train"]}
+    return {key: record[key] for key in ("accuracy", "loss", "n_train")}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

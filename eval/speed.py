@@ -13,25 +13,9 @@ LLaVA-1.5: 576 image tokens, 48 of prompt, about 110 of response.
 
 import os
 import sys
-from dataclasses import dataclass
-from typing import Literal
 
+from eval.shared.keys import SpeedConfig
 from rovrm.settings.command_line import parse, run
-
-
-@dataclass
-class SpeedConfig:
-    size: Literal["tiny", "7b"] = "tiny"  # a small LLaVA, or the shapes of LLaVA-1.5-7B
-    device: str = "cpu"  # device, such as cpu or cuda
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights and the arithmetic
-    pairs: int = 8  # pairs trained on in one repeat
-    responses: int = 8  # responses per prompt when scoring
-    batch_tokens: int = 3000  # padded tokens of one forward, at most, on both sides
-    checkpointing: bool = False  # gradient checkpointing, on both sides
-    repeats: int = 7  # alternated repeats
-    trl: bool = True  # also compare with TRL's RewardTrainer on text pairs
-    text_steps: int = 12  # optimizer steps of that comparison
-    seed: int = 0  # seed of weights and texts
 
 
 def speed(argv: list[str]) -> None:

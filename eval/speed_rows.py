@@ -2,11 +2,12 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import get_peft_model
 
+from eval.shared.keys import SpeedConfig
 from eval.shared.made_up import make_batches, make_examples, make_model
 from eval.shared.timing import alternate, print_rates
 from rovrm.best_of_n.choose import best_of_n
@@ -17,15 +18,12 @@ from rovrm.model.scorer import RewardScorer
 from rovrm.settings.keys import BonConfig
 from rovrm.training.losses import compare, preference_loss
 
-if TYPE_CHECKING:
-    from eval.speed import SpeedConfig
-
 ROWS = ("separate", "shared")  # both sides, the slower one first
 REWARD_LIMIT = {"float32": 1e-4, "bfloat16": 0.1}  # how far the two sides' rewards may differ
 LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 0.05}  # and their losses
 
 
-def compare_rows(config: "SpeedConfig") -> None:
+def compare_rows(config: SpeedConfig) -> None:
     torch.manual_seed(config.seed)
     model, processor = make_model(config.size, config.device, config.dtype)
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
@@ -38,7 +36,7 @@ def compare_rows(config: "SpeedConfig") -> None:
     compare_training(config, model, processor)
 
 
-def compare_scoring(config: "SpeedConfig", model: Any, processor: Any) -> None:
+def compare_scoring(config: SpeedConfig, model: Any, processor: Any) -> None:
     model.eval()
     data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
     batches = {rows: _batches(config, model, processor, data, rows) for rows in ROWS}
@@ -62,7 +60,7 @@ def compare_scoring(config: "SpeedConfig", model: Any, processor: Any) -> None:
     _time_rows(config, "responses", len(gaps), score)
 
 
-def compare_bon(config: "SpeedConfig", model: Any, processor: Any) -> None:
+def compare_bon(config: SpeedConfig, model: Any, processor: Any) -> None:
     """What rovrm.bon does with the candidates of a file."""
     data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
     scorers = {rows: RewardScorer(model, processor, rows) for rows in ROWS}
@@ -86,7 +84,7 @@ def compare_bon(config: "SpeedConfig", model: Any, processor: Any) -> None:
         _time_rows(config, "candidates", len(scores["shared"]), choose)
 
 
-def compare_training(config: "SpeedConfig", model: Any, processor: Any) -> None:
+def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
     adapted: Any = get_peft_model(model, lora_config(model, r=16, alpha=32, dropout=0.0))
     set_trainable(adapted, visual=True, full=False)
     if config.checkpointing:
@@ -121,11 +119,11 @@ def compare_training(config: "SpeedConfig", model: Any, processor: Any) -> None:
     _time_rows(config, "pairs", config.pairs, train)
 
 
-def _batches(config: "SpeedConfig", model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
+def _batches(config: SpeedConfig, model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
     return make_batches(model, processor, data, rows, config.batch_tokens, config.device, config.dtype)
 
 
-def _time_rows(config: "SpeedConfig", unit: str, count: int, work: Any) -> None:
+def _time_rows(config: SpeedConfig, unit: str, count: int, work: Any) -> None:
     """Times and prints `work("separate")` against `work("shared")`."""
     sides = {"separate rows": lambda: work("separate"), "shared rows": lambda: work("shared")}
     print_rates(unit, count, alternate(sides, config.repeats, config.device))

@@ -8,21 +8,19 @@ import copy
 import statistics
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification, PrinterCallback
 
+from eval.shared.keys import SpeedConfig
 from eval.shared.made_up import WORDS, make_examples
 from eval.shared.timing import print_rates
 from rovrm.data.example import Example
 from rovrm.model import modeling
 from rovrm.tiny_base.base import make_processor
 from rovrm.training import trainer as rovrm_trainer
-
-if TYPE_CHECKING:
-    from eval.speed import SpeedConfig
 
 PER_STEP = 8  # pairs
 PROMPT_LENGTH, RESPONSE_LENGTH = 150, 110  # tokens
@@ -34,7 +32,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def compare_with_trl(config: "SpeedConfig") -> None:
+def compare_with_trl(config: SpeedConfig) -> None:
     tokenizer = make_processor([" ".join(WORDS)] * 20, image_size=48, patch_size=16).tokenizer
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(config.seed)
@@ -79,7 +77,7 @@ def _llama(tokenizer: Any) -> LlamaConfig:
     return config
 
 
-def _arguments(config: "SpeedConfig", folder: str) -> dict[str, Any]:
+def _arguments(config: SpeedConfig, folder: str) -> dict[str, Any]:
     """What both trainers are given."""
     return {
         "output_dir": folder,
@@ -100,7 +98,7 @@ def _arguments(config: "SpeedConfig", folder: str) -> dict[str, Any]:
     }
 
 
-def _train_with_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:
+def _train_with_trl(config: SpeedConfig, model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:
     """Seconds of TRL's train() and its mean loss. TRL takes the text model's own class, same weights."""
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
@@ -121,7 +119,7 @@ def _train_with_trl(config: "SpeedConfig", model: Any, tokenizer: Any, data: lis
         return _timed_train(trainer)
 
 
-def _train_with_rovrm(config: "SpeedConfig", model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:
+def _train_with_rovrm(config: SpeedConfig, model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:
     """Seconds of our train() and its mean loss; batches hold the same number of pairs, without a token budget that
     would split them."""
     with tempfile.TemporaryDirectory() as folder:

@@ -20,12 +20,14 @@ def merge(argv: list[str]) -> None:
     config = parse(MergeConfig, argv, "python -m rovrm.merge")
     out = Path(config.out)
     check_new(out)
+
     from rovrm.model.adapters import adapter_folder, base_of, merge_adapter, phase_record, processor_of
     from rovrm.model.loading import load_processor
     from rovrm.model.saving import save_merged
 
     if not Path(config.model).is_dir():
         raise UserError(f"model={config.model!r} is no folder; give a phase folder of rovrm.train")
+    # The phase folder leads to its adapter; the adapter's config names the base.
     adapter = adapter_folder(config.model)
     base = base_of(adapter)
     model: Any = merge_adapter(base, str(adapter), config.trust_remote_code)

@@ -64,7 +64,7 @@ def serve(argv: list[str]) -> None:
 
     from rovrm.model.scorer import load_scorer
 
-    listening = _listen(config.host, config.port)  # before the model is loaded in vain
+    listening = _listen(config.host, config.port)  # a port that is taken shows before the model is loaded in vain
     scorer = load_scorer(config)
     server = uvicorn.Server(uvicorn.Config(make_app(scorer, config), log_level="warning", server_header=False))
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -73,6 +73,7 @@ def serve(argv: list[str]) -> None:
 
 
 def _is_loopback(host: str) -> bool:
+    """Whether this machine alone can reach the host. A name other than localhost may stand for any address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -80,6 +81,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, TypeError, ValueError) as error:  # the last two of names that no host can have

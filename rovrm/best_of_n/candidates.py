@@ -65,6 +65,7 @@ def load_candidates(files: Sequence[str], data: Sequence[str] = (), image_root: 
         if not os.path.isfile(path) or path.suffix not in JSON_SUFFIXES:
             problem = "is no .json or .jsonl file" if os.path.exists(path) else "is not there"
             raise UserError(f"candidates={str(path)!r} {problem}; give a file of prompts and answers")
+        # The same id in two files is one prompt answered twice; in one file it is a mistake.
         ids_in_file: set[str] = set()
         for row in read_json_rows(path):
             if row.values and "error" in row.values and "candidates" not in row.values:
@@ -147,6 +148,8 @@ def _pool(row: Row, label: str, documents: Documents, image_root: str) -> Pool:
         answers, values = row.values.get("candidates", row.values.get("responses")), dict(row.values)
     texts, names = _texts_and_names(answers, label)
 
+    # A null counts as a missing column. Without an id the row is called by its file and number, so that rows of two
+    # files are never joined by accident.
     values = {column: value for column, value in values.items() if value is not None}
     values = {"id": values.get("doc_id", f"{label or row.stem}-{row.number}")} | values
     find = partial(find_image, image_root=image_root or None, data_file=row.data_file, must_exist=False)

@@ -53,7 +53,9 @@ def best_of_n(
     Returns:
         One record per prompt. A prompt that cannot be read, sampled for or scored has a record with an `error`.
     """
-    errors: dict[int, UserError] = {}  # both by place in the batch
+    # A prompt that cannot be used must not keep the others from being sampled and scored together: it drops out of the
+    # batch here and comes back in the end, by its place.
+    errors: dict[int, UserError] = {}
     readable: dict[int, Example] = {}
     for place, example in enumerate(examples):
         try:
@@ -68,12 +70,14 @@ def best_of_n(
     else:
         seed = config.seed * 1_000_003 + first
         answers = _sample(policy, prompts, config, seed)
-    scores = _scores(scorer, prompts, [given.texts for given in answers], config.batch_tokens)
+    # The greedy answer is scored beside the candidates, in the same shared-prefix row.
+    scores = _scores(scorer, prompts, [of_prompt.texts for of_prompt in answers], config.batch_tokens)
 
     answers_at = dict(zip(readable, answers, strict=True))
     scores_at = errors | dict(zip(readable, scores, strict=True))
     records = []
     for place, example in enumerate(examples):
+        # Of the example as it was given: the opened one's images have no paths.
         record = {"id": example.id, "prompt": example.prompt, "images": _image_paths(example, config.out)}
         result = scores_at[place]
         if isinstance(result, UserError):

@@ -101,7 +101,7 @@ def _counts_and_rewards(config: BonConfig, records: list[dict[str, Any]], failed
 
 def _rewards_by_choice(records: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """The mean reward by way of choosing, with its interval."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)  # the same seed draws the same candidates when the summary is written again
     rewards = {
         "best": [record["scores"][record["best"]] for record in records],
         "mean": [sum(record["scores"]) / len(record["scores"]) for record in records],
@@ -158,7 +158,8 @@ def _curve(config: BonConfig, records: list[dict[str, Any]], verdicts: list[list
     else:
         sizes = sorted({*(2**i for i in range(most.bit_length())), most})  # 1, 2, 4, ... and all
 
-    rewards = np.array([record["scores"][:most] for record in records])  # this and the next three: (prompts, most)
+    # All four arrays: (prompts, most). Prompts with more candidates give their first ones.
+    rewards = np.array([record["scores"][:most] for record in records])
     ranks = np.array([_ranks(_standings(record, config.allow_empty)[:most]) for record in records])
     false = worth = None
     if verdicts is not None:
@@ -195,7 +196,7 @@ def _print_rewards(summary: dict[str, Any]) -> None:
     print(f"\nreward of {summary['prompts']} prompts, n = {n}: {', '.join(parts)}")
     for name, counts in summary.get("names", {}).items():
         worth = f"best of {counts['best']} prompts, mean reward {counts['mean_reward']:.3f}"
-        print(f"  {name}: {counts['candidates']} candidates, {worth}")
+        print(f"  {name or '(no name)'}: {counts['candidates']} candidates, {worth}")
 
 
 def _print_flagged(flagged: dict[str, int], max_new_tokens: int) -> None:

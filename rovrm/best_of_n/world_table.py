@@ -42,7 +42,7 @@ def compare_choices(verdicts: list[list[Verdict]], records: Sequence[dict[str, A
         policy's own pairs (two candidates of one prompt that the oracle does not find equal).
     """
     measures = {name: _measures(verdicts, records, pick) for name, pick in _PICKS.items()}
-    false = {name: by_measure["false"] for name, by_measure in measures.items()}
+    false = {name: by_measure["false"] for name, by_measure in measures.items()}  # (prompts,) each
     pairs = [_pair_results(of_prompt, record) for of_prompt, record in zip(verdicts, records, strict=True)]
     rates = {}
     for name, by_measure in measures.items():
@@ -141,7 +141,7 @@ def _pair_accuracy(pairs: list[list[float]]) -> dict[str, Any]:
 def _ratio(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """Mean of the one over the mean of the other, per prompt (prompts,), with the interval of the ratio; None where the
     other is so seldom above zero that it is not so in every resample."""
-    draws = resamples(len(first))
+    draws = resamples(len(first))  # the same prompts for both, so that the interval is a paired one
     denominators = second[draws].mean(1)
     if not denominators.min() > 0:
         return {"ratio": None, "ci95": None}

@@ -313,13 +313,13 @@ def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
     ids, labels = [tokenizer.bos_token_id], [NOT_LEARNED]
     for number, (question, answer) in enumerate(sample.turns):
         if sample.drawing is not None and number == 0:
-            asked = _ids("USER: ", tokenizer) + [image] * IMAGE_TOKENS
-            asked += _ids(f"\n{question}\nASSISTANT:", tokenizer)
+            question_ids = _ids("USER: ", tokenizer) + [image] * IMAGE_TOKENS
+            question_ids += _ids(f"\n{question}\nASSISTANT:", tokenizer)
         else:
-            asked = _ids(f"USER: {question}\nASSISTANT:", tokenizer)
+            question_ids = _ids(f"USER: {question}\nASSISTANT:", tokenizer)
         answer_ids, answer_labels = _encode_answer(answer, tokenizer)
-        ids += asked + answer_ids
-        labels += [NOT_LEARNED] * len(asked) + answer_labels
+        ids += question_ids + answer_ids
+        labels += [NOT_LEARNED] * len(question_ids) + answer_labels
     return ids, labels
 
 

@@ -97,6 +97,9 @@ def ask(rng: random.Random, scene: Scene, kind: str) -> Question | None:
 
 # ---- one function for each kind of question --------------------------------------------------------------------------
 
+# The wording of the answer is drawn together with the question and kept: the right answer and the one about an edited
+# scene then differ in nothing but the fact.
+
 
 def _describe(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     wording = rng.randrange(6)
@@ -108,7 +111,7 @@ def _describe(rng: random.Random, scene: Scene, kind: str, index: int) -> Questi
 def _one_fact(rng: random.Random, scene: Scene, kind: str, index: int) -> Question:
     """What colour, where, what (or who, in notes): one attribute of one thing, which another attribute names."""
     thing = scene.things[index]
-    if kind == "shape" and scene.domain == "notes" and rng.random() < 0.5:
+    if kind == "shape" and scene.domain == "notes" and rng.random() < 0.5:  # notes also ask for the owner
         wording = rng.choice(("{owner} has the {kind}.", "It is {owner}.", "{owner}."))
         return _about(rng.choice(OWNER), wording, kind, "owner", "kind", thing, index)
     if kind == "colour":
@@ -167,7 +170,7 @@ def _exists(rng: random.Random, scene: Scene, kind: str, index: int) -> Question
 
 def _compare(rng: random.Random, scene: Scene, kind: str, index: int) -> Question | None:
     """None where the two things are alike."""
-    words = ["larger", "higher", "further left"] if scene.domain == "picture" else ["larger"]
+    words = ["larger", "higher", "further left"] if scene.domain == "picture" else ["larger"]  # rooms have no order
     word = rng.choice(words)
     attribute, key = COMPARE[word]
     first = scene.things[index]

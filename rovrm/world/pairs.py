@@ -44,6 +44,8 @@ def pair_row(
         families: their weights; by default POOL, for visual rows the faithful family alone.
         questions: the kinds of questions that faithful pairs are about.
     """
+    # A generator for each row: rows do not depend on those before them. A text as the seed is hashed the same on every
+    # machine.
     rng = random.Random(f"world:{inputs}:{split}:{seed}:{index}")
     weights = families or ({"faithful": 1.0} if inputs == "visual" else POOL)
     family = rng.choices(list(weights), list(weights.values()))[0]
@@ -91,6 +93,8 @@ def faithful_pair(
         right, wrong = question.answer(scene), question.answer(other)
         if right is None or wrong is None or right == wrong:
             continue
+        # The question is about a thing that is there, so that "yes" would always be right: half of the time the edited
+        # scene takes the other's place.
         if kind == "exists" and rng.random() < 0.5:
             return other, scene, question, wrong, right
         return scene, other, question, right, wrong
@@ -124,7 +128,7 @@ def _complete(rng: random.Random, domain: Domain, held_out: bool, questions: Seq
     scene = draw_scene(rng, domain, held_out)
     question, wording = ask(rng, scene, "describe"), rng.randrange(6)
     assert question is not None
-    half = sorted(rng.sample(range(len(scene.things)), len(scene.things) // 2))
+    half = sorted(rng.sample(range(len(scene.things)), len(scene.things) // 2))  # in reading order, as all are told
     part = describe(scene, tuple(scene.things[i] for i in half), wording)
     return scene, "describe", question.text, describe(scene, wording=wording), part
 

@@ -64,6 +64,8 @@ def read(text: str) -> list[Mention]:
         else:
             reader.take_phrase(phrase)
             i = phrase.end
+    # Places that were kept for a thing yet to come go back to the thing before, unless in this text they do come first.
+    # From the last one on, since one may have been handed on by another.
     for mention in reversed(reader.mentions):
         if mention.said and mention.said[0][0] not in reader.leading:
             _give_back(mention)
@@ -185,8 +187,10 @@ class _Reader:
         mention, denied = self.current, self.denied or phrase.negated
         fronted = self._is_front(phrase.article)
         if mention and not fronted and self.linked and (phrase.article == "a" or not mention.get("kind")):
+            # "the ring is a large one", "it is the ring": what is said of the current mention
             mention.said += [(*pair, not denied) for pair in phrase.pairs]
         else:
+            # "in the hall a ring": the thing of a place that came first; anything else is a mention of its own
             if mention is None or not fronted:
                 mention = self._new_mention(than=self.than)
             self.leading |= {name for name, *_ in mention.said}

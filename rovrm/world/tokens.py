@@ -69,8 +69,8 @@ def _lexicon() -> dict[str, Token]:
             first, *synonyms = group.split(" ")
             word = first.capitalize() if sort == "owner" else first.replace("_", " ")
             plurals = [first + "s", first + "es"] if sort in ("kind", "generic") else []
-            for known in (first, *synonyms, *plurals):
-                lexicon[known] = Token(sort, word)
+            for spelling in (first, *synonyms, *plurals):
+                lexicon[spelling] = Token(sort, word)
     return lexicon
 
 
