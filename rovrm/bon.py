@@ -47,13 +47,20 @@ AT_ONCE_TINY, AT_ONCE = 320, 32  # candidates sampled at once: by the shipped ti
 def bon(argv: list[str]) -> None:
     config = _with_defaults(parse(BonConfig, argv, "python -m rovrm.bon"))
 
-    from rovrm.best_of_n.folder import RECORDS, bytes_needed, prompts_done, read_records, take_folder
+    from rovrm.best_of_n.folder import check_folder
+    from rovrm.common.files import lock_folder
 
-    lock = take_folder(config)  # held until the process ends, however it ends; taken before the slow imports
+    with lock_folder(config.out):
+        check_folder(config)  # before the slow imports
+        answer(config)
 
+
+def answer(config: BonConfig) -> None:
+    """The run, in a folder that nobody else writes into."""
     from tqdm.auto import tqdm
 
     from rovrm.best_of_n.choose import best_of_n
+    from rovrm.best_of_n.folder import RECORDS, bytes_needed, prompts_done, read_records
     from rovrm.best_of_n.report import write_summary
 
     examples, names = _prompts(config)
@@ -73,7 +80,6 @@ def bon(argv: list[str]) -> None:
                         file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     file.flush()
         write_summary(config, examples, read_records(path, config.allow_empty))
-    del lock
 
 
 def _with_defaults(config: BonConfig) -> BonConfig:

@@ -20,6 +20,7 @@ Departures from the paper: (1) gradients of the reward margin, not of its loss: 
 """
 
 import sys
+from contextlib import nullcontext
 
 from rovrm.common.errors import UserError
 from rovrm.settings.command_line import parse, run
@@ -33,15 +34,22 @@ def select(argv: list[str]) -> None:
     config = parse(TrainConfig, argv, PROG)
     check_trainer_keys(config.trainer)
 
-    from rovrm.common.disk import room_for
     from rovrm.common.files import lock_folder
+    from rovrm.training.setup import process_state
+
+    main_process = process_state(config).is_main_process
+    with lock_folder(config.out) if main_process else nullcontext():
+        select_phases(config, argv, main_process)
+
+
+def select_phases(config: TrainConfig, argv: list[str], main_process: bool) -> None:
+    """The selection, in a folder that nobody else writes into."""
+    from rovrm.common.disk import room_for
     from rovrm.selection.stage import check_selection, read_phases, select_data
     from rovrm.training.dry_run import print_dry_run
     from rovrm.training.estimates import run_bytes
-    from rovrm.training.setup import check_services, model_parts, process_state, trainer_arguments, with_default
+    from rovrm.training.setup import check_services, model_parts, trainer_arguments, with_default
 
-    main_process = process_state(config).is_main_process
-    lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv, PROG)
     choosing = [phase for phase in config.phases if config.section(phase).by_gradients]
     if not choosing:
@@ -62,7 +70,6 @@ def select(argv: list[str]) -> None:
     needed = run_bytes(config, parts.model_config, data) if main_process else 0
     with room_for(config.out, needed, "the warm-up and features"):
         select_data(config, data, choosing, parts)
-    del lock
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ prompt, never by row, and in all phases alike.
 
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from rovrm.settings.command_line import parse, run, save
@@ -32,20 +33,27 @@ def train(argv: list[str]) -> None:
     # PEFT asks transformers by an old name; nothing that a user could mend.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
+    from rovrm.common.files import lock_folder
+    from rovrm.training.setup import process_state
+
+    main_process = process_state(config).is_main_process
+    with lock_folder(config.out) if main_process else nullcontext():
+        train_phases(config, argv, main_process)
+
+
+def train_phases(config: TrainConfig, argv: list[str], main_process: bool) -> None:
+    """The run, in a folder that nobody else writes into."""
     from accelerate import PartialState
 
     from rovrm.common.disk import room_for
-    from rovrm.common.files import lock_folder
     from rovrm.selection.stage import check_selection, read_phases, select_data
     from rovrm.training.dry_run import optimizer_steps, print_dry_run
     from rovrm.training.estimates import run_bytes
     from rovrm.training.outputs import write_summary
     from rovrm.training.plan import is_finished, say_start
     from rovrm.training.run import run_phase
-    from rovrm.training.setup import check_services, model_parts, process_state, trainer_arguments, with_default
+    from rovrm.training.setup import check_services, model_parts, trainer_arguments, with_default
 
-    main_process = process_state(config).is_main_process
-    lock = lock_folder(config.out) if main_process else None  # held until the process ends, however it ends
     config = with_default(config, argv, PROG)
     phases = config.phases
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
@@ -76,7 +84,6 @@ def train(argv: list[str]) -> None:
             PartialState().wait_for_everyone()
         if main_process:
             write_summary(config.out, phases)
-    del lock
 
 
 def main(argv: list[str] | None = None) -> int:

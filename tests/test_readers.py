@@ -12,11 +12,11 @@ from helpers import REAL
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.example import Example
-from rovrm.data.formats import check_columns, find_reader, rename
+from rovrm.data.formats import check_columns, find_reader
 from rovrm.data.images import ImageRef, find_image
 from rovrm.data.loading import as_examples, load_examples
 from rovrm.data.messages import text_of
-from rovrm.data.reader import read_row
+from rovrm.data.reader import read_row, rename
 from rovrm.training.checks import check_responses
 
 

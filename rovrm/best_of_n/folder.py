@@ -1,6 +1,6 @@
 """The folder of rovrm.bon: which settings and models it was begun with, and what is in its bon.jsonl already.
 
-lock = take_folder(config)                                                  # before anything is computed
+check_folder(config)                                                        # before anything is computed
 done = prompts_done(path, batch_size, examples, candidates_given=False)     # the first prompts need no answers
 records = read_records(path, allow_empty=False)                             # when all prompts have one
 """
@@ -16,7 +16,7 @@ import yaml
 
 from rovrm.best_of_n.curve import best_place
 from rovrm.common.errors import UserError
-from rovrm.common.files import lock_folder, read_json, write_json, write_jsonl
+from rovrm.common.files import read_json, write_json, write_jsonl
 from rovrm.common.notes import changed_keys, refuse_changes
 from rovrm.data.example import Example
 from rovrm.settings.command_line import save
@@ -27,17 +27,9 @@ INDIFFERENT = ("out", "device")  # settings that do not change the answers
 CANDIDATE, PICTURE = 300, 4096  # bytes of a candidate in bon.jsonl, and of a small picture that is kept, about
 
 
-def take_folder(config: BonConfig) -> Any:
-    """Locks `out` and notes settings and models there.
-
-    Returns:
-        The lock, held as long as the object lives.
-
-    Raises:
-        UserError: another run is writing there, or the folder holds candidates made with other settings or models.
-    """
+def check_folder(config: BonConfig) -> None:
+    """Notes settings and models in `out`. Raises UserError where it holds candidates made with others."""
     out = Path(config.out)
-    lock = lock_folder(config.out)
     settings_file, models_file = out / "config.yaml", out / "models.json"
     models = {"model": _weight_files(config.model), "policy": _weight_files(config.policy)}
     if (out / RECORDS).is_file() and settings_file.is_file():
@@ -55,7 +47,6 @@ def take_folder(config: BonConfig) -> Any:
             )
     write_json(models_file, models)
     save(config, settings_file)
-    return lock
 
 
 def _weight_files(folder: str) -> dict[str, list[int]]:

@@ -155,8 +155,12 @@ def lock(path: Path) -> "BaseFileLock | None":
     return held
 
 
-def lock_folder(out: str) -> "BaseFileLock":
-    """Takes a run's folder for this process, and makes the folder. Raises UserError where another run has it."""
+@contextmanager
+def lock_folder(out: str) -> Iterator[None]:
+    """Takes a run's folder for this process, and makes the folder. Raises UserError where another run has it.
+
+    It is given back at the end of the block, however that ends, and when the process is killed.
+    """
     if not out.isprintable():  # tokenizers and safetensors take no other names, which would show after the training
         raise UserError(f"out={out!r} holds a byte or character that cannot be printed; give another name")
     try:
@@ -166,4 +170,7 @@ def lock_folder(out: str) -> "BaseFileLock":
         raise UserError(f"out={out!r} cannot be written to ({error.strerror}); give another folder") from error
     if held is None:
         raise UserError(f"another run is writing into out={out!r}; wait for it, or give another out=")
-    return held
+    try:
+        yield
+    finally:
+        held.release()

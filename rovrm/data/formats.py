@@ -361,10 +361,7 @@ def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) ->
         return len(_missing(READERS[name], present)) / len(READERS[name].columns)
 
     nearest = sorted(reversed(READERS), key=lacking)[:3]  # the general formats, the better advice among equals, first
-    needs = []
-    for name in nearest:
-        missing = ", ".join(_missing(READERS[name], present))
-        needs.append(f"{name} lacks {missing}" if missing else f"{name} has its columns, but other values in them")
+    needs = [_need(name, present) for name in nearest]
     remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike; in training under the "
     remedy += "phase, as visual.columns.prompt=THEIRS), or name the format: reader=NAME"
     if present >= {*VL_REWARDBENCH.values()}:
@@ -372,6 +369,11 @@ def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) ->
         remedy = f"These are rows of VL-RewardBench: read them by SOURCE?{mapping}; to score them, call the columns so"
     columns = ", ".join(sorted(present)) or "(none)"
     raise UserError(f"no reader fits the columns {columns}. Nearest: {'; '.join(needs)}. {remedy}")
+
+
+def _need(name: str, present: set[str]) -> str:
+    missing = ", ".join(_missing(READERS[name], present))
+    return f"{name} lacks {missing}" if missing else f"{name} wants other values in them"
 
 
 def _missing(reader: Reader, present: set[str]) -> list[str]:
@@ -393,10 +395,3 @@ def check_columns(mapping: Mapping[str, str], present: Sequence[str]) -> None:
         if theirs not in present:
             has = ", ".join(present)
             raise UserError(f"columns.{canonical}={theirs}: the data have no such column; they have {has}")
-
-
-def rename(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The row with its columns renamed, by our name -> theirs; a column that has our name already gives way."""
-    replaced = {*mapping.values(), *mapping}
-    kept = {column: value for column, value in row.items() if column not in replaced}
-    return kept | {canonical: row[theirs] for canonical, theirs in mapping.items() if theirs in row}

@@ -20,9 +20,9 @@ from rovrm.data.captions import load_captions, with_caption
 from rovrm.data.dataset_rows import dataset_rows
 from rovrm.data.example import Example
 from rovrm.data.formats import check_columns
-from rovrm.data.raw_rows import Row, rows_of_dicts
+from rovrm.data.raw_rows import Row, Source, rows_of_dicts
 from rovrm.data.reader import RowReader
-from rovrm.data.sources import Source, load_rows, parse_sources
+from rovrm.data.sources import load_rows, parse_sources
 
 logger = logging.getLogger(__name__)
 

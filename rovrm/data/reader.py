@@ -31,7 +31,6 @@ from rovrm.data.formats import (
     find_reader,
     number_in,
     rating_in,
-    rename,
 )
 from rovrm.data.images import ImageRef, find_image
 from rovrm.data.messages import normalise, place_images, response_text, text_of, to_messages
@@ -381,3 +380,10 @@ def _names_another(text: str, images: Sequence[ImageRef], find: Callable[[str], 
     files = {os.path.realpath(ref.path) for ref in images if ref.path is not None}
     embedded = {os.path.basename(ref.name) for ref in images if ref.path is None}
     return os.path.realpath(path) not in files and os.path.basename(text) not in embedded
+
+
+def rename(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+    """The row with its columns renamed, by our name -> theirs; a column that has our name already gives way."""
+    replaced = {*mapping.values(), *mapping}
+    kept = {column: value for column, value in row.items() if column not in replaced}
+    return kept | {canonical: row[theirs] for canonical, theirs in mapping.items() if theirs in row}

@@ -17,14 +17,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rovrm.common.errors import UserError, described, offline
 from rovrm.data.dataset_rows import dataset_rows
 from rovrm.data.images import expanded
-from rovrm.data.raw_rows import SPLIT_WORD, Row, Rows, choose_split, read_json_rows, rows_in_memory
+from rovrm.data.raw_rows import SPLIT_WORD, Row, Rows, Source, choose_split, read_json_rows, rows_in_memory
 
 logger = logging.getLogger(__name__)
 
@@ -34,32 +34,6 @@ SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
 # What `datasets` and the hub put beside the data; none of it holds rows.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 WORLD, WORLD_OPTIONS = "world:", ("seed", "families", "questions")  # generated rows, see rovrm/data/world_rows.py
-
-
-@dataclass(slots=True)
-class Source:
-    """A source taken apart; every field but the first two is one of its options.
-
-    text: as written; name: the NAME in it.
-    split, config, revision: as in `datasets.load_dataset`. reader: the format, a name in formats.READERS; None to find
-        it from the columns.
-    n: how many examples are taken of it; weight: its share among several sources.
-    pairs: whether a ranked list becomes all its pairs of different rank, so that `n` counts pairs and not lists.
-    columns: `columns.prompt=question` and the like, our name -> theirs.
-    options: those of the synthetic world alone.
-    """
-
-    text: str
-    name: str
-    split: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    reader: str | None = None
-    n: int | None = None
-    weight: float | None = None
-    pairs: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
-    options: dict[str, str] = field(default_factory=dict)
 
 
 # ---- parsing ---------------------------------------------------------------------------------------------------------

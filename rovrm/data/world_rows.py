@@ -11,8 +11,7 @@ from typing import Any
 
 from rovrm.common.errors import UserError
 from rovrm.data.images import ImageRef
-from rovrm.data.raw_rows import Row, Rows
-from rovrm.data.sources import Source
+from rovrm.data.raw_rows import Row, Rows, Source
 from rovrm.world.language import KINDS
 from rovrm.world.pairs import FAMILIES, INPUTS, SPLITS, pair_row
 

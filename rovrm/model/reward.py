@@ -5,18 +5,15 @@ examples again, so that a prompt and its images are encoded once for all of its 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.formats import VIDEO_COLUMNS
 from rovrm.data.images import ImageRef
 from rovrm.data.prompts import as_example, as_messages, holds_more
-
-if TYPE_CHECKING:
-    from rovrm.model.scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +41,19 @@ def group_samples(
     return groups
 
 
-def rewards_or_none(scorer: "RewardScorer", groups: list[Example]) -> list[float | None]:
+def rewards_or_none(
+    score_or_error: Callable[[list[Example]], list[list[float] | UserError]], groups: list[Example]
+) -> list[float | None]:
     """The rewards of all responses, in order; None, which is logged, for a response that cannot be scored.
 
-    Raises UserError where not one can be.
+    score_or_error: `RewardScorer.score_or_error`. Raises UserError where not one can be scored.
     """
     results: list[list[float] | UserError] = []
-    for group, result in zip(groups, scorer.score_or_error(groups), strict=True):
+    for group, result in zip(groups, score_or_error(groups), strict=True):
         if isinstance(result, UserError) and len(group.responses) > 1:
             # One bad response is an error of its whole group: tried alone, the others get their rewards.
             alone = [replace(group, responses=[text], ranks=[0]) for text in group.responses]
-            results += scorer.score_or_error(alone)
+            results += score_or_error(alone)
         else:
             results.append(result)
     errors = [result for result in results if isinstance(result, UserError)]

@@ -244,7 +244,7 @@ class RewardScorer:
             UserError: where not one completion of the call can be scored.
         """
         images = columns.get("image") if images is None else images
-        return rewards_or_none(self, group_samples(prompts, completions, images, columns))
+        return rewards_or_none(self.score_or_error, group_samples(prompts, completions, images, columns))
 
     def measure(
         self, rows: Sequence[Example | Mapping[str, Any] | UserError], find: Callable[[str], str] = find_image

@@ -64,8 +64,9 @@ def measure_base(model: Any, processor: Any, scenes: int = 400, seed: int = 2) -
     the coverage of the samples."""
     rates = fact_accuracy(model, processor)
     of_new_joins = fact_accuracy(model, processor, held_out=True)
-    for name in ("colour", "shape"):
-        rates[f"new join: {name}"] = of_new_joins[name]
+    for name, rate in of_new_joins.items():
+        if name in ("colour", "shape"):  # what the held-out joins are of
+            rates[f"new join: {name}"] = rate
 
     rng = random.Random(f"describe:{seed}")
     drawings = [Drawing(draw_scene(rng, "picture"), rng.getrandbits(32)) for _ in range(scenes)]
