@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from helpers import change_json, message_of, pairs, says, write_lines
+from transformers import PreTrainedModel
 
 from rovrm import train
-from rovrm.model import loading as checkpoints
 from rovrm.settings import phases
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates
@@ -31,10 +31,12 @@ def world(world_folder) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: Any, **options: Any) -> None:
-        raise AssertionError("the weights are loaded before the mistake is found")
+    """Patched where every load passes: a function of ours would stay patched in modules that are first imported now."""
 
-    monkeypatch.setattr(checkpoints, "load_reward_model", load)
+    def load(*args: Any, **options: Any) -> None:
+        pytest.fail("the weights are loaded before the mistake is found")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", load)
 
 
 @pytest.fixture
@@ -163,6 +165,11 @@ def test_the_same_data_to_train_and_evaluate_on(refused) -> None:
 def test_images_in_the_text_phase(refused) -> None:
     message = refused("phase=1 text.data={world}/visual.jsonl")
     assert says(message, "8 of 8 rows are bad", "the text phase takes rows without images", "visual.data")
+
+
+def test_without_a_mistake_the_weights_are_loaded(refused) -> None:
+    with pytest.raises(pytest.fail.Exception, match="the weights are loaded"):
+        refused("phase=3 visual.data={world}/visual.jsonl eval_fraction=0.3")
 
 
 def test_data_of_a_phase_that_is_not_run_are_ignored(world: Path, tmp_path: Path) -> None:

@@ -72,12 +72,13 @@ def test_a_measure_counts_what_the_oracle_finds_false(model, processor, monkeypa
         answers.append(answer)
         return SimpleNamespace(false=len(answers) % 2 == 0, coverage=0.75)
 
-    monkeypatch.setattr(measure, "fact_accuracy", lambda *_, **__: {"colour": 1.0, "size": 1.0})
+    facts = dict.fromkeys(measure.FACT_WORDS, 1.0)
+    monkeypatch.setattr(measure, "fact_accuracy", lambda *_, **__: dict(facts))
     monkeypatch.setattr(measure, "judge", every_second)
     found = measure_base(model, processor, scenes=10)
     assert len(answers) == 10 + 80 and len(set(answers)) > 20
     rates = {"greedy": 0.5, "sampled": 0.5, "all of 8": 0.0, "coverage": 0.75}
-    assert found == rates | {"colour": 1.0, "size": 1.0, "new join: colour": 1.0}
+    assert found == rates | facts | {"new join: colour": 1.0, "new join: shape": 1.0}
 
 
 def test_pixels_are_those_of_the_processor(processor):
