@@ -54,7 +54,7 @@ def bon(argv: list[str]) -> None:
     from tqdm.auto import tqdm
 
     from rovrm.best_of_n.choose import best_of_n
-    from rovrm.best_of_n.report import write_summary
+    from rovrm.best_of_n.report import summarise_choices
 
     examples, names = _prompts(config)
     path, size = Path(config.out) / RECORDS, config.batch_size or 1
@@ -72,7 +72,7 @@ def bon(argv: list[str]) -> None:
                             record["names"] = names[record["id"]]
                         file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     file.flush()
-        write_summary(config, examples, read_records(path, config.allow_empty))
+        summarise_choices(config, examples, read_records(path, config.allow_empty))
     del lock
 
 
