@@ -16,7 +16,7 @@ The same command goes on where it was stopped; another method, n, preprocessing 
 that are there.
 
 Departures from the paper: (1) gradients of the reward margin, not of its loss: the same direction, without underflow;
-(2) capped transport is what the recipes ask for; `paper` is the published formula (see the README).
+(2) capped transport is what the recipes ask for; `paper` is the published formula (data_selection/README.md).
 """
 
 import sys

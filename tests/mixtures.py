@@ -1,6 +1,6 @@
 """Synthetic features whose worth is known: several modes, duplicates, decoys on the mean of the target, noise.
 
-`python tests/mixtures.py` prints the table of the README: means of 5 seeds.
+`python tests/mixtures.py` prints the table of data_selection/README.md: means of 5 seeds.
 """
 
 from dataclasses import dataclass

@@ -480,7 +480,7 @@ def test_caption_example() -> None:
 def test_caption_example_refuses() -> None:
     with pytest.raises(UserError, match=r"template 'x' has no \{caption\}"):
         caption_example(example(caption="c"), "x")
-    with pytest.raises(UserError, match="example e .* has no caption; call use_captions first"):
+    with pytest.raises(UserError, match="example e .* has no caption; add one to the row"):
         caption_example(example(), CAPTION_TEMPLATE)
 
 

@@ -196,7 +196,7 @@ def _print_rewards(summary: dict[str, Any]) -> None:
     print(f"\nreward of {summary['prompts']} prompts, n = {n}: {', '.join(parts)}")
     for name, counts in summary.get("names", {}).items():
         worth = f"best of {counts['best']} prompts, mean reward {counts['mean_reward']:.3f}"
-        print(f"  {name}: {counts['candidates']} candidates, {worth}")
+        print(f"  {name or '(no name)'}: {counts['candidates']} candidates, {worth}")
 
 
 def _print_flagged(flagged: dict[str, int], max_new_tokens: int) -> None:

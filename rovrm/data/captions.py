@@ -203,7 +203,8 @@ def caption_example(example: Example, template: str) -> Example:
     if "{caption}" not in template:
         raise UserError(f"caption template {template!r} has no {{caption}}; write where the caption goes")
     if not example.caption:
-        raise UserError(f"example {example.id} ({example.location}) has no caption; call use_captions first")
+        remedy = "add one to the row, or give caption.captions=FILE"
+        raise UserError(f"example {example.id} ({example.location}) has no caption; {remedy}")
     prompt = [message | {"content": text_of(message["content"])} for message in example.prompt]  # new messages
     first = next(message for message in prompt if message["role"] == "user")
     first["content"] = template.replace("{caption}", example.caption) + first["content"]

@@ -266,6 +266,8 @@ def read_ranked(row: Mapping[str, Any]) -> Read:
     responses = _field(row, "responses")
     if isinstance(responses, str) or not isinstance(responses, Sequence):
         raise BadRow("responses", responses, "takes a list of two or more texts; mend the row")
+    if not responses:
+        raise BadRow("responses", responses, "takes two or more texts, got none; drop the row")
     scores = _numbers(row, "scores", len(responses))
     ranks = _numbers(row, "ranks", len(responses))
     if ranks is not None:
@@ -359,13 +361,17 @@ def find_reader(columns: Iterable[str], row: Mapping[str, Any] | None = None) ->
         return len(_missing(READERS[name], present)) / len(READERS[name].columns)
 
     nearest = sorted(reversed(READERS), key=lacking)[:3]  # the general formats, the better advice among equals, first
-    needs = "; ".join(f"{name} lacks {', '.join(_missing(READERS[name], present)) or 'nothing'}" for name in nearest)
-    remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike), or name the format: "
-    remedy += "reader=NAME"
+    needs = []
+    for name in nearest:
+        missing = ", ".join(_missing(READERS[name], present))
+        needs.append(f"{name} lacks {missing}" if missing else f"{name} has its columns, but other values in them")
+    remedy = "Say which column is which with columns.prompt=THEIRS (chosen, rejected alike; in training under the "
+    remedy += "phase, as visual.columns.prompt=THEIRS), or name the format: reader=NAME"
     if present >= {*VL_REWARDBENCH.values()}:
         mapping = "&".join(f"columns.{ours}={theirs}" for ours, theirs in VL_REWARDBENCH.items())
         remedy = f"These are rows of VL-RewardBench: read them by SOURCE?{mapping}; to score them, call the columns so"
-    raise UserError(f"no reader fits the columns {', '.join(sorted(present)) or '(none)'}. Nearest: {needs}. {remedy}")
+    columns = ", ".join(sorted(present)) or "(none)"
+    raise UserError(f"no reader fits the columns {columns}. Nearest: {'; '.join(needs)}. {remedy}")
 
 
 def _missing(reader: Reader, present: set[str]) -> list[str]:

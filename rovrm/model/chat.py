@@ -299,9 +299,10 @@ def _first_cut(text: str, parts: list[tuple[str, str]]) -> str:
     """The message about a conversation that the template does not write as it writes others."""
     rest = _squeezed(text)
     for role, part in parts:
-        if _squeezed(part) not in rest:
+        squeezed = _squeezed(part)
+        if squeezed not in rest:
             return f"the chat template does not write all of the {role}'s text {part[:80]!r}; {_remedy(role)}"
-        rest = rest.partition(_squeezed(part))[2]
+        rest = rest[rest.index(squeezed) + len(squeezed) :]
     return f"the chat template treats a text of this conversation as its own mark-up; {TEMPLATE_REMEDY}"
 
 

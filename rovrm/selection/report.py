@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 
 from data_selection.choose import Choice, choose
 from data_selection.features import Features, prepare
@@ -22,37 +22,11 @@ from rovrm.data.example import Example
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import Phase
 
+TEMPLATE = "report.html.jinja"
 CELLS = 20_000_000  # of the cost matrix of one distance, at most: of larger sets rows are drawn
 DRAWN = 2000  # rows of a set that the map shows, at most
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOOKS = (("#bbb", 2), ("#1769aa", 2.5), ("#c62828", 2.5))  # colour and radius of pool, chosen rows and target
-
-PAGE = """<!doctype html><meta charset="utf-8"><title>Selection: {{ report.phase }}</title>
-<style>body{font:15px sans-serif;max-width:820px;margin:2em auto}td,th{padding:.2em .8em;text-align:right}
-td:first-child,th:first-child{text-align:left}</style>
-{%- macro table(head, rows) %}
-<table><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{%- endmacro %}
-
-<h1>What was chosen for the {{ report.phase }} phase</h1>
-<p>{{ report.method }} chose {{ report.chosen }} of {{ report.pool }} rows against {{ report.targets }} targets
-(preprocess: {{ report.preprocess | join(", ") or "none" }};
-{{ report.near_duplicates }} near-duplicates passed over)</p>
-<h2>By source</h2>{{ table(["source", "pool", "chosen", "share kept", "mean score"], sources) }}
-<h2>Wasserstein distance to target rows that took no part</h2>{{ table(["rows", "distance"], distances) }}
-<h2>Gradient norms of the loss</h2>{{ table(["rows"] + quantiles, norms) }}
-<h2>Map</h2><p>First two principal components of unit features: pool grey, chosen blue, target red.</p>
-<svg width="800" height="500" role="img">
-{% for point in points %}
-<circle cx="{{ "%.1f" | format(point.x) }}" cy="{{ "%.1f" | format(point.y) }}" r="{{ point.radius }}"
-fill="{{ point.colour }}" fill-opacity=".55"/>
-{% endfor %}
-</svg>
-"""
 
 
 def choose_and_report(
@@ -231,8 +205,8 @@ def _write_page(path: Path, report: dict[str, Any], points: list[Point]) -> None
         kept, score = f"{row['share_kept']:.3f}", _short(row["mean_score"])
         sources.append([row["source"], row["pool"], row["chosen"], kept, score])
     norms = [[name, *(f"{norm:.3g}" for norm in of.values())] for name, of in report["gradient_norms"].items()]
-    page = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
-    text = page.render(
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    text = environment.get_template(TEMPLATE).render(
         report=report,
         sources=sources,
         distances=[[name, f"{distance:.4f}"] for name, distance in report["wasserstein"].items()],

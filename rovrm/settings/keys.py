@@ -55,16 +55,16 @@ Select = Literal[
 class PhaseConfig:
     data: list[str] = field(default_factory=list)  # training data: files, folders or hub ids, as SOURCE or SOURCE?n=5
     eval_data: list[str] = field(default_factory=list)  # held-out data; empty = eval_fraction of the training data
-    n: int | None = limited(None, ABOVE_ZERO)  # examples to take, held-out ones included; null = all
-    # (what a method chooses has the held-out ones beside it)
-    select: Select = "random"  # which n: drawn with the seed, the first, or chosen by a method of data_selection
-    learning_rate: float | None = limited(None, ABOVE_ZERO)  # highest of the phase; null = by tuning: with an adapter
-    # 3e-4, with tuning=full the paper's 2e-5 (text) and 1e-6 (caption, visual)
+    n: int | None = limited(None, ABOVE_ZERO)  # examples to take; null = all. Held-out ones are among them,
+    # but come on top of what a method of data_selection chooses
+    select: Select = "random"  # which n: drawn at random, the first, or chosen by a method of data_selection
+    learning_rate: float | None = limited(None, ABOVE_ZERO)  # highest learning rate of the phase; null = 3e-4 with
+    # an adapter, and with tuning=full the paper's 2e-5 (text) and 1e-6 (caption, visual)
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes over the training data
     reader: str = ""  # format of the data; empty = found from its columns
-    columns: dict[str, str] = field(default_factory=dict)  # other column names, as columns.prompt=question
-    max_bad_fraction: float | None = limited(None, FRACTION)  # share of bad rows of this phase that may be skipped;
-    # null = max_bad_fraction of all phases
+    columns: dict[str, str] = field(default_factory=dict)  # names of the columns, as columns.prompt=question
+    max_bad_fraction: float | None = limited(None, FRACTION)  # share of this phase's rows that may be bad and skipped;
+    # null = the max_bad_fraction that stands outside of the sections
 
     @property
     def by_gradients(self) -> bool:
@@ -77,8 +77,8 @@ CAPTION_TEMPLATE = "Image description: {caption}\n\n"  # the tiny base has learn
 
 @dataclass
 class CaptionConfig(PhaseConfig):
-    captions: str = ""  # JSONL file of captions, joined by image; empty = the data carry a caption column
-    caption_template: str = CAPTION_TEMPLATE  # text put where the image was
+    captions: str = ""  # JSONL file of captions, joined by image; empty = the data have a caption column
+    caption_template: str = CAPTION_TEMPLATE  # text that takes the place of the image
 
 
 @dataclass
@@ -87,12 +87,12 @@ class SelectionConfig:
     warmup_target: int = limited(3000, ABOVE_ZERO)  # rows of the target that it trains on
     learning_rate: float = limited(1e-4, ABOVE_ZERO)  # highest learning rate of the warm-up
     epochs: float = limited(1.0, ABOVE_ZERO)  # passes of the warm-up
-    gradients: Literal["plain", "adam"] = "plain"  # as they are, or the pool's preconditioned as in LESS
+    gradients: Literal["plain", "adam"] = "plain"  # gradients as they are, or the pool's as in LESS
     layers: str = ""  # regular expression of the LoRA layers that count; empty = all
-    width: int = limited(4096, WIDTH)  # of a feature
+    width: int = limited(4096, WIDTH)  # numbers of a feature
     targets: int | None = limited(5000, TARGETS)  # target rows that stand for all of them; null = all
-    representatives: Literal["kmeans", "random"] = "kmeans"  # which: nearest to cluster centres, or a draw
-    preprocess: list[str] | None = None  # unit, centre, dedup, or none; null = unit,dedup, but in paper none
+    representatives: Literal["kmeans", "random"] = "kmeans"  # those nearest to cluster centres, or drawn ones
+    preprocess: list[str] | None = None  # unit, centre, dedup, or none; null = unit,dedup, but for paper none
 
 
 @dataclass
@@ -114,11 +114,11 @@ class TrainConfig:
     max_bad_fraction: float = limited(0.01, FRACTION)  # share of bad rows that may be skipped before the run stops
     max_length: int = limited(2048, ABOVE_ZERO)  # tokens of the longest conversation
     max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a row together, at most
-    long_rows: Literal["skip", "error"] = "skip"  # longer rows are skipped and counted apart, or are bad rows
+    long_rows: Literal["skip", "error"] = "skip"  # rows above max_length are skipped and counted apart, or are bad rows
     rows: Literal["auto", "shared", "separate"] = "auto"  # one row per prompt or per response; auto = shared if exact
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one forward per device, at most
     batch_size: int = limited(8, ABOVE_ZERO)  # prompts of one forward per device, at most
-    center_rewards_coefficient: float = limited(0.0, FROM_ZERO)  # pulls the mean reward towards 0; 0 = off
+    center_rewards_coefficient: float = limited(0.0, FROM_ZERO)  # pull of the mean reward towards 0; 0 = off
     tuning: Literal["lora", "qlora", "full"] = "lora"  # an adapter, an adapter on a 4-bit model, or every weight
     lora_r: int = limited(64, ABOVE_ZERO)  # rank of the adapter
     lora_alpha: int = limited(128, ABOVE_ZERO)  # scale of the adapter
@@ -127,7 +127,7 @@ class TrainConfig:
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # numbers of the last phase's full checkpoint
     workers: int = limited(2, FROM_ZERO)  # processes that prepare batches; 0 = none
     first_checkpoint_minutes: float = limited(5.0, FROM_ZERO)  # until the first checkpoint of a phase, at most; 0 = off
-    # (it and the next: off too where trainer.save_strategy or trainer.save_steps is given)
+    # (this and the next are off too where trainer.save_strategy or trainer.save_steps is given)
     checkpoint_minutes: float = limited(30.0, FROM_ZERO)  # from one checkpoint to the next, at most; 0 = off
     seed: int = limited(0, SEED)  # seed of selection, splits, order and new weights
     dry_run: bool = False  # print rendered rows, lengths, steps and memory, then stop
@@ -168,7 +168,7 @@ class ScoreConfig:
 @dataclass
 class ServeConfig:
     model: str  # reward model, folder or hub id
-    host: str = "127.0.0.1"  # address to listen on; one that is not this machine's alone (loopback) needs a token
+    host: str = "127.0.0.1"  # address to listen on; one that other machines reach needs a token
     port: int = limited(8000, PORT)  # port to listen on; 0 = a free one, which is printed
     token: str = ""  # bearer token that requests must carry; empty = ROVRM_TOKEN of the environment, or none
     image_root: str = ""  # folder of the image paths in requests; empty = requests must hold their images
@@ -177,7 +177,7 @@ class ServeConfig:
     max_body: int = limited(20_000_000, ABOVE_ZERO)  # bytes of a request's body, or of an image file, at most
     max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a request together, at most
     max_tokens: int = limited(262_144, ABOVE_ZERO)  # tokens of all conversations of a request together, at most
-    queue: int = limited(256, ABOVE_ZERO)  # requests in work at once; one more is told to try again
+    queue: int = limited(256, ABOVE_ZERO)  # requests that wait or are worked on; one more is told to try again
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the model
     device: str = ""  # device such as cpu or cuda:0; empty = the fastest present
     normalize: bool = False  # subtract the saved mean reward and divide by its spread
@@ -188,17 +188,17 @@ class ServeConfig:
 
 @dataclass
 class BonConfig:
-    n: list[int] = limited_list([], EACH_N)  # candidates per prompt, 8 if not given; several, as 1,2,4,8: a curve
+    n: list[int] = limited_list([], EACH_N)  # candidates per prompt, 8 if not given; several, as 1,2,4,8, give a curve
     model: str = "runs/demo/phase3-visual"  # reward model, folder or hub id
     policy: str = ""  # vision-language model that answers, folder or hub id; empty = the tiny one of the world
     data: list[str] = field(default_factory=list)  # prompts: files, folders or hub ids; empty = pictures of the world
     candidates: list[str] = field(default_factory=list)  # JSON or JSONL files of answers to choose from, instead
     out: str = "runs/demo/bon"  # folder to write
     image_root: str = ""  # folder of relative image paths; empty = the data file's folder, then its parents
-    temperature: float = limited(1.0, ABOVE_ZERO)  # of sampling
-    top_p: float = limited(1.0, FRACTION)  # nucleus of sampling; 1 = everything
-    max_new_tokens: int = limited(256, ABOVE_ZERO)  # of one answer, at most
-    allow_empty: bool = False  # let an answer without text win over others; false = only where all are without
+    temperature: float = limited(1.0, ABOVE_ZERO)  # temperature of sampling
+    top_p: float = limited(1.0, FRACTION)  # share of the probability that sampling draws from; 1 = everything
+    max_new_tokens: int = limited(256, ABOVE_ZERO)  # tokens of one answer, at most
+    allow_empty: bool = False  # let an answer without text win; false = only where all are without
     batch_size: int | None = limited(None, ABOVE_ZERO)  # prompts at once; null = 32 candidates (the tiny policy: 320)
     batch_tokens: int = limited(16384, ABOVE_ZERO)  # tokens of one scoring forward, at most
     max_pixels: int = limited(MAX_PIXELS, ABOVE_ZERO)  # pixels of all images of a row together, at most
@@ -216,7 +216,7 @@ class RankConfig:
     strategy: Literal["best_worst", "all_pairs", "ranked"] = "best_worst"  # a pair per prompt, every pair, or one list
     margin: float = limited(0.4, FROM_ZERO)  # smallest difference of rewards that counts; 0.4 is a probability of 0.6
     similarity: float = limited(0.9, FRACTION)  # texts this alike whose rewards count as equal are near-duplicates
-    max_pairs: int | None = limited(None, ABOVE_ZERO)  # of a prompt, with all_pairs: the clearest; null = all
+    max_pairs: int | None = limited(None, ABOVE_ZERO)  # all_pairs: the clearest pairs of a prompt; null = all
     image_root: str = ""  # folder of relative image paths; empty = the input file's folder, then its parents
 
 

@@ -44,7 +44,7 @@ def with_default(config: TrainConfig, argv: list[str], prog: str) -> TrainConfig
     from rovrm.world.default import BASE, SECTIONS, SETTINGS
 
     if process_state(config).is_main_process:
-        print("no model= given: this is the shipped tiny default, which knows a small world of shapes (see README)")
+        print("no model= given: this is the shipped tiny default, which knows a small world (rovrm/world/README.md)")
     # Read again: of the first reading nobody can tell a key that was given from one that has its default.
     return with_rates(replace(parse(TrainConfig, argv, prog, SETTINGS | SECTIONS), model=BASE))
 
@@ -133,6 +133,8 @@ def trainer_arguments(config: TrainConfig, phase: Phase, **changes: Any) -> Rewa
         "max_length": config.max_length,
         "center_rewards_coefficient": config.center_rewards_coefficient,
     }
+    if arguments["bf16"] and not config.on_cpu and not torch.cuda.is_available():
+        raise UserError(f"dtype={config.dtype}: there is no GPU here to run it; dtype=auto takes what there is")
     try:
         return RewardConfig(**arguments | changes)
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -1,7 +1,7 @@
 """What `python -m rovrm.train` and `python -m rovrm.bon` do when no model is given: the shipped base in its world.
 
-Rates and sizes were chosen by held-out pairs of the training split; README has the figures and their seeds. Two thirds
-of the visual pairs are descriptions, because that is what best-of-n then chooses among.
+Rates and sizes were chosen by held-out pairs of the training split; README.md beside this file has the figures and
+their seeds. Two thirds of the visual pairs are descriptions, because that is what best-of-n then chooses among.
 """
 
 from pathlib import Path
