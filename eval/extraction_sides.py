@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_selection.gradients import GradientFeatures, lora_layers
 from eval.shared.keys import ExtractionConfig
-from eval.shared.made_up import make_batches, make_examples, make_model
+from eval.shared.made_up import make_batches, make_examples, make_reward_model
 from eval.shared.timing import alternate
 from rovrm.data.example import Example
 from rovrm.model.adapters import add_adapter, set_trainable
@@ -33,7 +33,7 @@ def compare_sides(config: ExtractionConfig) -> None:
     PartialState(cpu=config.device == "cpu")  # where gradient_model puts the model
     torch.backends.cudnn.allow_tf32 = False  # the check is in float32
     torch.manual_seed(config.seed)
-    base, processor = make_model(config.size, config.device, config.dtype)
+    base, processor = make_reward_model(config.size, config.device, config.dtype)
     extracting, training = _two_models(config, base)
     data = make_examples(config.pairs, 2, config.seed, images=config.images)
     batches = _shared_batches(config, base, processor, data, config.batch_tokens)
@@ -46,7 +46,7 @@ def compare_sides(config: ExtractionConfig) -> None:
         f"{config.pairs} pairs {'with images' if config.images else 'of text'} in {len(batches)} batches; "
         f"{coordinates} coordinates of {len(layers)} layers, width {config.width}"
     )
-    _check(config, extracting, training, processor, data[:CHECKED])
+    _check_gradients(config, extracting, training, processor, data[:CHECKED])
     signs = _signs(config, coordinates)
     optimizer = torch.optim.AdamW([weight for weight in training.parameters() if weight.requires_grad], lr=0.0)
 
@@ -166,7 +166,9 @@ def _signs(config: ExtractionConfig, coordinates: int) -> list[Tensor]:
 # ---- the check -------------------------------------------------------------------------------------------------------
 
 
-def _check(config: ExtractionConfig, extracting: Any, training: Any, processor: Any, data: list[Example]) -> None:
+def _check_gradients(
+    config: ExtractionConfig, extracting: Any, training: Any, processor: Any, data: list[Example]
+) -> None:
     """All coordinates of the gradients of some pairs: the loop's must be -slope times those of extraction.
 
     In float32 whatever `dtype` is: with random weights the gradients of a pair's two rewards nearly cancel (to some

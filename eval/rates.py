@@ -37,7 +37,7 @@ class RateStudyConfig:
     test: int = 1000  # pairs that are judged
 
 
-def study(argv: list[str]) -> None:
+def rate_study(argv: list[str]) -> None:
     config = parse(RateStudyConfig, argv, "python -m eval.rates")
     phases = parse_phases(config.phase)
     if len(phases) != 1:
@@ -106,7 +106,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(study, sys.argv[1:] if argv is None else argv, "eval.rates")
+    return run(rate_study, sys.argv[1:] if argv is None else argv, "eval.rates")
 
 
 if __name__ == "__main__":

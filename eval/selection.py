@@ -51,7 +51,7 @@ class SelectionStudyConfig:
     keep: bool = False  # keep the runs' folders, not only results
 
 
-def study(argv: list[str]) -> None:
+def selection_study(argv: list[str]) -> None:
     config = parse(SelectionStudyConfig, argv, "python -m eval.selection")
     unknown = [name for name in config.methods if name.partition(":")[0] not in METHODS]
     if unknown:
@@ -106,8 +106,8 @@ def _train_and_judge(config: SelectionStudyConfig, seed: int, method: str) -> di
         "after_caption": _accuracy(out / "phase2-caption", config.test),
         "after_visual": read_json(out / "phase3-visual" / "phase.json")["accuracy"],
         "kept": kept,
-        "distances": _distances(out) if chooses else {},
-        "settings": _settings(config),
+        "distances": _report_distances(out) if chooses else {},
+        "settings": _deciding_settings(config),
     }
     if not config.keep:
         shutil.rmtree(out)
@@ -168,7 +168,7 @@ def _kept_by_family(out: Path, phase: str, folder: Path) -> dict[str, float]:
     return {family: sum(of_family) / len(of_family) for family, of_family in sorted(kept.items())}
 
 
-def _distances(out: Path) -> dict[str, dict[str, float]]:
+def _report_distances(out: Path) -> dict[str, dict[str, float]]:
     """The Wasserstein distances of each phase's report, by the phase's folder."""
     return {path.parent.name: read_json(path)["wasserstein"] for path in out.glob("selection/*/report.json")}
 
@@ -176,7 +176,7 @@ def _distances(out: Path) -> dict[str, dict[str, float]]:
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def _settings(config: SelectionStudyConfig) -> dict[str, Any]:
+def _deciding_settings(config: SelectionStudyConfig) -> dict[str, Any]:
     """What decides the results, beside seed and method."""
     keys = ("pool", "n", "visual", "test", "epochs", "visual_epochs", "warmup_pool")
     return {key: getattr(config, key) for key in keys}
@@ -190,7 +190,7 @@ def _append(path: Path, row: dict[str, Any]) -> None:
 def _results(config: SelectionStudyConfig) -> list[dict[str, Any]]:
     path = Path(config.out) / "results.jsonl"
     rows = read_jsonl(path) if path.is_file() else []
-    if any(row["settings"] != _settings(config) for row in rows):
+    if any(row["settings"] != _deciding_settings(config) for row in rows):
         raise UserError(f"{path} holds results of other settings ({rows[0]['settings']}); give another out=")
     return rows
 
@@ -213,7 +213,7 @@ def print_tables(rows: Sequence[dict[str, Any]], against: str = "random") -> Non
             accuracies[row["method"]][row["seed"]] = row[measure]
         for method, by_seed in accuracies.items():
             mean = _with_interval(list(by_seed.values()), "")
-            print(f"{method:<34}{len(by_seed):>6}{mean:>16}{_comparisons(accuracies, method, against)}")
+            print(f"{method:<34}{len(by_seed):>6}{mean:>16}{_differences(accuracies, method, against)}")
 
 
 def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
@@ -221,7 +221,7 @@ def _kept(kept: Sequence[dict[str, dict[str, float]]], family: str) -> str:
     return f"{text:.2f}  {caption:.2f}"
 
 
-def _comparisons(accuracies: dict[str, dict[int, float]], method: str, against: str) -> str:
+def _differences(accuracies: dict[str, dict[int, float]], method: str, against: str) -> str:
     """The mean difference to `against` with its t interval, and the share of the gap from random to oracle; each over
     the seeds that all of its methods have."""
 
@@ -258,7 +258,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(study, sys.argv[1:] if argv is None else argv, "eval.selection")
+    return run(selection_study, sys.argv[1:] if argv is None else argv, "eval.selection")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def send_all(calls: list[Call], clients: int, port: int) -> tuple[float, list[st
             try:
                 connection.request("POST", "/score", call.body, {"Content-Type": "application/json"})
                 reply = connection.getresponse()
-                _compare(call, reply.status, json.loads(reply.read()), faults, gaps)
+                _compare_reply(call, reply.status, json.loads(reply.read()), faults, gaps)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 faults.append(f"{call.kind}: {type(error).__name__}: {error}")
                 connection.close()
@@ -227,7 +227,7 @@ def send_all(calls: list[Call], clients: int, port: int) -> tuple[float, list[st
     return time.perf_counter() - start, faults, max(gaps)
 
 
-def _compare(call: Call, status: int, reply: Any, faults: list[str], gaps: list[float]) -> None:
+def _compare_reply(call: Call, status: int, reply: Any, faults: list[str], gaps: list[float]) -> None:
     """Adds what is wrong with a reply to `faults`, and how far its scores are off to `gaps`."""
     if status != call.status:
         faults.append(f"{call.kind}: status {status} instead of {call.status}: {str(reply)[:200]}")

@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 
 from eval.shared.keys import SpeedConfig
-from eval.shared.made_up import make_batches, make_examples, make_model
+from eval.shared.made_up import make_batches, make_examples, make_reward_model
 from eval.shared.timing import alternate, print_rates
 from rovrm.best_of_n.choose import best_of_n
 from rovrm.data.images import ImageRef
@@ -25,7 +25,7 @@ LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 0.05}  # and their losses
 
 def compare_rows(config: SpeedConfig) -> None:
     torch.manual_seed(config.seed)
-    model, processor = make_model(config.size, config.device, config.dtype)
+    model, processor = make_reward_model(config.size, config.device, config.dtype)
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     print(
         f"{parameters:.1f}M parameters, {config.dtype}, {config.device}, {torch.get_num_threads()} threads, "
@@ -39,7 +39,7 @@ def compare_rows(config: SpeedConfig) -> None:
 def compare_scoring(config: SpeedConfig, model: Any, processor: Any) -> None:
     model.eval()
     data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
-    batches = {rows: _batches(config, model, processor, data, rows) for rows in ROWS}
+    batches = {rows: _batches_of(config, model, processor, data, rows) for rows in ROWS}
     rewards: dict[str, dict[int, dict[int, float]]] = {rows: {} for rows in ROWS}  # by example and response
 
     @torch.inference_mode()
@@ -91,7 +91,7 @@ def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
         adapted.gradient_checkpointing_enable({"use_reentrant": False})
     adapted.train()
     data = make_examples(config.pairs, 2, config.seed)
-    batches = {rows: _batches(config, adapted, processor, data, rows) for rows in ROWS}
+    batches = {rows: _batches_of(config, adapted, processor, data, rows) for rows in ROWS}
     # A rate of 0: every step is computed in full, and the weights stay the same for the other side.
     optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=0.0)
     losses: dict[str, float] = {}
@@ -119,7 +119,7 @@ def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
     _time_rows(config, "pairs", config.pairs, train)
 
 
-def _batches(config: SpeedConfig, model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
+def _batches_of(config: SpeedConfig, model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
     return make_batches(model, processor, data, rows, config.batch_tokens, config.device, config.dtype)
 
 

@@ -77,7 +77,7 @@ def _llama(tokenizer: Any) -> LlamaConfig:
     return config
 
 
-def _arguments(config: SpeedConfig, folder: str) -> dict[str, Any]:
+def _common_arguments(config: SpeedConfig, folder: str) -> dict[str, Any]:
     """What both trainers are given."""
     return {
         "output_dir": folder,
@@ -112,7 +112,7 @@ def _train_with_trl(config: SpeedConfig, model: Any, tokenizer: Any, data: list[
     with tempfile.TemporaryDirectory() as folder:
         trainer = RewardTrainer(
             native,
-            args=RewardConfig(**_arguments(config, folder)),
+            args=RewardConfig(**_common_arguments(config, folder)),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
@@ -123,7 +123,7 @@ def _train_with_rovrm(config: SpeedConfig, model: Any, tokenizer: Any, data: lis
     """Seconds of our train() and its mean loss; batches hold the same number of pairs, without a token budget that
     would split them."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = rovrm_trainer.RewardConfig(**_arguments(config, folder), batch_tokens=10**7)
+        arguments = rovrm_trainer.RewardConfig(**_common_arguments(config, folder), batch_tokens=10**7)
         return _timed_train(rovrm_trainer.RewardTrainer(model, arguments, data, processing_class=tokenizer))
 
 

@@ -59,7 +59,7 @@ def convert(argv: list[str]) -> None:
         model = build_model(folder, foreign)
     print(*foreign.notes, sep="\n")
     with new_folder(out) as new:
-        card = _card(config, foreign, processor)
+        card = _conversion_card(config, foreign, processor)
         save_merged(model, processor, new, "float32", {}, card)  # "float32" casts nothing: weights keep their type
         del model  # it is loaded again from the folder
         _save_and_try(processor, new, folder, foreign)
@@ -96,7 +96,7 @@ def print_rewards(folder: Path) -> None:
         print(f"  {question:<30}", *(f"{reward:10.4f}" for reward in row))
 
 
-def _card(config: ConvertConfig, foreign: "ForeignModel", processor: Any) -> str:
+def _conversion_card(config: ConvertConfig, foreign: "ForeignModel", processor: Any) -> str:
     from rovrm.model.saving import quick_start
 
     origin = f", config and processor from `{config.base}`" if config.base else ""

@@ -97,10 +97,10 @@ def _align(rows: list[dict[str, Any]]) -> None:
             del row["images"]
         return
     for row in rows:
-        row["prompt"] = [message | {"content": _blocks(message["content"])} for message in row["prompt"]]
+        row["prompt"] = [message | {"content": _text_blocks(message["content"])} for message in row["prompt"]]
 
 
-def _blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _text_blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     return [{"type": block["type"], "text": block.get("text")} for block in content]

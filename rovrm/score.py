@@ -87,12 +87,12 @@ def _score_units(
     for unit in scorer.score_units(rows, UNIT, config.batch_tokens, config.normalize, find, BATCH):
         records = []
         for rewards in unit:
-            records.append(_record(source, lines[place][0], rows[place], rewards))
+            records.append(_line_result(source, lines[place][0], rows[place], rewards))
             place += 1
         yield records
 
 
-def _record(
+def _line_result(
     source: Path, number: int, row: dict[str, Any] | UserError, rewards: list[float] | UserError
 ) -> dict[str, Any]:
     name = f"{source.stem}-{number}" if isinstance(row, UserError) else row["id"]

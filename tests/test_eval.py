@@ -194,7 +194,7 @@ def small_speed(family_folder, monkeypatch) -> None:
     folder = str(family_folder("llava"))
     model = load_reward_model(folder)
     model.score.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("eval.speed_rows.make_model", lambda *_: (model, load_processor(folder)))
+    monkeypatch.setattr("eval.speed_rows.make_reward_model", lambda *_: (model, load_processor(folder)))
 
 
 def assert_sides_agree(shown: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rovrm.tiny_base import base, measure
-from rovrm.tiny_base.base import encode, make_model, padded, pixels, train_language, train_tower
+from rovrm.tiny_base.base import encode_sample, make_model, padded, pixels, train_language, train_tower
 from rovrm.tiny_base.lessons import REPAIRABLE, SLIPPED, Sample, base_sample, repaired
 from rovrm.tiny_base.measure import fact_accuracy, measure_base
 from rovrm.world.default import BASE
@@ -99,7 +99,7 @@ def test_conversations_are_encoded_as_the_chat_template_writes_them(processor):
         text = processor.apply_chat_template(messages, tokenize=False)
         images = [sample.drawing()] if sample.drawing else None
         expected = processor(text=[text], images=images, add_special_tokens=False)["input_ids"][0]
-        ids, labels = encode(sample, processor)
+        ids, labels = encode_sample(sample, processor)
         assert ids == list(expected)
         learned = tokenizer.decode([token for token in labels if token != -100])
         slips = any(SLIPPED in answer for _, answer in sample.turns)
@@ -174,7 +174,7 @@ def test_both_stages_train(processor):
 def test_a_batch_is_padded_on_the_right_and_learns_answers_only(processor):
     some = drawings(1)[0]
     samples = [Sample(some, [("Count the things.", "Two.")]), Sample(None, [("What is 1 plus 1?", "It is 2.")] * 2)]
-    batch = padded([encode(sample, processor) for sample in samples], [some, None], processor)
+    batch = padded([encode_sample(sample, processor) for sample in samples], [some, None], processor)
     assert batch["pixel_values"].shape == (1, 3, 72, 72)
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     for row, length in enumerate(lengths):

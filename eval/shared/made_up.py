@@ -1,6 +1,6 @@
 """Made-up models, examples and batches to time: the lengths are those of real data, weights and words are random.
 
-model, processor = make_model("tiny", "cpu", "float32")
+model, processor = make_reward_model("tiny", "cpu", "float32")
 data = make_examples(8, responses=2, seed=0)
 batches = make_batches(model, processor, data, rows="shared", batch_tokens=3000, device="cpu", dtype="float32")
 """
@@ -25,7 +25,7 @@ IMAGE_SIZE, PATCH_SIZE = 336, 14  # pixels, LLaVA-1.5's: 576 image tokens
 TEMPLATE_TOKENS = 20  # of a prompt with an image, besides the words
 
 
-def make_model(size: str, device: str, dtype: str) -> tuple[Any, Any]:
+def make_reward_model(size: str, device: str, dtype: str) -> tuple[Any, Any]:
     """(reward model with random weights, its processor). size: tiny or 7b, which has the shapes of LLaVA-1.5-7B. The
     tokenizer knows one token for each of WORDS."""
     processor = make_processor([" ".join(WORDS)] * 20, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
@@ -112,7 +112,7 @@ def make_batches(
     """All batches of the examples, collated and on the device.
 
     Args:
-        model, processor: what `make_model` made, or an adapter on it.
+        model, processor: what `make_reward_model` made, or an adapter on it.
         data: the examples.
         rows: shared or separate.
         batch_tokens: padded tokens of a batch, at most; an example that takes more has a batch to itself.

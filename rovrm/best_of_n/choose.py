@@ -71,7 +71,7 @@ def best_of_n(
         seed = config.seed * 1_000_003 + first
         answers = _sample(policy, prompts, config, seed)
     # The greedy answer is scored beside the candidates, in the same shared-prefix row.
-    scores = _scores(scorer, prompts, [of_prompt.texts for of_prompt in answers], config.batch_tokens)
+    scores = _score_texts(scorer, prompts, [of_prompt.texts for of_prompt in answers], config.batch_tokens)
 
     answers_at = dict(zip(readable, answers, strict=True))
     scores_at = errors | dict(zip(readable, scores, strict=True))
@@ -123,7 +123,7 @@ def _sample(policy: Policy, examples: list[Example], config: BonConfig, seed: in
     return answers
 
 
-def _scores(
+def _score_texts(
     scorer: RewardScorer, examples: list[Example], texts: list[list[str]], batch_tokens: int
 ) -> list[list[float] | UserError]:
     """Per example the scores of its texts, or why there are none.

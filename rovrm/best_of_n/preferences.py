@@ -69,7 +69,7 @@ def preference_rows(row: Row, config: RankConfig, counts: Counts) -> list[dict[s
     if config.strategy == "ranked":
         preferences = _ranked_list(kept, config, counts)
     else:
-        preferences = _pairs(kept, config, counts)
+        preferences = _clear_pairs(kept, config, counts)
     counts["prompts"] += 1
     counts["duplicates"] += len(answers) - len(kept)
     if not preferences:
@@ -184,7 +184,7 @@ def likeness(a: str, b: str) -> float:
 # ---- preferences -----------------------------------------------------------------------------------------------------
 
 
-def _pairs(kept: list[ScoredAnswer], config: RankConfig, counts: Counts) -> list[Preference]:
+def _clear_pairs(kept: list[ScoredAnswer], config: RankConfig, counts: Counts) -> list[Preference]:
     """The pairs of best_worst or all_pairs that are `margin` apart, the clearest first."""
     if config.strategy == "all_pairs":
         pairs = list(combinations(kept, 2))  # best first in every pair, since `kept` is

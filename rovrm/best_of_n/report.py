@@ -1,6 +1,6 @@
 """The summary of rovrm.bon: what the choice is worth, with intervals, in print, in summary.json and as a curve.
 
-    write_summary(config, examples, records)     # records: those of bon.jsonl, one per example
+    summarise_choices(config, examples, records)     # records: those of bon.jsonl, one per example
 
 Intervals are 95 % bootstrap intervals over prompts.
 """
@@ -28,7 +28,7 @@ Next, with your own data: look at it, train on it (without dry_run=true), and ch
   python -m rovrm.bon --n 8 model=runs/mine/phase3-visual policy=llava-hf/llava-1.5-7b-hf data=prompts.jsonl out=bon"""
 
 
-def write_summary(config: BonConfig, examples: list[Example], records: list[dict[str, Any]]) -> None:
+def summarise_choices(config: BonConfig, examples: list[Example], records: list[dict[str, Any]]) -> None:
     """Writes and prints the rewards of the best, the mean, the first, a random and the greedy candidate, and the curve;
     with the world's own prompts also what is true in them."""
     out = Path(config.out)

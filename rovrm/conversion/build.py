@@ -50,7 +50,7 @@ def build_model(folder: Path, foreign: ForeignModel) -> Any:
     """
     config: Any = load_config(foreign.config)
     model_class: Any = reward_class(foreign.config, config)
-    _check_sizes(folder, foreign, config.get_text_config())
+    _check_shapes(folder, foreign, config.get_text_config())
     set_head(config)
     if foreign.bias:
         config.value_head_bias = foreign.bias
@@ -70,7 +70,7 @@ def build_model(folder: Path, foreign: ForeignModel) -> Any:
     return model.eval()
 
 
-def _check_sizes(folder: Path, foreign: ForeignModel, text_config: Any) -> None:
+def _check_shapes(folder: Path, foreign: ForeignModel, text_config: Any) -> None:
     """Raises UserError where the config's width or number of layers cannot be that of the weights."""
     width, head_shape = text_config.hidden_size, tuple(foreign.weights["score.weight"].shape)
     if head_shape != (1, width):

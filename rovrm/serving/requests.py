@@ -85,7 +85,7 @@ def check(rows: Sequence[dict[str, Any]], measuring: RewardScorer, config: Serve
     examples: list[Example] = []
     tokens = 0
     for row, of_row in zip(rows, images, strict=True):
-        example = _measured(row, of_row, measuring)
+        example = _measured_row(row, of_row, measuring)
         count, longest = measuring.collator.cost(example.lengths)  # type: ignore[arg-type]
         tokens += count * longest
         if tokens > config.max_tokens:
@@ -106,7 +106,7 @@ def _too_costly(size: str, config: ServeConfig) -> Refusal:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _measured(row: dict[str, Any], images: list[EncodedImage], measuring: RewardScorer) -> Example:
+def _measured_row(row: dict[str, Any], images: list[EncodedImage], measuring: RewardScorer) -> Example:
     """A row as an example with its lengths in tokens; its images stay encoded until they are scored."""
     prompt = json.dumps(row["prompt"], ensure_ascii=False)
     for text in (prompt, *row["responses"]):
@@ -127,12 +127,12 @@ def _measured(row: dict[str, Any], images: list[EncodedImage], measuring: Reward
     row = row | {"images": list(encoded_ref)}
     if size > limit and len(row["responses"]) > 1:
         # A long prompt with 64 responses takes minutes and gigabytes to tokenise: the longest conversation goes first.
-        _measure(row | {"responses": [longest]}, measuring)
-    example = _measure(row, measuring)
+        _measure_row(row | {"responses": [longest]}, measuring)
+    example = _measure_row(row, measuring)
     return replace(example, images=[encoded_ref[ref] for ref in example.images])  # the prompt may have reordered them
 
 
-def _measure(row: dict[str, Any], measuring: RewardScorer) -> Example:
+def _measure_row(row: dict[str, Any], measuring: RewardScorer) -> Example:
     [example] = measuring.measure([row], _no_path)
     if isinstance(example, UserError):
         raise Refusal(422, _row_name(row) + str(example).removeprefix(f"example {row['id']}: "))

@@ -271,7 +271,7 @@ def train_language(
         )
     model.train()
     total_loss = 0.0  # of the last 100 steps
-    for step, inputs in enumerate(_batches(processor, seed, batch, steps)):
+    for step, inputs in enumerate(_padded_batches(processor, seed, batch, steps)):
         loss = model(**inputs).loss
         model.zero_grad()
         loss.backward()
@@ -288,7 +288,7 @@ def train_language(
     model.eval()
 
 
-def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict[str, Tensor]]:
+def _padded_batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict[str, Tensor]]:
     """Padded batches of like lengths: lengths are sorted within chunks."""
     rng = random.Random(f"base:{seed}")
     steps_left = steps
@@ -297,7 +297,7 @@ def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict
         steps_left -= count
         pictures_only = steps_left > steps * (1 - ALONE)
         samples = [base_sample(rng, pictures_only) for _ in range(batch * count)]
-        rows = [encode(sample, processor) for sample in samples]
+        rows = [encode_sample(sample, processor) for sample in samples]
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         groups = [by_length[i : i + batch] for i in range(0, len(by_length), batch)]
         rng.shuffle(groups)
@@ -305,7 +305,7 @@ def _batches(processor: Any, seed: int, batch: int, steps: int) -> Iterator[dict
             yield padded([rows[i] for i in group], [samples[i].drawing for i in group], processor)
 
 
-def encode(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
+def encode_sample(sample: Sample, processor: Any) -> tuple[list[int], list[int]]:
     """(token ids, labels) of a conversation as the chat template writes it, the image token repeated for each patch.
     Labels are NOT_LEARNED outside of the answers."""
     tokenizer = processor.tokenizer
@@ -349,7 +349,7 @@ def padded(
     """A batch for the model, padded on the right.
 
     Args:
-        rows: what `encode` gives.
+        rows: what `encode_sample` gives.
         drawings: the picture of each row, or None.
         processor: knows the padding token, and how pixels are normalised.
     """

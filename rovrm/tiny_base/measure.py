@@ -13,7 +13,7 @@ import torch
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
 from rovrm.model.policy import Policy
-from rovrm.tiny_base.base import encode, padded
+from rovrm.tiny_base.base import encode_sample, padded
 from rovrm.tiny_base.lessons import Sample
 from rovrm.world.language import DESCRIBE, describe
 from rovrm.world.oracle import judge
@@ -48,7 +48,7 @@ def fact_accuracy(
         for drawing in drawings:
             question = rng.choice(DESCRIBE["picture"])
             samples.append(Sample(drawing, [(question, describe(drawing.scene, wording=rng.randrange(3)))]))
-        batch = padded([encode(sample, processor) for sample in samples], list(drawings), processor)
+        batch = padded([encode_sample(sample, processor) for sample in samples], list(drawings), processor)
         labels = batch.pop("labels")[:, 1:].flatten().tolist()
         guesses = model(**batch).logits[:, :-1].argmax(-1).flatten().tolist()  # of the token behind each
         for token, guess in zip(labels, guesses, strict=True):
@@ -63,9 +63,8 @@ def measure_base(model: Any, processor: Any, scenes: int = 400, seed: int = 2) -
     description states something false, greedy and at temperature 1; the share of scenes in which all samples are false;
     the coverage of the samples."""
     rates = fact_accuracy(model, processor)
-    of_new_joins = fact_accuracy(model, processor, held_out=True)
-    for name, rate in of_new_joins.items():
-        if name in ("colour", "shape"):  # what the held-out joins are of
+    for name, rate in fact_accuracy(model, processor, held_out=True).items():
+        if name in ("colour", "shape"):
             rates[f"new join: {name}"] = rate
 
     rng = random.Random(f"describe:{seed}")

@@ -16,7 +16,7 @@ from rovrm.settings.keys import WorldConfig, WorldMeasureConfig, WorldTrainConfi
 
 
 def world(argv: list[str]) -> None:
-    commands = {"train": _train, "measure": _measure, "write": _write_files}
+    commands = {"train": _train_base, "measure": _measure_model, "write": _write_files}
     name = argv[0] if argv else "no command"
     if name in commands:
         commands[name](argv[1:])
@@ -26,7 +26,7 @@ def world(argv: list[str]) -> None:
         raise UserError(f"got {name!r}, takes {' or '.join(commands)}")
 
 
-def _train(argv: list[str]) -> None:
+def _train_base(argv: list[str]) -> None:
     config = parse(WorldTrainConfig, argv, "python -m rovrm.world train")
     out = Path(config.out)
     if (out / "config.json").is_file():
@@ -45,7 +45,7 @@ def _train(argv: list[str]) -> None:
     _print_rates(measure_base(model, processor))
 
 
-def _measure(argv: list[str]) -> None:
+def _measure_model(argv: list[str]) -> None:
     config = parse(WorldMeasureConfig, argv, "python -m rovrm.world measure")
 
     from rovrm.model.policy import Policy

@@ -17,13 +17,13 @@ def write_world(folder: Path, pairs: int, seed: int = 0, split: str = "train") -
         with replacing(folder) as temporary:
             (temporary / "images").mkdir(parents=True)
             for inputs in INPUTS:
-                rows = [_with_file(temporary, row) for row in _rows(inputs, pairs, seed, split)]
+                rows = [_with_file(temporary, row) for row in _pair_rows(inputs, pairs, seed, split)]
                 write_jsonl(temporary / f"{inputs}.jsonl", rows)
     except OSError as error:
         raise UserError(f"out={str(folder)!r} cannot be written ({error.strerror or error}); give another") from error
 
 
-def _rows(inputs: str, pairs: int, seed: int, split: str) -> list[dict]:
+def _pair_rows(inputs: str, pairs: int, seed: int, split: str) -> list[dict]:
     return [pair_row(inputs, seed, index, split) for index in range(pairs)]
 
 
