@@ -61,7 +61,7 @@ def answer(config: BonConfig) -> None:
 
     from rovrm.best_of_n.choose import best_of_n
     from rovrm.best_of_n.folder import RECORDS, bytes_needed, prompts_done, read_records
-    from rovrm.best_of_n.report import write_summary
+    from rovrm.best_of_n.report import summarise_choices
 
     examples, names = _prompts(config)
     path, size = Path(config.out) / RECORDS, config.batch_size or 1
@@ -79,7 +79,7 @@ def answer(config: BonConfig) -> None:
                             record["names"] = names[record["id"]]
                         file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     file.flush()
-        write_summary(config, examples, read_records(path, config.allow_empty))
+        summarise_choices(config, examples, read_records(path, config.allow_empty))
 
 
 def _with_defaults(config: BonConfig) -> BonConfig:
