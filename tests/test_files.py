@@ -56,32 +56,34 @@ def test_json_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_second_run_is_refused_at_once_and_the_next_is_not(tmp_path: Path) -> None:
-    held = lock_folder(str(tmp_path))
-    began = time.monotonic()
-    with pytest.raises(UserError, match=f"another run is writing into out='{tmp_path}'; wait for it, or give"):
-        lock_folder(str(tmp_path))
-    assert time.monotonic() - began < 1
-    del held
-    lock_folder(str(tmp_path)).release()
+    with pytest.raises(ValueError, match="the first run fails"), lock_folder(str(tmp_path)):
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"another run is writing into out='{tmp_path}'; wait for it, or give"):
+            lock_folder(str(tmp_path)).__enter__()
+        assert time.monotonic() - began < 1
+        raise ValueError("the first run fails")
+    with lock_folder(str(tmp_path)):
+        pass
 
 
 def test_a_killed_runs_lock_is_free_though_its_worker_lives(tmp_path: Path) -> None:
     ours, theirs = os.pipe()
     run = os.fork()
     if not run:
-        held = lock_folder(str(tmp_path))
-        worker = os.fork()  # as a DataLoader starts its workers
-        if worker:
-            os.write(theirs, str(worker).encode())
-        time.sleep(60)
-        os._exit(int(held.is_locked))
+        with lock_folder(str(tmp_path)):
+            worker = os.fork()  # as a DataLoader starts its workers
+            if worker:
+                os.write(theirs, str(worker).encode())
+            time.sleep(60)
+            os._exit(0)
     worker = int(os.read(ours, 20))
     try:
         with pytest.raises(UserError, match="another run is writing"):
-            lock_folder(str(tmp_path))
+            lock_folder(str(tmp_path)).__enter__()
         os.kill(run, signal.SIGKILL)
         os.waitpid(run, 0)
         os.kill(worker, 0)  # it lives
-        lock_folder(str(tmp_path)).release()
+        with lock_folder(str(tmp_path)):
+            pass
     finally:
         os.kill(worker, signal.SIGKILL)
