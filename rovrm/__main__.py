@@ -1,7 +1,9 @@
 """The commands, one after the other: `rovrm NAME ...` is the same as `python -m rovrm.NAME ...`.
 
-rovrm train phase=1..3
-rovrm train --help
+For instance:
+
+    rovrm train phase=1..3
+    rovrm train --help
 """
 
 import difflib

@@ -12,7 +12,7 @@ from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
 from rovrm.model.adapters import training_processor
-from rovrm.model.chat import ChatTemplate, prepare_template
+from rovrm.model.chat import ChatTemplate, _first_cut, prepare_template
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import load_config, load_processor
 from rovrm.model.policy import Policy
@@ -440,3 +440,8 @@ def test_half_a_character_is_refused(family_folder) -> None:
         chat.conversations(example(TURNS, responses=["So \ud83d!", "No."]))
     with pytest.raises(UserError, match="half a character"):
         chat.prompt(example([{"role": "user", "content": "\ud83d"}]))
+
+
+def test_a_part_that_is_squeezed_to_nothing_is_passed_over() -> None:
+    parts = [("user", "Why?"), ("assistant", "<think></think>"), ("user", "gone")]
+    assert "does not write all of the user's text 'gone'" in _first_cut("Why?", parts)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from rovrm.common.errors import UserError
 from rovrm.model import modeling
 from rovrm.model.adapters import load_adapter, lora_config, merge_adapter, projector_names, set_trainable
-from rovrm.model.loading import load_reward_model
+from rovrm.model.loading import damaged, load_reward_model
 
 
 def keys_of(folder) -> set[str]:
@@ -219,3 +219,10 @@ def test_checkpoint_loads_without_rovrm(family_folder, tmp_path):
     found = [json.loads(line) for line in done.stdout.splitlines()]
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_a_missing_package_is_to_be_installed(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for words, remedy in (("needs the Torchvision library", "[vision]"), ("needs timm", "install that package")):
+        message = str(damaged("cannot load the processor of", str(tmp_path), ("*token*",), ImportError(words)))
+        assert words in message and remedy in message and "copy it again" not in message

@@ -588,3 +588,14 @@ def test_a_sound_column_is_no_image() -> None:
     table = datasets.Dataset.from_list([PAIR | {"sound": {"bytes": b"x", "path": "1.wav"}}])
     table = table.cast(datasets.Features(table.features | {"sound": datasets.Audio()}))
     assert as_examples(table)[0].images == []
+
+
+def test_no_responses_at_all() -> None:
+    with pytest.raises(BadRow, match="takes two or more texts, got none"):
+        read_row("ranked", {"prompt": "Why?", "responses": []}, find_image)
+
+
+def test_columns_that_fit_with_values_that_do_not_are_told_from_missing_ones() -> None:
+    with pytest.raises(UserError, match="wants other values in them") as caught:
+        find_reader(["chosen", "rejected"], {"chosen": "A cup.", "rejected": "A dog."})
+    assert "lacks nothing" not in str(caught.value)

@@ -313,3 +313,10 @@ def test_center_coefficient_pulls_rewards_to_zero(trainer_of):
         trainer.train()
         means.append(abs(trainer.evaluate()["eval_mean_reward"]))
     assert means[1] < 0.2 and means[1] < means[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that runs bfloat16")
+def test_bfloat16_without_a_gpu_names_our_key(tmp_path):
+    config = parse(TrainConfig, [f"out={tmp_path}", "model=x", "visual.learning_rate=1", "dtype=bfloat16"], "train")
+    with pytest.raises(UserError, match="^dtype=bfloat16: .*Leave dtype out"):
+        trainer_arguments(config, VISUAL)

@@ -1,8 +1,10 @@
 """Made-up models, examples and batches to time: the lengths are those of real data, weights and words are random.
 
-model, processor = make_reward_model("tiny", "cpu", "float32")
-data = make_examples(8, responses=2, seed=0)
-batches = make_batches(model, processor, data, rows="shared", batch_tokens=3000, device="cpu", dtype="float32")
+For instance:
+
+    model, processor = make_reward_model("tiny", "cpu", "float32")
+    data = make_examples(8, responses=2, seed=0)
+    batches = make_batches(model, processor, data, rows="shared", batch_tokens=3000, device="cpu", dtype="float32")
 """
 
 import random

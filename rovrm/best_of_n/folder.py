@@ -1,8 +1,10 @@
 """The folder of rovrm.bon: which settings and models it was begun with, and what is in its bon.jsonl already.
 
-check_folder(config)                                                        # before anything is computed
-done = prompts_done(path, batch_size, examples, candidates_given=False)     # the first prompts need no answers
-records = read_records(path, allow_empty=False)                             # when all prompts have one
+In this order:
+
+    check_folder(config)                                                        # before anything is computed
+    done = prompts_done(path, batch_size, examples, candidates_given=False)     # the first prompts need no answers
+    records = read_records(path, allow_empty=False)                             # when all prompts have one
 """
 
 import json
@@ -16,7 +18,7 @@ import yaml
 
 from rovrm.best_of_n.curve import best_place
 from rovrm.common.errors import UserError
-from rovrm.common.files import read_json, write_json, write_jsonl
+from rovrm.common.files import read_json, read_jsonl, write_json, write_jsonl
 from rovrm.common.notes import changed_keys, refuse_changes
 from rovrm.data.example import Example
 from rovrm.settings.command_line import save
@@ -118,8 +120,7 @@ def _is_about(record: dict[str, Any], example: Example, candidates_given: bool) 
 def read_records(path: Path, allow_empty: bool) -> list[dict[str, Any]]:
     """The records of bon.jsonl. In those of an earlier version, by which an empty answer could win, the best is chosen
     again: in the file too, and their number is printed."""
-    with open(path, encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    records = read_jsonl(path)
     changed = 0
     for record in records:
         if "error" in record:

@@ -1,7 +1,9 @@
 """Our model and our processor of a reward model that rovrm/conversion/layouts.py has read.
 
-processor = build_processor(foreign, chat_template="")
-model = build_model(Path("Skywork-VL-Reward-7B"), foreign)
+The processor comes first, since it is cheaper to refuse:
+
+    processor = build_processor(foreign, chat_template="")
+    model = build_model(Path("Skywork-VL-Reward-7B"), foreign)
 """
 
 from functools import reduce

@@ -19,6 +19,7 @@ import torch
 
 from rovrm.common.errors import UserError
 from rovrm.conversion.weights import WEIGHT_FILES, read_tensors, read_weights
+from rovrm.model.adapters import has_adapter
 
 # ---- layout 1 --------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def read_foreign_model(folder: Path, base: str) -> ForeignModel:
         UserError: the folder has no known layout, or only a part of one.
     """
     where = f"in={str(folder)!r}"
-    if (folder / "adapter_config.json").is_file():
+    if has_adapter(folder):
         raise UserError(
             f"{where} is an adapter; merge it first and convert that (llamafactory-cli export with stage: rm); one of "
             "rovrm's own needs no converting: give its phase folder as model=, or merge it with rovrm.merge"

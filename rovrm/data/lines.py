@@ -1,7 +1,9 @@
 """The lines of a file that rovrm.score takes, kept apart from each other: a bad one is that line's error alone.
 
-lines, digest = read_lines(Path("pairs.jsonl"))
-row = parse_line(lines[0][1], name="pairs-1")      # {"id": ..., "prompt": ..., ...}, or a UserError
+A file is read once, then line by line:
+
+    lines, digest = read_lines(Path("pairs.jsonl"))
+    row = parse_line(lines[0][1], name="pairs-1")      # {"id": ..., "prompt": ..., ...}, or a UserError
 """
 
 import hashlib

@@ -21,6 +21,32 @@ SPLIT_WORD = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z
 
 
 @dataclass(slots=True)
+class Source:
+    """A source taken apart; every field but the first two is one of its options.
+
+    text: as written; name: the NAME in it.
+    split, config, revision: as in `datasets.load_dataset`. reader: the format, a name in formats.READERS; None to find
+        it from the columns.
+    n: how many examples are taken of it; weight: its share among several sources.
+    pairs: whether a ranked list becomes all its pairs of different rank, so that `n` counts pairs and not lists.
+    columns: `columns.prompt=question` and the like, our name -> theirs.
+    options: those of the synthetic world alone.
+    """
+
+    text: str
+    name: str
+    split: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    reader: str | None = None
+    n: int | None = None
+    weight: float | None = None
+    pairs: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Row:
     """One raw row.
 
@@ -172,29 +198,3 @@ def _row(file: Path, number: int, value: Any, raw: str, problem: str = "") -> Ro
         problem = problem or f"a row is a JSON object, got {type(value).__name__}; write {{...}}"
         raw, value = raw or shown(value), None
     return Row(value, f"{file}, row {number}", file.stem, number, str(file), problem, raw)
-
-
-@dataclass(slots=True)
-class Source:
-    """A source taken apart; every field but the first two is one of its options.
-
-    text: as written; name: the NAME in it.
-    split, config, revision: as in `datasets.load_dataset`. reader: the format, a name in formats.READERS; None to find
-        it from the columns.
-    n: how many examples are taken of it; weight: its share among several sources.
-    pairs: whether a ranked list becomes all its pairs of different rank, so that `n` counts pairs and not lists.
-    columns: `columns.prompt=question` and the like, our name -> theirs.
-    options: those of the synthetic world alone.
-    """
-
-    text: str
-    name: str
-    split: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    reader: str | None = None
-    n: int | None = None
-    weight: float | None = None
-    pairs: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
-    options: dict[str, str] = field(default_factory=dict)

@@ -36,8 +36,7 @@ def training_processor(
         config: the base's, where it is loaded already.
     """
     config = config or load_config(base, trust_remote_code)
-    is_adapter = os.path.isfile(os.path.join(start, "adapter_config.json"))
-    place = processor_of(Path(start), base) if is_adapter else start
+    place = processor_of(Path(start), base) if has_adapter(start) else start
     processor = load_processor(place, chat_template, trust_remote_code, config)
     if chat_template or (place == base and not is_reward_model(config)):
         prepare_template(processor)
@@ -131,10 +130,15 @@ def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
 # ---- adapters of finished phases -------------------------------------------------------------------------------------
 
 
+def has_adapter(folder: str | os.PathLike) -> bool:
+    """Whether a folder is that of an adapter."""
+    return os.path.isfile(os.path.join(folder, "adapter_config.json"))
+
+
 def adapter_folder(name: str | os.PathLike) -> Path:
     """The folder of a phase's adapter: `name` itself or its `adapter/`. Raises UserError where there is none."""
     for folder in (Path(name), Path(name) / ADAPTER):
-        if (folder / "adapter_config.json").is_file():
+        if has_adapter(folder):
             return folder
     raise UserError(
         f"{os.fspath(name)!r} holds neither config.json nor {ADAPTER}/adapter_config.json; give a phase folder of "

@@ -107,8 +107,9 @@ def damaged(what: str, name: str, files: tuple[str, ...], error: BaseException) 
     suspects = [path for path in sorted(paths) if _is_broken(path)] or sorted(paths)
     remedy = f"; mend {', '.join(path.name for path in suspects)} there, or copy it again" if suspects else ""
     if isinstance(error, ImportError):  # nothing is damaged: a package is missing, as torchvision for many processors
-        package = "torchvision" if "torchvision" in str(error).lower() else "that package"
-        remedy = f"; install {package} (torchvision comes with the extra rovrm[vision])"
+        remedy = "; install that package"
+        if "torchvision" in str(error).lower():
+            remedy = "; install torchvision, the extra `vision`: pip install -c constraints.txt -e '.[vision]'"
     reason = " ".join(str(error).split())[:300]
     if not reason or not isinstance(error, OSError | ValueError | UserError):  # whose texts say nothing without it
         reason = f"{type(error).__name__} {reason}".strip()

@@ -1,8 +1,10 @@
 """OpenRLHF's requests: rendered texts, cut back into prompts and answers by the chat template.
 
-template = look_at_template(scorer)
-rows = openrlhf_rows(["USER: Hi\nASSISTANT: Yes.</s>"], ["USER: Hi\nASSISTANT:"], None, template)
-rows[0]["prompt"], rows[0]["responses"]        # "Hi", ["Yes."]
+Once a model, then once a request:
+
+    template = look_at_template(scorer)
+    rows = openrlhf_rows(["USER: Hi\nASSISTANT: Yes.</s>"], ["USER: Hi\nASSISTANT:"], None, template)
+    rows[0]["prompt"], rows[0]["responses"]        # "Hi", ["Yes."]
 """
 
 import re

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from rovrm.common.errors import BadRows, UserError
+from rovrm.data.bad_rows import BadRow, rejection
 from rovrm.data.example import Example
 from rovrm.data.images import content_hash, open_images
 from rovrm.data.messages import is_blank, text_of
@@ -218,9 +219,9 @@ def stop_if_too_bad(
     )
 
 
-def record(example: Example, field: str, value: str, reason: str) -> dict[str, Any]:
+def record(example: Example, field: str, value: str, reason: str) -> dict[str, str]:
     """A line of `rejected.jsonl`."""
-    return {"location": example.location, "id": example.id, "field": field, "value": value[:200], "reason": reason}
+    return rejection(example.location, example.id, BadRow(field, value, reason))
 
 
 def _hash_or_name(ref: Any, max_pixels: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rovrm.common.notes import as_note, changed_keys, refuse_changes
-from rovrm.model.adapters import ADAPTER, base_of
+from rovrm.model.adapters import ADAPTER, base_of, has_adapter
 from rovrm.model.loading import weights_mark
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import CAPTION, PHASES, TEXT, VISUAL, Phase
@@ -56,11 +56,6 @@ def say_start(config: TrainConfig) -> None:
             f"{first} starts from the base {config.model}, not from {finished[0]}, which is finished but not asked "
             f"for; init_from={finished[0]} would continue it"
         )
-
-
-def has_adapter(folder: str) -> bool:
-    """Whether a folder is that of an adapter."""
-    return os.path.isfile(os.path.join(folder, "adapter_config.json"))
 
 
 def _adapter_in(folder: str) -> str:

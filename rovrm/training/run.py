@@ -11,14 +11,14 @@ from transformers import set_seed
 from rovrm.common.errors import UserError
 from rovrm.common.files import write_json
 from rovrm.common.intervals import wilson95
-from rovrm.model.adapters import add_adapter, base_of, load_adapter, set_trainable
+from rovrm.model.adapters import add_adapter, base_of, has_adapter, load_adapter, set_trainable
 from rovrm.model.loading import load_reward_model, numeric_type
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import VISUAL, Phase
 from rovrm.training.callbacks import LogFile
 from rovrm.training.outputs import doubts, print_warnings, write_phase
 from rovrm.training.phase_data import PhaseData
-from rovrm.training.plan import has_adapter, settings_of, start_of
+from rovrm.training.plan import settings_of, start_of
 from rovrm.training.resume import check_same_data, complete_checkpoint, epochs_done, fingerprint, images_mark
 from rovrm.training.trainer import RewardConfig, RewardTrainer
 

@@ -12,13 +12,13 @@ from huggingface_hub import HfApi
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from rovrm.common.errors import UserError
-from rovrm.model.adapters import base_of, training_processor
+from rovrm.model.adapters import base_of, has_adapter, training_processor
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import four_bit, load_config, numeric_type, reward_class
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates
 from rovrm.settings.phases import Phase
-from rovrm.training.plan import has_adapter, start_of
+from rovrm.training.plan import start_of
 from rovrm.training.trainer import RewardConfig
 
 
@@ -133,11 +133,11 @@ def trainer_arguments(config: TrainConfig, phase: Phase, **changes: Any) -> Rewa
         "max_length": config.max_length,
         "center_rewards_coefficient": config.center_rewards_coefficient,
     }
-    if arguments["bf16"] and not config.on_cpu and not torch.cuda.is_available():
-        raise UserError(f"dtype={config.dtype}: there is no GPU here to run it; dtype=auto takes what there is")
     try:
         return RewardConfig(**arguments | changes)
     except (ValueError, TypeError, OSError, ImportError) as error:
+        if arguments["bf16"] and "bf16" in str(error):  # a key that is ours, under another name
+            raise UserError(f"dtype={config.dtype}: {error} Leave dtype out: auto takes what there is") from error
         raise UserError(f"trainer settings are refused by transformers: {error}") from error
 
 
