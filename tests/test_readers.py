@@ -597,5 +597,5 @@ def test_no_responses_at_all() -> None:
 
 def test_columns_that_fit_with_values_that_do_not_are_told_from_missing_ones() -> None:
     with pytest.raises(UserError, match="wants other values in them") as caught:
-        find_reader(["chosen", "rejected"], {"chosen": "A cup.", "rejected": "A dog."})
+        find_reader(["chosen", "rejected", "x"], {"chosen": None, "rejected": None, "x": "A cup."})
     assert "lacks nothing" not in str(caught.value)
