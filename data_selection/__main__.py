@@ -5,7 +5,8 @@
 
 pool, target: `.npy` or `.safetensors` with one matrix (rows, width). method: capped_ot (default), capped_sinkhorn,
 knn, soft_nn, round_robin, gotd, max_cos, mean_l2, paper, random or all. preprocess: some of unit,centre,dedup, or none;
-unit,dedup by default, none in paper. device: where distances are computed, such as cuda. Writes out/selected.json
+unit,dedup by default, none in paper. price: of rows on the wrong side of the target, with capped_ot, knn and soft_nn;
+0 by default. device: where distances are computed, such as cuda. Writes out/selected.json
 (indices best first, method, k, preprocess) and out/scores.npy.
 """
 
@@ -25,6 +26,7 @@ KEYS = {  # with their defaults; None for those that must be given
     "preprocess": "",
     "seed": "0",
     "device": "cpu",
+    "price": "0",
 }
 
 
@@ -37,6 +39,10 @@ def run(argv: list[str]) -> None:
         numbers = {key: int(settings[key] or "") for key in ("k", "seed")}
     except ValueError as error:
         raise SelectionError(f"k and seed take whole numbers ({error})") from error
+    try:
+        price = float(settings["price"])
+    except ValueError as error:
+        raise SelectionError(f"price={settings['price']}; give a number, such as 0.1") from error
     if not 0 <= numbers["seed"] < 2**63:
         raise SelectionError(f"seed={numbers['seed']}; give a whole number from 0 to 2**63 - 1")
     pool, target = read_features(settings["pool"]), read_features(settings["target"])
@@ -44,7 +50,7 @@ def run(argv: list[str]) -> None:
     _check_place(out, device)
     steps = [step for step in settings["preprocess"].split(",") if step] if settings["preprocess"] else None
     steps = [] if steps == ["none"] else steps
-    choice = choose(pool, target, numbers["k"], settings["method"], steps, numbers["seed"], device)
+    choice = choose(pool, target, numbers["k"], settings["method"], steps, numbers["seed"], device, price)
     write_choice(out, choice)
     print(
         f"{len(choice.indices)} of {len(pool)} rows by {choice.method}: {out}/selected.json; "

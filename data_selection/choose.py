@@ -11,15 +11,15 @@ opposite are harder to tell from those that teach the same (`python -m eval.sele
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_selection.features import BLOCK, Features, prepare
-from data_selection.transport import METHODS, distances, nearest
+from data_selection.features import BLOCK, Features, prepare, side_price
+from data_selection.transport import METHODS, PRICED, distances, nearest
 
 STEPS = ("unit", "centre", "dedup")
 DEFAULT = ("unit", "dedup")
@@ -60,6 +60,7 @@ def choose(
     preprocess: Sequence[str] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    price: float = 0.0,
 ) -> Choice:
     """Chooses k rows of a pool for a target.
 
@@ -70,6 +71,8 @@ def choose(
         preprocess: some of STEPS; None for the method's default.
         seed: of the method `random`.
         device: where distances are computed.
+        price: of the wrong side: `features.side_price` times this is added to a row's transport costs; for the methods
+            in transport.PRICED.
 
     Raises:
         SelectionError: for features or settings that are wrong.
@@ -79,6 +82,8 @@ def choose(
     steps = list(preprocess)
     raw_pool, raw_target = _check("pool", pool), _check("target", target)
     _check_request(raw_pool, raw_target, k, method, steps)
+    if price and (method not in PRICED or price < 0):
+        raise SelectionError(f"price={price:g} with {method}; give one above 0, with {', '.join(PRICED)}")
     pool, target_features = prepare(raw_pool, raw_target, "unit" in steps, "centre" in steps)
     if pool.mean is not None and "unit" in steps and pool.mean.norm() > ONE_WAY:
         raise SelectionError("the pool's rows all point the same way, and centre leaves nothing of them; leave it out")
@@ -88,6 +93,8 @@ def choose(
     if method == "all":
         scores, order = torch.zeros(n, dtype=torch.float64), np.arange(n)
     else:
+        if price:
+            pool = replace(pool, price=price * side_price(pool, target))
         if "dedup" in steps:
             duplicates |= near_duplicates(pool, target, k)
         # That look is cheap and does not see every copy. So what would be chosen is looked at again, against the whole

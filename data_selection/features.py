@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096  # rows that are in memory in full precision at a time
+SIDES = 8  # directions in which `side_price` looks: 4 to 32 chose alike in the synthetic world
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Features:
     rows: which rows of `source` count, in order; None for all.
     unit: whether each row is scaled to length 1.
     mean: (d,) that is subtracted after that, before the row is made unit again; None for none.
+    price: (rows that count,) added to what it costs to transport mass from a row; None for none.
     """
 
     source: Any
@@ -35,6 +37,7 @@ class Features:
     rows: np.ndarray | None = None
     unit: bool = False
     mean: Tensor | None = None
+    price: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.source) if self.rows is None else len(self.rows)
@@ -67,7 +70,8 @@ class Features:
     def without(self, dropped: np.ndarray) -> "Features":
         """These features but for the rows where `dropped` (n,) is true."""
         kept = np.flatnonzero(~dropped)
-        return replace(self, rows=kept if self.rows is None else self.rows[kept])
+        price = None if self.price is None else self.price[torch.from_numpy(kept)]
+        return replace(self, rows=kept if self.rows is None else self.rows[kept], price=price)
 
 
 def prepare(pool: Features, target: Features, unit: bool, centre: bool) -> tuple[Features, Features]:
@@ -80,6 +84,25 @@ def prepare(pool: Features, target: Features, unit: bool, centre: bool) -> tuple
         total += rows.double().sum(0)
     mean = (total / len(pool)).float()
     return replace(pool, mean=mean), replace(target, mean=mean)
+
+
+def side_price(pool: Features, target: Tensor) -> Tensor:
+    """(n,) float64, from 0 to 2: 1 minus the cosine of a row to the mean of the target (m, d), both seen in the pool's
+    first SIDES directions (of its uncentred second moment).
+
+    Rows that teach the same and rows that teach the opposite have gradients of opposite sign, which add up in these
+    directions; what rows are about is different in each and does not.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    moment = torch.zeros(pool.width, pool.width)
+    for _, rows in pool.blocks():
+        moment += rows.float().T @ rows.float()
+    count = min(SIDES, pool.width - 1)
+    _, directions = eigsh(moment.numpy(), k=count, v0=np.ones(pool.width, dtype=np.float32))
+    sides = torch.from_numpy(directions.copy()).double()  # (d, count)
+    mean = _unit((target.cpu().double().mean(0) @ sides)[None])[0]
+    return torch.cat([1 - _unit(rows.double() @ sides) @ mean for _, rows in pool.blocks()])
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ Every function takes `pool` (Features, n rows), `target` (m, d; on a GPU, distan
 one or more passes over the pool in blocks, and returns (n,) float64 scores.
 
 A transport plan P (n, m) says how much of target j's mass, 1/m, is fetched from pool row i; the ground cost C is the
-Euclidean distance ||x_i - t_j||, as in RoVRM (arXiv 2408.12109). These are the transport problems behind the scores:
+Euclidean distance ||x_i - t_j||, as in RoVRM (arXiv 2408.12109), in PRICED methods plus the price that a row may have
+(`features.side_price`). These are the transport problems behind the scores:
 
     capped_ot        min <P, C>, P1 <= 1/k, P'1 = 1/m      the k-subset nearest to the target in Wasserstein distance
     capped_sinkhorn  the same, entropic                    for more targets than POT can take, or noisy ones
@@ -72,10 +73,13 @@ def soft_nn(pool: Features, target: Tensor, k: int) -> Tensor:
     _, distance = nearest(pool, target, depth)
     epsilon = (SOFT * (distance[:, -1] - distance[:, 0])).clamp_min(1e-6)  # (m,)
     total = torch.full((len(target),), -torch.inf, dtype=torch.float64)
-    for _, rows in pool.blocks():
-        logits = (-distances(rows, target) / epsilon).double()
+    for start, rows in pool.blocks():
+        logits = (-costs(pool, start, rows, target) / epsilon).double()
         total = torch.logaddexp(total, logits.logsumexp(0))
-    return _by_rows(pool, lambda rows: ((-distances(rows, target) / epsilon).double() - total).exp().mean(1))
+    parts = []
+    for start, rows in pool.blocks():
+        parts.append(((-costs(pool, start, rows, target) / epsilon).double() - total).exp().mean(1))
+    return torch.cat(parts)
 
 
 def round_robin(pool: Features, target: Tensor, k: int) -> Tensor:
@@ -210,6 +214,9 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+PRICED = ("capped_ot", "knn", "soft_nn")  # the methods that heed the price of a row
+
+
 def wasserstein(rows: Tensor, target: Tensor) -> float:
     """W1 of two sets of vectors (n, d), (m, d) of equal weights, Euclidean, by POT."""
     import ot
@@ -232,6 +239,12 @@ def distances(rows: Tensor, target: Tensor) -> Tensor:
     return torch.cdist(rows.to(target.device) - mean.to(rows.dtype), (target - mean).to(rows.dtype)).cpu()
 
 
+def costs(pool: Features, start: int, rows: Tensor, target: Tensor) -> Tensor:
+    """(rows, m) what it costs to transport mass from the pool's rows that begin at `start`: distance and price."""
+    of_block = distances(rows, target)
+    return of_block if pool.price is None else of_block + pool.price[start : start + len(rows), None].to(of_block)
+
+
 def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
     """(n,) a score that each row has by itself, block by block."""
     return torch.cat([score(rows) for _, rows in pool.blocks()])
@@ -239,7 +252,10 @@ def _by_rows(pool: Features, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _slack(pool: Features, target: Tensor, prices: Tensor) -> Tensor:
     """(n,) max_j (prices_j - C_ij)"""
-    return _by_rows(pool, lambda rows: (prices - distances(rows, target).double()).max(1).values)
+    parts = []
+    for start, rows in pool.blocks():
+        parts.append((prices - costs(pool, start, rows, target).double()).max(1).values)
+    return torch.cat(parts)
 
 
 def _off_lists(
@@ -259,11 +275,12 @@ def _off_lists(
 
 
 def nearest(pool: Features, target: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """(m, depth) indices and distances of each target's nearest pool rows, nearest first."""
+    """(m, depth) indices and costs of each target's nearest pool rows, nearest first. The costs are distances where the
+    rows have no price."""
     index = torch.empty(len(target), 0, dtype=torch.long)
     distance = torch.empty(len(target), 0)
     for start, rows in pool.blocks():
-        of_block = distances(rows, target).T  # (m, block)
+        of_block = costs(pool, start, rows, target).T  # (m, block)
         here = torch.arange(start, start + len(rows)).expand(len(target), -1)
         distance, index = torch.cat([distance.to(of_block), of_block], 1), torch.cat([index, here], 1)
         distance, order = distance.topk(min(depth, distance.shape[1]), dim=1, largest=False)

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 from rovrm.common.errors import UserError
 from rovrm.settings.command_line import parse, run
+from rovrm.settings.fields import ABOVE_ZERO, limited
 
 TOLERANCE = 2e-5  # of a score's size, or of 1
 BIG = 50_000_000  # bytes of the largest body
@@ -44,7 +45,7 @@ BIG = 50_000_000  # bytes of the largest body
 @dataclass
 class ServeLoadConfig:
     model: str = ""  # reward model, folder; empty = an untrained one on the shipped base
-    requests: int = 2000  # all of them
+    requests: int = limited(2000, ABOVE_ZERO)  # all of them
     broken: int | None = None  # broken ones among them; null = a tenth
     clients: int = 4  # threads that send, each on a connection of its own
     responses: int = 4  # responses of one request, at most

@@ -1,4 +1,4 @@
-"""Shared-prefix rows against separate rows: scoring, scoring through rovrm.bon, and training. For eval.speed."""
+"""Shared prompts against separate rows: scoring, through rovrm.bon, sampling and training. For eval.speed."""
 
 import tempfile
 from pathlib import Path
@@ -6,18 +6,21 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
+from transformers import AutoModelForImageTextToText
 
 from eval.shared.keys import SpeedConfig
 from eval.shared.made_up import make_batches, make_examples, make_reward_model
-from eval.shared.timing import alternate, print_rates
+from eval.shared.timing import alternate, peak_memory, print_rates
 from rovrm.best_of_n.choose import best_of_n
 from rovrm.data.images import ImageRef
 from rovrm.model.adapters import lora_config, set_trainable
 from rovrm.model.batches import collect_rewards, split_batch
+from rovrm.model.policy import Candidate, Policy
 from rovrm.model.scorer import RewardScorer
 from rovrm.settings.keys import BonConfig
 from rovrm.training.losses import compare, preference_loss
 
+NEW_TOKENS = 32  # of a sampled answer, at most
 ROWS = ("separate", "shared")  # both sides, the slower one first
 REWARD_LIMIT = {"float32": 1e-4, "bfloat16": 0.1}  # how far the two sides' rewards may differ
 LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 0.05}  # and their losses
@@ -29,16 +32,18 @@ def compare_rows(config: SpeedConfig) -> None:
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     print(
         f"{parameters:.1f}M parameters, {config.dtype}, {config.device}, {torch.get_num_threads()} threads, "
-        f"{config.batch_tokens} tokens a batch"
+        f"{config.batch_tokens} tokens a batch, responses of about {config.response_length} tokens"
     )
-    compare_scoring(config, model, processor)
-    compare_bon(config, model, processor)
+    for responses in config.responses:
+        compare_scoring(config, model, processor, responses)
+    compare_bon(config, model, processor, config.responses[0])
+    compare_sampling(config, model, processor, config.responses[0])
     compare_training(config, model, processor)
 
 
-def compare_scoring(config: SpeedConfig, model: Any, processor: Any) -> None:
+def compare_scoring(config: SpeedConfig, model: Any, processor: Any, responses: int) -> None:
     model.eval()
-    data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
+    data = _examples(config, max(2, config.pairs // 2), responses)
     batches = {rows: _batches_of(config, model, processor, data, rows) for rows in ROWS}
     rewards: dict[str, dict[int, dict[int, float]]] = {rows: {} for rows in ROWS}  # by example and response
 
@@ -46,7 +51,7 @@ def compare_scoring(config: SpeedConfig, model: Any, processor: Any) -> None:
     def score(rows: str) -> None:
         for batch in batches[rows]:
             model_inputs, loss_inputs = split_batch(batch)
-            collect_rewards(loss_inputs, model(**model_inputs).logits, rewards[rows])
+            collect_rewards(loss_inputs, model(**model_inputs).logits[:, 0], rewards[rows])
 
     score("separate")
     score("shared")
@@ -55,14 +60,14 @@ def compare_scoring(config: SpeedConfig, model: Any, processor: Any) -> None:
         for j, reward in by_response.items():
             gaps.append(abs(rewards["shared"][i][j] - reward))
     limit = REWARD_LIMIT[config.dtype]
-    print(f"\nscoring k={config.responses}: {len(gaps)} rewards differ by at most {max(gaps):.1e} (limit {limit:g})")
+    print(f"\nscoring k={responses}: {len(gaps)} rewards differ by at most {max(gaps):.1e} (limit {limit:g})")
     assert max(gaps) < limit, "the two sides do not compute the same rewards"
     _time_rows(config, "responses", len(gaps), score)
 
 
-def compare_bon(config: SpeedConfig, model: Any, processor: Any) -> None:
+def compare_bon(config: SpeedConfig, model: Any, processor: Any, responses: int) -> None:
     """What rovrm.bon does with the candidates of a file."""
-    data = make_examples(max(2, config.pairs // 2), config.responses, config.seed)
+    data = _examples(config, max(2, config.pairs // 2), responses)
     scorers = {rows: RewardScorer(model, processor, rows) for rows in ROWS}
     scores: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +84,31 @@ def compare_bon(config: SpeedConfig, model: Any, processor: Any) -> None:
         choose("separate")
         choose("shared")
         gap = max(abs(a - b) for a, b in zip(scores["separate"], scores["shared"], strict=True))
-        print(f"\nbest of {config.responses} through rovrm.bon: rewards differ by at most {gap:.1e}")
+        print(f"\nbest of {responses} through rovrm.bon: rewards differ by at most {gap:.1e}")
         assert gap < REWARD_LIMIT[config.dtype], "the two sides do not compute the same rewards"
         _time_rows(config, "candidates", len(scores["shared"]), choose)
+
+
+def compare_sampling(config: SpeedConfig, model: Any, processor: Any, responses: int) -> None:
+    """Answers of a policy with the reward model's shapes: each prompt run once, or once for every answer."""
+    causal = AutoModelForImageTextToText.from_config(model.config, dtype=getattr(torch, config.dtype))
+    policy = Policy(causal.to(config.device), processor)
+    data = _examples(config, max(2, config.pairs // 2), 1)
+    answers: dict[str, list[Candidate]] = {}
+
+    def sample(rows: str) -> None:
+        policy.shared = rows == "shared"
+        found = policy.sample(data, responses, max_new_tokens=NEW_TOKENS, seed=config.seed)
+        answers[rows] = [answer for of_prompt in found for answer in of_prompt]
+
+    sample("separate")
+    sample("shared")
+    gap = max(abs(a.logprob - b.logprob) for a, b in zip(answers["separate"], answers["shared"], strict=True))
+    longest = max(answer.tokens for answer in answers["shared"])
+    print(f"\nsampling k={responses}, up to {longest} tokens: log-probabilities differ by at most {gap:.1e}")
+    if config.dtype == "float32":  # in bfloat16 a token may fall otherwise, and all behind it
+        assert gap < REWARD_LIMIT[config.dtype], "the two sides do not sample the same answers"
+    _time_rows(config, "answers", len(answers["shared"]), sample)
 
 
 def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
@@ -90,7 +117,7 @@ def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
     if config.checkpointing:
         adapted.gradient_checkpointing_enable({"use_reentrant": False})
     adapted.train()
-    data = make_examples(config.pairs, 2, config.seed)
+    data = _examples(config, config.pairs, 2)
     batches = {rows: _batches_of(config, adapted, processor, data, rows) for rows in ROWS}
     # A rate of 0: every step is computed in full, and the weights stay the same for the other side.
     optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=0.0)
@@ -101,7 +128,7 @@ def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
         for batch in batches[rows]:
             model_inputs, loss_inputs = split_batch(batch)
             with torch.autocast(config.device.split(":")[0], torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                logits = adapted(**model_inputs).logits
+                logits = adapted(**model_inputs).logits[:, 0]
             comparison = compare(logits, loss_inputs["labels"], loss_inputs["list_ids"])
             loss = preference_loss(comparison, loss_inputs["margins"]) / (2 * config.pairs)
             loss.backward()
@@ -119,11 +146,17 @@ def compare_training(config: SpeedConfig, model: Any, processor: Any) -> None:
     _time_rows(config, "pairs", config.pairs, train)
 
 
+def _examples(config: SpeedConfig, count: int, responses: int) -> list[Any]:
+    return make_examples(count, responses, config.seed, response_length=config.response_length)
+
+
 def _batches_of(config: SpeedConfig, model: Any, processor: Any, data: list[Any], rows: str) -> list[dict[str, Any]]:
     return make_batches(model, processor, data, rows, config.batch_tokens, config.device, config.dtype)
 
 
 def _time_rows(config: SpeedConfig, unit: str, count: int, work: Any) -> None:
-    """Times and prints `work("separate")` against `work("shared")`."""
-    sides = {"separate rows": lambda: work("separate"), "shared rows": lambda: work("shared")}
+    """Times and prints `work("separate")` against `work("shared")`, and the memory that each takes."""
+    sides = {"separate rows": lambda: work("separate"), "shared prompts": lambda: work("shared")}
     print_rates(unit, count, alternate(sides, config.repeats, config.device))
+    peaks = [f"{peak_memory(side, config.device):.0f}" for side in sides.values()]
+    print(f"  memory at the peak, beyond the weights: {' and '.join(peaks)} MiB")

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification, PrinterCallback
 
+from eval.shared.arguments import timed_arguments
 from eval.shared.keys import SpeedConfig
 from eval.shared.made_up import WORDS, make_examples
 from eval.shared.timing import print_rates
@@ -79,23 +80,7 @@ def _llama(tokenizer: Any) -> LlamaConfig:
 
 def _common_arguments(config: SpeedConfig, folder: str) -> dict[str, Any]:
     """What both trainers are given."""
-    return {
-        "output_dir": folder,
-        "per_device_train_batch_size": PER_STEP,
-        "num_train_epochs": 1,
-        "learning_rate": 0.0,  # every step is computed in full, and the epoch's mean loss is the same on both sides
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "bf16": config.dtype == "bfloat16",
-        "gradient_checkpointing": config.checkpointing,
-        "use_cpu": config.device == "cpu",
-        "seed": config.seed,
-        "max_length": 2048,
-        "lr_scheduler_type": "constant",
-    }
+    return timed_arguments(config, folder, PER_STEP, 1) | {"logging_steps": 1, "max_length": 2048}
 
 
 def _train_with_trl(config: SpeedConfig, model: Any, tokenizer: Any, data: list[Example]) -> tuple[float, float]:

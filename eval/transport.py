@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rovrm.common.errors import UserError
 from rovrm.settings.command_line import parse, run
+from rovrm.settings.fields import ABOVE_ZERO, limited
 
 BLOCK = 8192  # rows drawn at once
 
 
 @dataclass
 class TransportConfig:
-    pool: int = 20_000  # rows to choose from
-    target: int = 2_000  # rows to come near to
-    n: int = 2_000  # rows to choose
-    width: int = 1024  # numbers of a feature
+    pool: int = limited(20_000, ABOVE_ZERO)  # rows to choose from
+    target: int = limited(2_000, ABOVE_ZERO)  # rows to come near to
+    n: int = limited(2_000, ABOVE_ZERO)  # rows to choose
+    width: int = limited(1024, ABOVE_ZERO)  # numbers of a feature
     method: str = "capped_ot"  # method of data_selection
     dedup: bool = True  # also time the choice with near-duplicates removed
     seed: int = 0  # seed of the features
@@ -34,14 +36,17 @@ class TransportConfig:
 
 def transport(argv: list[str]) -> None:
     config = parse(TransportConfig, argv, "python -m eval.transport")
-    from data_selection.choose import choose
+    from data_selection.choose import SelectionError, choose
 
     with tempfile.TemporaryDirectory() as folder:
         pool = _features(config, Path(folder) / "pool.npy", config.pool, share=0.3)
         target = _features(config, Path(folder) / "target.npy", config.target, share=1.0)
         for steps in [["unit"], ["unit", "dedup"]] if config.dedup else [["unit"]]:
             start = time.perf_counter()
-            choose(pool, target, config.n, config.method, steps)
+            try:
+                choose(pool, target, config.n, config.method, steps)
+            except SelectionError as error:
+                raise UserError(str(error)) from error
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB: ru_maxrss is in kB
             seconds = time.perf_counter() - start
             sizes = f"{config.n} of {config.pool} rows against {config.target} targets, width {config.width}"

@@ -10,6 +10,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 
 from rovrm.common.errors import UserError
 from rovrm.settings.command_line import run
@@ -17,10 +18,13 @@ from rovrm.settings.command_line import run
 COMMANDS = {
     "train": "train a reward model in up to three phases: text, caption, visual",
     "select": "choose a phase's rows by their gradients (train does it too)",
+    "dpo": "train a policy on preferences: DPO, in up to three phases",
+    "csr": "calibrated self-rewarding: search step by step, pairs, DPO, and again",
     "score": "score a file of prompts, images and answers",
     "serve": "score over HTTP",
     "bon": "best-of-n: sample or read n answers for each prompt, keep the best",
     "rank": "make preference pairs or ranked lists of scored answers",
+    "check": "compare all ways to score with a checkpoint",
     "merge": "merge an adapter into a checkpoint that loads without rovrm",
     "convert": "make a checkpoint of another project's reward model",
     "world": "write, train or measure: the synthetic world as files, its tiny base",
@@ -44,6 +48,9 @@ def command(name: str) -> Callable[[list[str]], int]:
 def rovrm(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(listing())
+        return 0
+    if argv[0] == "--version":
+        print(f"rovrm {version('rovrm')}")
         return 0
     return command(argv[0])(argv[1:])
 

@@ -5,7 +5,7 @@
     python -m rovrm.bon model=runs/mine/phase3-visual candidates=answers.jsonl out=bon
 
 `data` holds `prompt` and, where there are any, `image` or `images`; answers in it are not read, and a policy must be
-named for it. All candidates of a prompt are scored in one shared-prefix row, equal texts once. Writes into `out`:
+named for it. The prompt of all candidates is run once, equal texts are scored once. Writes into `out`:
 config.yaml, bon.jsonl, summary.json and curve.svg (what smaller n would give, from the same candidates; --n
 1,2,4,8,16,32 names the points). A line of bon.jsonl:
 
@@ -139,7 +139,12 @@ def _models(config: BonConfig) -> tuple["RewardScorer", "Policy | None"]:
         raise UserError(f"model={config.model!r} is not there yet; train it with python -m rovrm.train, or give model=")
     device, remote = config.device, config.trust_remote_code
     scorer = RewardScorer.from_pretrained(
-        config.model, device=device or None, dtype=config.dtype, rows=config.rows, trust_remote_code=remote
+        config.model,
+        device=device or None,
+        dtype=config.dtype,
+        rows=config.rows,
+        trust_remote_code=remote,
+        verify=config.verify,
     )
     scorer.max_pixels = config.max_pixels
     if config.candidates:

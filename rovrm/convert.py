@@ -14,9 +14,9 @@ The layout is found from the files:
 
 Both read the reward at the last token that is not padding, as our models do. Weights keep their numeric type, the head
 becomes float32, every key must find its place. A pickle (.bin) is read as tensors alone, never as code; an index may
-name files of its own folder alone. Writes `out`: weights, config, processor, modeling.py, a README card; loads it again
-and prints its rewards of fixed short answers. Where a step fails, `out` is left as it was. Where the result departs
-from the original:
+name files of its own folder alone. Writes `out`: weights, config, processor, modeling.py, a README card. It is
+loaded again, which adds the rewards that it promises from now on (expected_rewards.json) and prints them. Where a step
+fails, `out` is left as it was. Where the result departs from the original:
 
 1. Our head has no bias. Theirs adds the same number to every reward, so the order is the same: it is printed, and kept
    in the config as `value_head_bias`. It is no `reward_mean`: normalize=True means the mean of held-out rewards.
@@ -27,6 +27,8 @@ from the original:
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ from rovrm.settings.keys import ConvertConfig
 
 if TYPE_CHECKING:
     from rovrm.conversion.layouts import ForeignModel
+    from rovrm.model.contract import Contract
 
 
 def convert(argv: list[str]) -> None:
@@ -48,8 +51,9 @@ def convert(argv: list[str]) -> None:
 
     from rovrm.conversion.build import build_model, build_processor
     from rovrm.conversion.layouts import read_foreign_model
+    from rovrm.model.contract import numeric_type_of
     from rovrm.model.loading import CONFIG, PROCESSOR, loading
-    from rovrm.model.saving import save_merged
+    from rovrm.model.saving import expected_rewards
 
     foreign = read_foreign_model(folder, config.base)
     print(f"{folder}: {foreign.layout}")
@@ -58,21 +62,25 @@ def convert(argv: list[str]) -> None:
     with loading("the model of", foreign.config, CONFIG):
         model = build_model(folder, foreign)
     print(*foreign.notes, sep="\n")
+    with _scoring(folder, foreign):
+        before, number = expected_rewards(model, processor), numeric_type_of(model)
     with new_folder(out) as new:
-        card = _conversion_card(config, foreign, processor)
-        save_merged(model, processor, new, "float32", {}, card)  # "float32" casts nothing: weights keep their type
+        model.save_pretrained(new)  # weights keep their numeric type
         del model  # it is loaded again from the folder
-        _save_and_try(processor, new, folder, foreign)
+        (new / "README.md").write_text(_conversion_card(config, foreign, processor))
+        with _scoring(folder, foreign):
+            processor.save_pretrained(new)
+            read_back(new, before, number)
     print(f"wrote {out}")
 
 
-def _save_and_try(processor: Any, new: Path, folder: Path, foreign: "ForeignModel") -> None:
-    """Saves the processor and scores with the new folder. Raises UserError that names the files at fault."""
+@contextmanager
+def _scoring(folder: Path, foreign: "ForeignModel") -> Iterator[None]:
+    """Around the first scoring. Raises UserError that names the files at fault."""
     from rovrm.model.loading import PROCESSOR, damaged, of_damage
 
     try:
-        processor.save_pretrained(new)
-        print_rewards(new)
+        yield
     except BaseException as error:
         # A damaged tokenizer or config may show no earlier than here, in any error: in a UserError, which names a row
         # but not what made the model fail at it, or in a panic of Rust's, which is no Exception. An OSError is about
@@ -83,17 +91,33 @@ def _save_and_try(processor: Any, new: Path, folder: Path, foreign: "ForeignMode
         raise damaged(what, foreign.processor, PROCESSOR, error) from error
 
 
-def print_rewards(folder: Path) -> None:
-    """Loads the folder as any user would and prints its rewards of a few fixed short answers."""
-    from rovrm.model.saving import ANSWERS, QUESTIONS, sample_rewards
+def read_back(folder: Path, before: "Contract | None", number: str) -> None:
+    """Loads the folder as any user would, adds its expected rewards, and prints them.
+
+    Args:
+        folder: the converted model's.
+        before: its rewards as they were in memory. number: the numeric type that gave them.
+
+    Raises:
+        UserError: the rewards have changed on the way through the folder.
+    """
+    from rovrm.model.contract import explained, record
     from rovrm.model.scorer import RewardScorer
 
-    scorer = RewardScorer.from_pretrained(folder)
-    rewards = sample_rewards(scorer.model, scorer.processor)  # (questions * answers,), question by question
-    print("read back; its rewards of", *(f"{answer!r}" for answer in ANSWERS))
-    for i, question in enumerate(QUESTIONS):
-        row = rewards[i * len(ANSWERS) : (i + 1) * len(ANSWERS)]
-        print(f"  {question:<30}", *(f"{reward:10.4f}" for reward in row))
+    options = {"device": "cpu", "dtype": "float32", "rows": "separate", "verify": False}
+    scorer = RewardScorer.from_pretrained(folder, **options)
+    expected = record(scorer)
+    if expected is None:  # which is said
+        return
+    expected.write(folder)
+    if before is not None:
+        worst = expected.compare(before.rewards(), number)
+        if not worst.agrees:
+            reason = "the weights did not come back from the folder as they were"
+            raise UserError(f"converted and read back, {explained(worst, expected, number, reason)}")
+    print("read back; its rewards:")
+    for conversation in expected.conversations:
+        print(f"  {conversation.reward:10.4f}  {conversation.prompt[:40]:<42} {conversation.answer[:40]!r}")
 
 
 def _conversion_card(config: ConvertConfig, foreign: "ForeignModel", processor: Any) -> str:

@@ -92,18 +92,14 @@ def _counts_in_words(counts: dict[str, int], margin: float) -> tuple[str, str]:
 def _align(rows: list[dict[str, Any]]) -> None:
     """Gives each column one type, in place, as Arrow wants it: no column of images where no row has any; else every
     message as blocks with the keys `type` and `text`."""
+    from rovrm.best_of_n.preferences import text_blocks
+
     if not any(row["images"] for row in rows):
         for row in rows:
             del row["images"]
         return
     for row in rows:
-        row["prompt"] = [message | {"content": _text_blocks(message["content"])} for message in row["prompt"]]
-
-
-def _text_blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [{"type": block["type"], "text": block.get("text")} for block in content]
+        row["prompt"] = [message | {"content": text_blocks(message["content"])} for message in row["prompt"]]
 
 
 def _write(path: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -3,20 +3,23 @@
     python -m rovrm.select phase=1,2 text.select=capped_ot text.n=20000 caption.select=capped_ot caption.n=10000 ...
     python -m rovrm.select recipe=recipes/llava-1.5-7b.yaml
 
-takes the keys of `rovrm.train`, which runs the same stage for every phase whose `select` names a method, and finds what
-this command chose. It goes backwards, as the paper does: the caption phase's rows are chosen against the visual
-phase's, then the text phase's against the *chosen* caption rows (against the visual ones where there are no captions).
+takes the keys of `rovrm.train` or of `rovrm.dpo`, which run the same stage for every phase whose `select` names a
+method, and find what this command chose. It goes backwards, as the paper does: the caption phase's rows are chosen
+against the visual phase's, then the text phase's against the *chosen* caption rows (against the visual ones where there
+are no captions).
 
-For each phase: an adapter is warmed up on a part of the pool and of the target; every row's gradient is sketched to a
-fixed width; some target rows stand for all; and `n` rows of the pool are chosen (data_selection). A tenth of the target
-takes no part in the choice and judges it. Held-out rows of any phase are neither pool nor target. Written into
-OUT/selection/phaseN-NAME: warmup/, pool/, target/ and judges/ (features), selected.json (ids and row numbers, best
-first), selected.jsonl (each with its score and the target row nearest to it), scores.npy, report.json and report.html.
-The same command goes on where it was stopped; another method, n, preprocessing or number of targets uses the features
-that are there.
+For each phase: an adapter is warmed up on rows of the target; every row's gradient by the last quarter of the layers is
+sketched to a fixed width; some target rows stand for all; and `n` rows of the pool are chosen (data_selection). A tenth
+of the target takes no part in the choice and judges it. Held-out rows of any phase are neither pool nor target. Written
+into OUT/selection/phaseN-NAME: warmup/, pool/, target/ and judges/ (features; margins/ with select=margin),
+selected.json (ids and row numbers, best first), selected.jsonl (each with its score and the target row nearest to it),
+scores.npy, report.json and report.html. The same command goes on where it was stopped; another method, n, preprocessing
+or number of targets uses the features that are there.
 
 Departures from the paper: (1) gradients of the reward margin, not of its loss: the same direction, without underflow;
-(2) capped transport is what the recipes ask for; `paper` is the published formula (data_selection/README.md).
+(2) the warm-up sees the target alone, and each of the last layers counts the same; (3) capped transport is what the
+recipes ask for. select=paper is the published formula, with the published warm-up and all layers
+(data_selection/README.md).
 """
 
 import sys
@@ -24,14 +27,14 @@ from contextlib import nullcontext
 
 from rovrm.common.errors import UserError
 from rovrm.settings.command_line import parse, run
-from rovrm.settings.keys import TrainConfig
+from rovrm.settings.keys import DpoConfig, TrainConfig
 from rovrm.settings.trainer_keys import check_trainer_keys
 
 PROG = "python -m rovrm.select"
 
 
 def select(argv: list[str]) -> None:
-    config = parse(TrainConfig, argv, PROG)
+    config = _parsed(argv)
     check_trainer_keys(config.trainer)
 
     from rovrm.common.files import lock_folder
@@ -40,6 +43,18 @@ def select(argv: list[str]) -> None:
     main_process = process_state(config).is_main_process
     with lock_folder(config.out) if main_process else nullcontext():
         select_phases(config, argv, main_process)
+
+
+def _parsed(argv: list[str]) -> TrainConfig:
+    """The settings: those of rovrm.train, or of rovrm.dpo, whose phases choose their rows alike."""
+    try:
+        return parse(TrainConfig, argv, PROG)
+    except UserError:
+        try:
+            return parse(DpoConfig, argv, PROG)
+        except UserError:
+            pass
+        raise
 
 
 def select_phases(config: TrainConfig, argv: list[str], main_process: bool) -> None:
@@ -51,7 +66,7 @@ def select_phases(config: TrainConfig, argv: list[str], main_process: bool) -> N
     from rovrm.training.setup import check_services, model_parts, trainer_arguments, with_default
 
     config = with_default(config, argv, PROG)
-    choosing = [phase for phase in config.phases if config.section(phase).by_gradients]
+    choosing = [phase for phase in config.phases if config.section(phase).by_selection]
     if not choosing:
         raise UserError(
             f"phase={config.phase}: none of them chooses rows by gradients; set text.select=capped_ot text.n=1000, or "

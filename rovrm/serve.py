@@ -7,7 +7,7 @@
     POST /score       {"prompt", "responses", "images"}         {"scores": [float]}, higher is better
     POST /rank        the same                                  {"order": [int], best first, "scores": [float]}
     POST /get_reward  {"query", "prompts", "labels", "images"}  {"rewards", "scores", "extra_logs"}, for OpenRLHF
-    GET  /health                                                {"status": "ok", "model": str}
+    GET  /health                                                {"status": "ok", "model", "precision", "normalize"}
     GET  /docs, /openapi.json                                   all of this with its types
 
 `prompt` is a text or chat messages ({role, content}; content a text, or blocks {"type": "text", "text"} and

@@ -16,9 +16,9 @@ prompt, never by row, and in all phases alike.
 """
 
 import sys
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rovrm.settings.command_line import parse, run, save
 from rovrm.settings.keys import TrainConfig
@@ -30,19 +30,30 @@ PROG = "python -m rovrm.train"
 def train(argv: list[str]) -> None:
     config = parse(TrainConfig, argv, PROG)
     check_trainer_keys(config.trainer)
-    # PEFT asks transformers by an old name; nothing that a user could mend.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
+    from rovrm.training.run import Task
+
+    train_phases(config, argv, PROG, Task())
+
+
+def train_phases(config: TrainConfig, argv: list[str], prog: str, task: Any) -> None:
+    """A run, in a folder that nobody else writes into: of this command, and of `rovrm.dpo`.
+
+    Args:
+        config: the settings, as they were given.
+        argv: the words of the command.
+        prog: the command's name.
+        task: what is trained, a `training.run.Task`.
+    """
     from rovrm.common.files import lock_folder
     from rovrm.training.setup import process_state
 
     main_process = process_state(config).is_main_process
     with lock_folder(config.out) if main_process else nullcontext():
-        train_phases(config, argv, main_process)
+        _run(config, argv, prog, task, main_process)
 
 
-def train_phases(config: TrainConfig, argv: list[str], main_process: bool) -> None:
-    """The run, in a folder that nobody else writes into."""
+def _run(config: TrainConfig, argv: list[str], prog: str, task: Any, main_process: bool) -> None:
     from accelerate import PartialState
 
     from rovrm.common.disk import room_for
@@ -52,9 +63,9 @@ def train_phases(config: TrainConfig, argv: list[str], main_process: bool) -> No
     from rovrm.training.outputs import write_summary
     from rovrm.training.plan import is_finished, say_start
     from rovrm.training.run import run_phase
-    from rovrm.training.setup import check_services, model_parts, trainer_arguments, with_default
+    from rovrm.training.setup import check_services, trainer_arguments, with_default
 
-    config = with_default(config, argv, PROG)
+    config = with_default(config, argv, prog)
     phases = config.phases
     todo = [phase for phase in phases if not is_finished(config, phase, main_process)]
     if main_process and phases[0] in todo:
@@ -65,11 +76,12 @@ def train_phases(config: TrainConfig, argv: list[str], main_process: bool) -> No
     arguments = {phase: trainer_arguments(config, phase) for phase in todo}
     if todo:
         check_services(arguments[todo[0]], main_process)
-    parts = model_parts(config, (todo or phases)[0])
+    parts = task.parts(config, (todo or phases)[0])
     check_selection(config, todo)
     data = read_phases(config, todo, parts.collator, main_process)
     if config.dry_run:
         if main_process:
+            print(task.describe(config))
             print_dry_run(config, {phase: data[phase] for phase in todo}, parts)
         return
     steps = {phase: optimizer_steps(config, phase, data[phase], parts.collator) for phase in todo}
@@ -80,10 +92,10 @@ def train_phases(config: TrainConfig, argv: list[str], main_process: bool) -> No
             save(config, Path(config.out) / "config.yaml")
         data = select_data(config, data, todo, parts)
         for phase in todo:
-            run_phase(config, phase, data[phase], parts.processor, arguments[phase], last=phase == phases[-1])
+            run_phase(config, phase, data[phase], parts.processor, arguments[phase], phase == phases[-1], task)
             PartialState().wait_for_everyone()
         if main_process:
-            write_summary(config.out, phases)
+            write_summary(config.out, phases, task.what, task.what_next)
 
 
 def main(argv: list[str] | None = None) -> int:

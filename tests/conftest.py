@@ -1,5 +1,6 @@
 """Shared by all tests: no network, no telemetry, and tiny checkpoints built once per session."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread gains tiny models nothing
 sys.path.insert(0, str(Path(__file__).parent))  # so that `from families import ...` works from every test folder
 
-from families import allow_missing_video_processor, make_family
+import new_families
+from families import FAMILIES, allow_missing_video_processor, make_family
 from helpers import write_reward_model
 
 
@@ -25,10 +27,19 @@ def family_folder(tmp_path_factory):
 
     def folder(name: str) -> Path:
         if name not in folders:
-            folders[name] = make_family(name, tmp_path_factory.mktemp(name))
+            make = make_family if name in FAMILIES else new_families.make_family
+            folders[name] = make(name, tmp_path_factory.mktemp(name))
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(family_folder):
+    """`loaded("qwen2_vl")`: a reward model on that tiny checkpoint, and its processor."""
+    from parity import load  # here, because it imports transformers
+
+    return functools.cache(lambda name: load(family_folder(name)))
 
 
 @pytest.fixture(scope="session")

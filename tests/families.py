@@ -449,15 +449,16 @@ def _llava_onevision():
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def _qwen_vl(prefix, template, side, vision, rope, pixels="Qwen2VLVideoProcessor", **text):
-    """Qwen2-VL, 2.5-VL and 3-VL: 16-pixel merged patches, 4 to 16 of them for one image."""
+def _qwen_vl(prefix, template, side, vision, rope, pixels="Qwen2VLVideoProcessor", processor="", **text):
+    """Qwen2-VL and later: 16-pixel merged patches, 4 to 16 of them for one image."""
     import transformers as tf
 
     tokenizer = _qwen_tokenizer(template, side)
     size = {"shortest_edge": 4 * 16 * 16, "longest_edge": 16 * 16 * 16}
     image_processor = _image_processor("Qwen2VLImageProcessor", patch_size=8, merge_size=2, size=size)
     video_processor = _video_processor(pixels, patch_size=8, merge_size=2)
-    processor = getattr(tf, f"{prefix}Processor")(image_processor, tokenizer, video_processor, chat_template=template)
+    make = getattr(tf, f"{processor or prefix}Processor")
+    processor = make(image_processor, tokenizer, video_processor, chat_template=template)
     config = getattr(tf, f"{prefix}Config")(
         vision_config={"depth": 2, "num_heads": 2, "patch_size": 8, "initializer_range": STD, **vision},
         text_config=_text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}, **text),
@@ -732,14 +733,14 @@ def _randomise(model, seed: int) -> None:
             parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
 
 
-def make_family(name: str, folder, seed: int = 0) -> Path:
+def make_family(name: str, folder, seed: int = 0, builders=FAMILIES) -> Path:
     """Write the tiny float32 language-model checkpoint and the processor of family `name` to `folder`; return it."""
     import torch
 
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model_class, config, processor = FAMILIES[name]()
+        model_class, config, processor = builders[name]()
         model = model_class(config).float().eval()
     _randomise(model, seed)
     model.save_pretrained(folder)

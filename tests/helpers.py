@@ -1,14 +1,18 @@
 """What several test files share: JSON files, noise images, small checkpoints, commands run here and their refusals."""
 
+import contextlib
+import faulthandler
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -188,12 +192,13 @@ def write_adapter_phase(base: str | Path, folder: Path) -> Path:
 
 
 def forward_sizes(patch: pytest.MonkeyPatch, model: Any) -> list[tuple[int, int]]:
-    """A list that grows by (rows, tokens of a row) with each forward of the model."""
+    """A list that grows by (rows of prompts, padded tokens of all rows) with each forward of the model."""
     sizes: list[tuple[int, int]] = []
     forward = model.forward
 
     def watched(**inputs: Any) -> Any:
-        sizes.append(tuple(inputs["input_ids"].shape))
+        tokens = sum(inputs[name].numel() for name in ("input_ids", "answer_input_ids") if name in inputs)
+        sizes.append((len(inputs["input_ids"]), tokens))
         return forward(**inputs)
 
     patch.setattr(model, "forward", watched)
@@ -226,7 +231,10 @@ def fork(main: Callable[[list[str]], int], argv: list[str], log: Path, **environ
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+            faulthandler.register(signal.SIGUSR1)
             status = main(argv)
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -245,27 +253,38 @@ def two_processes(main: Callable[[list[str]], int], argv: list[str], log: Path) 
         AcceleratorState._reset_state(True)  # this process has been alone so far
         return main(argv)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = [fork(forgetful, argv, log, RANK=rank, LOCAL_RANK=rank, **group) for rank in ("0", "1")]
     statuses: dict[int, int | None] = dict.fromkeys(children)
 
-    def all_ended() -> bool:
+    def decided() -> bool:
+        """Both have ended, or one has failed, for which the other would wait in vain."""
         for child in children:
             statuses[child] = ended(child) if statuses[child] is None else statuses[child]
-        return None not in statuses.values()
+        return None not in statuses.values() or any(statuses.values())
 
     try:
-        wait_for(all_ended, 300)
+        wait_for(decided, 200)
+    except AssertionError:
+        for child in [child for child in children if statuses[child] is None]:
+            os.kill(child, signal.SIGUSR1)  # where it stands goes to the log
+        time.sleep(1)
     finally:
         for child in children:
             if statuses[child] is None:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-    assert [*statuses.values()] == [0, 0], log.read_text()[-3000:]
+    assert [*statuses.values()] == [0, 0], f"{statuses}: {log.read_text()[-6000:]}"
     return log.read_text()
+
+
+def free_port() -> int:
+    """A free one below those that systems give to outgoing connections, which another test may open meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(done: Callable[[], Any], seconds: float = 120) -> None:

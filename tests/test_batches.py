@@ -5,12 +5,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rovrm.model.batches import PlannedBatches, plan_batches, plan_by_cost
+from rovrm.common.errors import UserError
+from rovrm.model.batches import PlannedBatches, fitting_into_memory, plan_batches, plan_by_cost
+from rovrm.model.collator import Cost
 
-COSTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 400)), min_size=1, max_size=120)
+SHARED_COST = st.builds(Cost, st.just(1), st.integers(1, 400), st.integers(1, 4), st.integers(1, 100))
+SEPARATE_COST = st.builds(Cost, st.just(0), st.just(0), st.integers(1, 4), st.integers(1, 400))
+COSTS = st.one_of(st.lists(SHARED_COST, min_size=1, max_size=120), st.lists(SEPARATE_COST, min_size=1, max_size=120))
 
 
 @settings(max_examples=60, deadline=None)
@@ -21,26 +26,34 @@ def test_plan_keeps_everything_within_the_budget(costs, batch_tokens, batch_size
     assert sorted(i for batch in plan for i in batch) == list(range(len(costs)))
     for batch in plan:
         assert len({kinds[i] for i in batch}) == 1 and len(batch) <= batch_size
-        padded = sum(costs[i][0] for i in batch) * max(costs[i][1] for i in batch)
+        prefix, answer = max(costs[i].prefix for i in batch), max(costs[i].answer for i in batch)
+        answers = sum(costs[i].answers for i in batch)
+        padded = sum(costs[i].prompts for i in batch) * prefix + answers * (answer + prefix // 8)
         assert padded <= batch_tokens or len(batch) == 1
     assert plan == plan_by_cost(costs, kinds, batch_tokens, batch_size, seed)
 
 
-def test_sorted_buckets_waste_little():
+@pytest.mark.parametrize("seed", [None, 0])
+def test_sorted_buckets_waste_little(seed):
+    """Prompts of 600 tokens of an image and 20 to 60 of a question, two answers of 60 to 330 tokens."""
     rng = random.Random(0)
-    costs = [(1, rng.randint(50, 800)) for _ in range(2000)]
-    plan = plan_by_cost(costs, [False] * 2000, 8192, 64, seed=0)
-    padded = sum(len(b) * max(costs[i][1] for i in b) for b in plan)
-    assert sum(tokens for _, tokens in costs) / padded > 0.9
-    random_order = list(range(2000))
-    rng.shuffle(random_order)
-    naive = sum(16 * max(costs[i][1] for i in random_order[s : s + 16]) for s in range(0, 2000, 16))
-    assert padded < 0.75 * naive
+    prompts = [(600 + rng.randint(20, 60), [rng.randint(60, 330) for _ in range(2)]) for _ in range(2000)]
+    costs = [Cost(1, prefix, 2, max(answers)) for prefix, answers in prompts]
+    computed = sum(prefix + 2 * max(answers) for prefix, answers in prompts)
+
+    def padded(plan):
+        return sum(sum_of([costs[i] for i in batch]) for batch in plan)
+
+    def sum_of(batch):
+        return len(batch) * max(c.prefix for c in batch) + 2 * len(batch) * max(c.answer for c in batch)
+
+    assert computed / padded(plan_by_cost(costs, [False] * 2000, 16384, 8, seed)) > 0.95
+    assert computed / padded([list(range(start, start + 8)) for start in range(0, 2000, 8)]) < 0.9
 
 
 def test_batches_come_in_random_order():
-    costs = [(1, 10 + i) for i in range(640)]
-    lengths = [costs[batch[0]][1] for batch in plan_by_cost(costs, [False] * 640, 10**6, 4, seed=1)]
+    costs = [Cost(1, 10 + i, 2, 10) for i in range(640)]
+    lengths = [costs[batch[0]].prefix for batch in plan_by_cost(costs, [False] * 640, 10**6, 4, seed=1)]
     assert lengths != sorted(lengths) and plan_by_cost(costs, [False] * 640, 10**6, 4, seed=2) != plan_by_cost(
         costs, [False] * 640, 10**6, 4, seed=1
     )
@@ -51,7 +64,7 @@ def measured(lengths: list[int]) -> list[Any]:
 
 
 def test_some_examples_are_planned_by_themselves():
-    collator: Any = SimpleNamespace(shared=True, cost=lambda lengths: (1, lengths[0] + sum(lengths[1])))
+    collator: Any = SimpleNamespace(mixes_images=True, cost=lambda lengths: Cost(0, 0, 1, lengths[0]))
     examples = measured([10, 30, 20, 40, 50])
     assert plan_batches(examples, collator, 100, 2, None) == [[0, 2], [1, 3], [4]]
     assert plan_batches(examples, collator, 100, 2, None, range(1, 4)) == [[2, 1], [3]]
@@ -77,3 +90,15 @@ def test_epochs_reorder_the_same_batches():
     assert first != second and sorted(first) == sorted(second)
     planned.set_epoch(0)
     assert [planned[i][0] for i in range(40)] == first
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "can't allocate memory"])
+def test_a_batch_that_does_not_fit_names_the_keys(error):
+    error = RuntimeError(f"DefaultCPUAllocator: {error}: 9 bytes") if isinstance(error, str) else error
+    with pytest.raises(
+        UserError, match="8 answers does not fit into memory; lower batch_tokens or batch_size .(CUDA|Def)"
+    ):
+        with fitting_into_memory(8):
+            raise error
+    with pytest.raises(RuntimeError, match="other"), fitting_into_memory(8):
+        raise RuntimeError("other")

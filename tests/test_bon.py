@@ -92,7 +92,7 @@ def test_long_prompts_are_sampled_apart(policy, monkeypatch):
     assert sizes == [1, 1, 1] or sizes == [1, 2] or sizes == [2, 1]
     sizes.clear()
     sampled = policy.sample(examples[1:2], 8, max_new_tokens=32)
-    assert len(sampled[0]) == 8 and len(sizes) > 1  # of one prompt the candidates are shared out
+    assert len(sampled[0]) == 8 and 1 < max(sizes) < 8  # of one prompt the candidates are shared out
 
 
 def test_answers_without_an_end_are_cut(policy):

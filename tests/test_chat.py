@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import REAL, change_json, output_of, write_lines
+from safetensors.torch import load_file
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
@@ -245,14 +246,14 @@ def photo(shade: int = 90) -> ImageRef:
 
 
 def asked(policy: Policy, prompt, images: int = 0) -> str:
-    ids = policy._inputs([Example("1", "", prompt, [""], [0], [photo()] * images)])["input_ids"]
+    ids = policy.inputs([Example("1", "", prompt, [""], [0], [photo()] * images)])["input_ids"]
     return policy.tokenizer.decode(ids[0])
 
 
 @torch.inference_mode()
 def score_of_answer(policy: Policy, prompt, images: int, answer: str) -> float:
     """The log-probability of an answer behind what the policy is asked."""
-    inputs = policy._inputs([Example("1", "", prompt, [""], [0], [photo()] * images)])
+    inputs = policy.inputs([Example("1", "", prompt, [""], [0], [photo()] * images)])
     own = policy.tokenizer(answer, return_tensors="pt", add_special_tokens=False)["input_ids"]
     start = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], own], dim=1)
@@ -285,8 +286,8 @@ def test_llava_reward_is_read_at_the_end_of_sequence(tiny_llava: Path):
     collator = RewardCollator(processor, load_config(str(tiny_llava)))
     answers = ["A cup.", "A cup on a table  "]
     batch = collator([Example("1", "", PICTURED, answers, [0, 1], [photo()])])
-    ids = batch["input_ids"][0]
-    assert [ids[position].item() for position in batch["reward_positions"][0]] == [2, 2]  # </s>
+    lengths = batch["answer_attention_mask"].sum(1)
+    assert batch["answer_input_ids"][[0, 1], lengths - 1].tolist() == [2, 2]  # </s>
     texts = collator.chat.conversations(Example("1", "", PICTURED, answers, [0, 1], [photo()]))
     turns = "USER: <image>\nFirst question? ASSISTANT: Former answer. USER: Second question? ASSISTANT:"
     assert texts[0] == f"{turns} A cup. </s>"
@@ -298,7 +299,11 @@ def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, 
 
     rows = []
     for i in range(12):
-        photo(20 * i).open().save(tmp_path / f"{i}.png")
+        picture = photo(20 * i).open()
+        exif = picture.getexif()
+        exif[0x0112] = 6  # Orientation: lies on its side
+        picture.putalpha(picture.convert("L"))
+        picture.save(tmp_path / f"{i}.png", exif=exif)
         rows.append({"image": f"{i}.png", "prompt": f"What is it, {i}?", "chosen": f"A cup {i}.", "rejected": "A dog."})
     write_lines(tmp_path / "pairs.jsonl", *rows)
     out = tmp_path / "run"
@@ -306,11 +311,12 @@ def test_llava_trained_by_the_command_keeps_its_reading_place(tiny_llava: Path, 
     assert train.main([*command.split(), "eval_fraction=0.25", "trainer.max_steps=1"]) == 0
     folder = out / "phase3-visual"
     scorer = RewardScorer.from_pretrained(folder)
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)  # the only step took its rate
     assert scorer.collator.chat.ending() == " </s>"
     [score] = scorer.score("What is on the table?", ["A cup."], images=str(tmp_path / "3.png"))
     code = quick_start(scorer.processor).replace('folder = "."', f"folder = {str(folder)!r}")
-    code = f"from PIL import Image\nimage = Image.open({str(tmp_path / '3.png')!r})\n{code}"
-    exec(code, {})  # what the model card says, without rovrm
+    exec(code.replace("photo.jpg", str(tmp_path / "3.png")), {})  # what the model card says, without rovrm
     assert float(capsys.readouterr().out.strip().splitlines()[-1]) == pytest.approx(score, abs=1e-5)
     copied = tmp_path / "copied"
     shutil.copytree(folder / "adapter", copied)  # all there is of it, without its phase folder

@@ -230,8 +230,7 @@ def built_lengths(collator: RewardCollator, one: Example) -> tuple[int, list[int
     """Prefix and response lengths, counted in the batch that training would get."""
     batch = collator([one])
     if collator.shared:
-        segments = batch["segment_ids"][0]
-        return int((segments == 0).sum()), [int((segments == j + 1).sum()) for j in range(len(one.responses))]
+        return batch["input_ids"].shape[1], batch["answer_attention_mask"].sum(1).tolist()
     tokens = batch["attention_mask"].sum(1).tolist()
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     same = next(i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from data_selection.__main__ import main
 from data_selection.choose import SelectionError, choose, near_duplicates, representative
-from data_selection.features import Features, prepare
-from data_selection.transport import wasserstein
+from data_selection.features import Features, prepare, side_price
+from data_selection.transport import METHODS, PRICED, wasserstein
 
 K = 400
 
@@ -245,3 +245,56 @@ def test_places_that_cannot_be_used_are_named_first(tmp_path, capsys, monkeypatc
     ):
         assert told in error_line(capsys, main, *words, *more)
     assert not list(tmp_path.rglob("scores.npy"))
+
+
+@pytest.mark.parametrize("method", PRICED)
+def test_the_price_keeps_rows_of_the_wrong_side_out(method):
+    """Rows of both signs around directions of their own, one direction being shared by all of a sign."""
+    generator = torch.Generator().manual_seed(0)
+    content = torch.nn.functional.normalize(torch.randn(300, 64, generator=generator), dim=1)
+    shared = torch.nn.functional.normalize(torch.randn(64, generator=generator), dim=0)
+    sign = torch.where(torch.arange(300) % 2 == 0, 1.0, -1.0)
+    pool = content + 0.25 * sign[:, None] * shared
+    target = torch.nn.functional.normalize(torch.randn(40, 64, generator=generator), dim=1) + 0.25 * shared
+    wrong = [
+        int((sign[torch.from_numpy(choose(pool, target, 100, method, price=price).indices)] < 0).sum())
+        for price in (0.0, 0.5)
+    ]
+    assert 2 * wrong[1] < wrong[0], wrong
+
+
+def test_prices_are_part_of_the_optimum():
+    """capped_ot with prices, against the linear programme of POT on the costs with the prices added."""
+    import ot
+
+    generator = torch.Generator().manual_seed(1)
+    rows, target = torch.randn(60, 8, generator=generator), torch.randn(10, 8, generator=generator)
+    price = torch.rand(60, generator=generator).double() * 3
+    k = 20
+    scores = METHODS["capped_ot"](Features(rows, price=price), target, k)
+    chosen = torch.sort(scores, descending=True).indices[:k]
+    cost = torch.cdist(rows.double(), target.double()) + price[:, None]
+    _, log = ot.partial.partial_wasserstein(np.full(60, 1 / k), np.full(10, 0.1), cost.numpy(), m=1.0, log=True)
+    of_chosen = ot.emd2(np.full(k, 1 / k), np.full(10, 0.1), cost[chosen].numpy())
+    assert of_chosen == pytest.approx(log["partial_w_dist"], rel=1e-5)
+    plain = torch.sort(METHODS["capped_ot"](Features(rows), target, k), descending=True).indices[:k]
+    assert set(plain.tolist()) != set(chosen.tolist())
+
+
+def test_side_price_is_one_minus_the_cosine_in_the_first_directions():
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(200, 24, generator=generator) * torch.linspace(3, 0.1, 24)
+    target = torch.randn(12, 24, generator=generator) + 1
+    found = side_price(Features(rows), target)
+    _, _, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+    first = directions[:8].T
+    want = 1 - torch.nn.functional.cosine_similarity(rows.double() @ first, (target.double().mean(0) @ first)[None])
+    assert torch.allclose(found, want, atol=1e-4)
+
+
+def test_prices_are_refused_where_no_method_heeds_them():
+    rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(SelectionError, match="with capped_ot, knn, soft_nn"):
+        choose(rows, rows[:10], 5, "gotd", price=0.1)
+    with pytest.raises(SelectionError, match="price=-1"):
+        choose(rows, rows[:10], 5, "knn", price=-1.0)

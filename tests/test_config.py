@@ -1,5 +1,7 @@
 """Settings: every form a key may take on the command line and in a recipe, and one line for every mistake."""
 
+import os
+import sys
 from pathlib import Path
 
 import helpers
@@ -8,16 +10,17 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from rovrm.__main__ import main as rovrm_main
 from rovrm.common.errors import UserError
 from rovrm.settings import keys
 from rovrm.settings.command_line import parse, run, save
 from rovrm.settings.fields import settings
 from rovrm.settings.hints import ELSEWHERE, TRAINER
-from rovrm.settings.keys import MergeConfig, ScoreConfig, TrainConfig, with_rates
+from rovrm.settings.keys import CsrConfig, DpoConfig, MergeConfig, ScoreConfig, TrainConfig, with_rates
 from rovrm.settings.phases import PHASES, parse_phases
 from rovrm.settings.trainer_keys import check_trainer_keys
 
-RECIPES = sorted((helpers.ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((helpers.ROOT / "recipes").rglob("*.yaml"))
 
 
 def train(*argv: str) -> TrainConfig:
@@ -407,9 +410,16 @@ def test_run_prints_the_message_and_returns_2(capsys) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_parses(path: Path) -> None:
-    config = train(f"recipe={path}")
-    assert config.phases and config.out == f"runs/{path.stem}"
-    check_trainer_keys(config.trainer)
+    if path.stem.endswith("csr"):
+        from rovrm.alignment.self_rewarding import dpo_words  # here, because it imports transformers
+
+        config = parse(CsrConfig, [f"recipe={path}"], "command")
+        trained = parse(DpoConfig, dpo_words(config, config.policy, Path(config.out)), "command")
+    else:
+        config = parse(DpoConfig if path.stem.endswith("dpo") else TrainConfig, [f"recipe={path}"], "command")
+        trained = config
+    assert trained.phases and config.out == f"runs/{path.stem}"
+    check_trainer_keys(trained.trainer)
 
 
 @pytest.mark.parametrize(
@@ -474,3 +484,14 @@ def test_nested_aliases_are_refused_at_once(tmp_path: Path) -> None:
         train(f"recipe={recipe}")
     recipe.write_text("text: &base {n: 3, epochs: 2}\ncaption: *base\n")
     assert train(f"recipe={recipe}").caption.n == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
+    """As `rovrm --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert rovrm_main(["--help"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""

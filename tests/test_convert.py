@@ -203,7 +203,8 @@ def test_release_in_pickles(release, converted, tmp_path, capsys, layout):
     printed = output_of(capsys, main, f"in={folder}", f"base={base}", f"out={out}")
     assert "RoVRM authors" in printed and "weights stay float16" in printed and f"wrote {out}" in printed
     *table, last = printed[printed.index("read back") :].splitlines()[1:]
-    assert len(table) == 4 and last == f"wrote {out}" and all(len(line.split("?")[1].split()) == 4 for line in table)
+    promised = [line["reward"] for line in read_json(out / "expected_rewards.json")["conversations"]]
+    assert [float(line.split()[0]) for line in table] == pytest.approx(promised, abs=1e-4) and last == f"wrote {out}"
     stored = load_file(out / "model.safetensors")
     assert {w.dtype for key, w in stored.items() if key != "score.weight"} == {torch.float16}
     assert stored["score.weight"].dtype == torch.float32
@@ -322,6 +323,10 @@ def test_what_base_lends(family_folder, tmp_path):
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}{{ eos_token }}")
     assert main([f"in={folder}", f"base={base}", f"out={tmp_path / 'out'}", f"chat_template={template}"]) == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template.read_text()
+    template.write_text("{{ strftime_now('%d %b %Y') }} " + template.read_text())  # as Llama 3.1's
+    assert main([f"in={folder}", f"base={base}", f"out={tmp_path / 'dated'}", f"chat_template={template}"]) == 0
+    [expected, *_] = read_json(tmp_path / "dated" / "expected_rewards.json")["conversations"]
+    assert expected["text"].startswith("26 Jul 2024 What is")  # on every day
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

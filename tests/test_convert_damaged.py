@@ -21,7 +21,7 @@ from rovrm.common.files import PARTIAL
 from rovrm.conversion import build
 from rovrm.conversion import weights as weight_files
 from rovrm.convert import main
-from rovrm.model import saving
+from rovrm.model.contract import Contract
 
 watched: dict[str, list[str]] = {}  # folder -> what was opened in it
 
@@ -158,8 +158,8 @@ def test_out_is_left_as_it_was(release, tmp_path, capsys, monkeypatch):  # noqa:
         raise ZeroDivisionError()
 
     for module, name, failure, told in (
-        (saving, "save_merged", full, "No space left on device"),
-        (convert, "print_rewards", broken, "ZeroDivisionError"),
+        (Contract, "write", full, "No space left on device"),
+        (convert, "read_back", broken, "ZeroDivisionError"),
     ):
         monkeypatch.setattr(module, name, failure)
         assert main(words) == 2 and not out.exists()
@@ -188,10 +188,10 @@ def test_a_panic_and_absurd_sizes(release, family_folder, tmp_path, monkeypatch,
     def panic(*_):
         raise PanicException("range end index out of range")
 
-    for module, name in ((build, "build_processor"), (convert, "print_rewards")):
+    for module, name in ((build, "build_processor"), (convert, "read_back")):
         monkeypatch.setattr(module, name, panic)
         message = refused(*words)
         assert "PanicException range end index" in message and "tokenizer.json" in message
         monkeypatch.undo()
-    monkeypatch.setattr(convert, "print_rewards", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(convert, "read_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     assert main([*words, f"out={tmp_path / 'new'}"]) == 130 and not (tmp_path / "new").exists()

@@ -56,10 +56,7 @@ def one_by_one(model, ids: torch.Tensor) -> torch.Tensor:
 
 def in_order(model, features: GradientFeatures, ids: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     """Unsketched features, the layers in the order of `lora_layers`."""
-    found = features(margins(model, ids), owner)
-    sizes = [layer.weight.numel() for name in features.parts for layer in [features.layers[name]]]
-    parts = dict(zip(features.parts, found.split(sizes, dim=1), strict=True))
-    return torch.cat([parts[name] for name in features.layers], 1)
+    return features(margins(model, ids), owner)
 
 
 @pytest.mark.parametrize("checkpointing", (None, False, True))
@@ -98,6 +95,53 @@ def test_a_subset_of_layers_and_weights_of_ones_own(model):
         plain = features(margins(model, ids), owner)
     with GradientFeatures(model, layers, width=0, weigh=lambda name, g: 2 * g) as features:
         assert torch.equal(features(margins(model, ids), owner), 2 * plain)
+
+
+@pytest.mark.parametrize("checkpointing", (False, True))
+def test_the_backward_ends_at_the_lowest_layer_that_counts(model, checkpointing):
+    """No weight and no input asks for a gradient; what is found is what training would find, and the layer below is
+    never reached."""
+    ids, owner = rows()
+    upper = lora_layers(model, lambda name: ".1." in name)
+    twin = one_by_one(model, ids)
+    sizes = [layer.weight.numel() for layer in lora_layers(model).values()]
+    parts = dict(zip(lora_layers(model), twin.split(sizes, dim=1), strict=True))
+    model.requires_grad_(False)
+    if checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.disable_input_require_grads()
+    below = []
+    lower = next(layer for name, layer in lora_layers(model).items() if ".0." in name)
+    lower.register_forward_hook(lambda layer, inputs, output: below.append(output.requires_grad))
+    with GradientFeatures(model, upper, width=0) as features:
+        found = in_order(model, features, ids, owner)
+    want = torch.cat([parts[name] for name in upper], 1)
+    assert (found - want).norm() < 1e-5 * want.norm()
+    assert below and not any(below)
+
+
+@pytest.mark.parametrize("width", (0, 4096))
+def test_groups_of_layers_count_the_same(model, width):
+    ids, owner = rows()
+    layers = lora_layers(model)
+    groups = {name: f"{'A' if 'lora_A' in name else 'B'}{'.1.' in name}" for name in layers}
+    with GradientFeatures(model, layers, width=0) as features:
+        raw = features(margins(model, ids), owner)
+    with GradientFeatures(model, layers, width, groups=groups) as features:
+        found = features(margins(model, ids), owner)
+        assert torch.allclose(features.lengths, raw.norm(dim=1), rtol=1e-5)
+    parts = dict(zip(layers, raw.split([layer.weight.numel() for layer in layers.values()], dim=1), strict=True))
+    for group in set(groups.values()):
+        of_group = [name for name in layers if groups[name] == group]
+        length = torch.cat([parts[name] for name in of_group], 1).norm(dim=1, keepdim=True)
+        for name in of_group:
+            parts[name] = parts[name] / length
+    if width:
+        want = sum(sketch(part, _places(name, layers[name].weight, width, 0), width) for name, part in parts.items())
+    else:
+        want = torch.cat(list(parts.values()), 1)
+    assert torch.allclose(found, want, rtol=1e-4, atol=1e-6)
 
 
 def test_no_warm_up_is_noticed(model):
@@ -154,6 +198,38 @@ def test_errors(model):
             features(twice, owner)
         assert all(parameter.grad is None for parameter in model.parameters())
         assert torch.equal(features(margins(model, ids), owner.int()), features(margins(model, ids), owner))
+
+
+class Twice(torch.nn.Module):
+    """Uses `both` on prompts and then on answers, and `first` on prompts alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.both = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
+
+    def forward(self, prompts, answers, owners):
+        state = self.both(self.first(prompts))
+        return (self.both(answers) * state[owners]).sum(dim=(1, 2))
+
+
+@pytest.mark.parametrize("weigh", [None, lambda name, gradients: gradients.square()])
+def test_a_layer_that_a_forward_uses_twice(weigh):
+    """The rows of each use have owners of their own, and an example has the sum, weighed as a whole."""
+    model, owners = Twice(), torch.tensor([0, 0, 1, 1, 1])
+    prompts, answers = torch.randn(2, 4, 3), torch.randn(5, 4, 3)
+    layers = {"first": model.first, "both": model.both}
+    with GradientFeatures(model, layers, 0, weigh=weigh) as features:
+        objective = torch.zeros(2).index_add(0, owners, model(prompts, answers, owners))
+        found = features(objective, torch.arange(2), owners)
+        objective = torch.zeros(2).index_add(0, owners, model(prompts, answers, owners))
+        with pytest.raises(ValueError, match="'both' is used 2 times in a forward; give the owners"):
+            features(objective, torch.arange(2))
+    for i in range(2):
+        model.zero_grad()
+        alone = owners == i
+        model(prompts[i : i + 1], answers[alone], owners[alone] * 0).sum().backward()
+        gradient = torch.cat([layer.weight.grad.flatten() for layer in layers.values()])
+        torch.testing.assert_close(found[i], gradient if weigh is None else gradient.square(), rtol=1e-4, atol=1e-5)
 
 
 def test_layers_without_a_dimension_of_tokens():

@@ -48,6 +48,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert ImageRef(path=str(tmp_path / "deep.png")).open().getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize("mode, white", [("I", 65535), ("F", 1.0)])
+def test_numbers_of_unknown_white_are_refused(tmp_path: Path, mode: str, white: float) -> None:
+    """Clipped to 8 bits they would be all white, or all black."""
+    PIL.Image.new(mode, (2, 2), white).save(tmp_path / "deep.tiff")
+    with pytest.raises(UserError, match=f"deep.tiff.*32 bits .mode {mode}.*save 8 bits"):
+        ImageRef(path=str(tmp_path / "deep.tiff")).open()
+
+
 def test_path_cell_and_memory_give_the_pixels_of_the_hub_loader(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     exif = PIL.Image.Exif()

@@ -22,13 +22,15 @@ import torch
 from helpers import QUICK, ended, fork, say_free, without_times
 from safetensors.torch import load_file
 
-from rovrm import bon, score, select, train
+from rovrm import bon, csr, dpo, score, select, train
 from rovrm.world.default import BASE
 
 pytestmark = pytest.mark.slow
 
 KILLS = 12  # of each command
 PHASES = ("text", "caption", "visual")
+CSR = ["data=world:visual?n=24&questions=describe", "batch_size=4", "iterations=2", "steps.n=3", "dpo.lora_r=4"]
+CSR += ['steps.delimiters=[",", " and", "."]', "dpo.trainer.save_steps=2", "dpo.visual.epochs=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,12 +53,14 @@ def commands(world_folder, reward) -> dict[str, tuple[Callable[[list[str]], int]
     training = [f"model={BASE}", *small, "eval_fraction=0.2", "lora_r=4", "trainer.save_steps=2"]
     return {
         "train": (train.main, [*training, *(f"{name}.epochs=2" for name in PHASES), *QUICK]),
+        "dpo": (dpo.main, [*training, *(f"{name}.epochs=2" for name in PHASES), *QUICK]),
         "select": (select.main, [f"model={BASE}", *pools, *choosing, "trainer.save_steps=2", *QUICK]),
         "bon": (
             bon.main,
             f"--n 3 model={reward} data=world:visual?split=test&questions=describe&n=48 batch_size=2 "
             "max_new_tokens=48".split(),
         ),
+        "csr": (csr.main, [f"model={reward}", f"policy={BASE}", *CSR, *(f"dpo.{word}" for word in QUICK)]),
         "score": (score.main, [f"model={reward}", f"in={world / 'visual.jsonl'}", "workers=0", "device=cpu"]),
     }
 
@@ -97,7 +101,7 @@ def assert_same(name: str, straight: Path, other: Path) -> int:
     return len(one)
 
 
-@pytest.mark.parametrize("name", ["train", "select", "bon", "score"])
+@pytest.mark.parametrize("name", ["train", "dpo", "csr", "select", "bon", "score"])
 def test_sigkill_at_random_moments(commands, tmp_path, name):
     """Until there were enough kills, a finished folder is compared, emptied and begun again."""
     main, given = commands[name]

@@ -11,7 +11,7 @@ from rovrm.training.losses import batch_sums, compare, preference_loss, ranking_
 
 
 def loss_of(rewards, ranks, margin=0.0, center=0.0):
-    pairs = compare(torch.tensor([rewards]), torch.tensor([ranks]), torch.zeros(1, dtype=torch.long))
+    pairs = compare(torch.tensor(rewards), torch.tensor(ranks), torch.zeros(len(ranks), dtype=torch.long))
     return preference_loss(pairs, torch.tensor([margin]), center).item() / len(rewards)
 
 
@@ -51,25 +51,24 @@ def test_equals_the_slow_twin_with_ties(responses, margin):
 
 
 def test_tied_responses_are_not_compared():
-    rewards = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
-    pairs = compare(rewards, torch.tensor([[0, 0, 0]]), torch.zeros(1, dtype=torch.long))
+    rewards = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    pairs = compare(rewards, torch.tensor([0, 0, 0]), torch.zeros(3, dtype=torch.long))
     preference_loss(pairs, torch.zeros(1)).backward()
     assert rewards.grad is not None and rewards.grad.abs().max() == 0
 
 
-def test_a_list_over_several_rows_is_one_list():
-    """Split rows, separate rows and absent responses give the loss of the whole list."""
-    ids = torch.tensor([0, 1, 0, 1])
-    rewards = torch.tensor([[0.3, -1.2], [0.1, 9.0], [2.0, 0.5], [0.7, 9.0]])
-    labels = torch.tensor([[0, 1], [1, -100], [2, 3], [0, -100]])
+def test_lists_may_mix_in_a_batch():
+    """In any order, with conversations that are left out between them."""
+    ids = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    rewards = torch.tensor([0.3, 0.1, -1.2, 9.0, 2.0, 0.7, 0.5])
+    labels = torch.tensor([0, 1, 1, -100, 2, 0, 3])
     pairs = compare(rewards, labels, ids)
     expected = 4 * slow_plackett_luce([0.3, -1.2, 2.0, 0.5], [0, 1, 2, 3]) + 2 * slow_plackett_luce([0.1, 0.7], [1, 0])
     assert preference_loss(pairs, torch.zeros(2)).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_margins_belong_to_their_list():
-    ids = torch.tensor([0, 1])
-    pairs = compare(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[0, 1], [0, 1]]), ids)
+    pairs = compare(torch.zeros(4), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
     expected = 2 * (math.log(2) + math.log1p(math.exp(1.5)))
     assert preference_loss(pairs, torch.tensor([0.0, 1.5])).item() == pytest.approx(expected, abs=1e-5)
 
@@ -80,17 +79,16 @@ def test_center_term_is_trls_for_pairs():
 
 
 def test_empty_batch_is_zero_with_zero_gradient():
-    rewards = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    pairs = compare(rewards, torch.full((1, 2), -100), torch.zeros(1, dtype=torch.long))
+    rewards = torch.tensor([1.0, 2.0], requires_grad=True)
+    pairs = compare(rewards, torch.full((2,), -100), torch.zeros(2, dtype=torch.long))
     loss = preference_loss(pairs, torch.zeros(1))
     loss.backward()
     assert loss.item() == 0 and rewards.grad is not None and rewards.grad.abs().max() == 0
 
 
 def test_metrics_weigh_every_list_the_same():
-    pairs = compare(
-        torch.tensor([[3.0, 2.0, 1.0], [0.0, 1.0, 0.0]]), torch.tensor([[0, 1, 2], [0, 1, -100]]), torch.tensor([0, 1])
-    )
+    rewards, labels = torch.tensor([3.0, 2.0, 1.0, 0.0, 1.0]), torch.tensor([0, 1, 2, 0, 1])
+    pairs = compare(rewards, labels, torch.tensor([0, 0, 0, 1, 1]))
     lists, accuracy, margin, responses, reward = batch_sums(pairs).tolist()
     assert (lists, responses, reward) == (pytest.approx(2), 5, pytest.approx(7))
     assert accuracy == pytest.approx(1.0)  # the first list is all right, the second all wrong

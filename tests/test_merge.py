@@ -58,7 +58,7 @@ def test_bfloat16_says_what_it_costs(phase, tmp_path, capsys):
 def test_a_text_model_in_bfloat16(family_folder, tmp_path, capsys):
     phase = write_adapter_phase(family_folder("llama"), tmp_path / "phase1-text")
     printed = output_of(capsys, main, f"model={phase}", f"out={tmp_path / 'merged'}", "save_dtype=bfloat16")
-    assert "the rewards of 16 fixed short answers move by up to" in printed
+    assert "the rewards of 5 fixed answers move by up to" in printed
 
 
 def test_what_is_refused(phase, tmp_path, capsys):

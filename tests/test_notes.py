@@ -10,8 +10,8 @@ def test_changes() -> None:
     noted = as_note({"seed": 0, "text": {"n": 5, "data": ("a", "b")}, "gone": 1})
     assert noted["text"]["data"] == ["a", "b"]
     now = {"seed": 0, "text": {"n": 7, "data": ["a", "b"]}, "new": None}
-    assert changed_keys(noted, now) == ["gone", "text"]  # what is null and what is absent are alike
-    assert first_change(noted, now) == ("gone", 1, None)
+    assert changed_keys(noted, now) == ["text", "gone"]  # what is null and what is absent are alike
+    assert first_change(noted, now) == ("text.n", 5, 7)
     assert first_change(noted["text"], now["text"]) == ("n", 5, 7)
     assert first_change({"text": noted["text"]}, {"text": now["text"]}) == ("text.n", 5, 7)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import QUICK, change_last_byte, error_line, output_of, read_json, read_lines, write_lines
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from data_selection.gradients import GradientFeatures, lora_layers
 from data_selection.store import Store
+from rovrm import RewardScorer
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.model.adapters import load_adapter
@@ -26,10 +28,10 @@ from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import load_config, load_processor, load_reward_model
 from rovrm.select import main
 from rovrm.selection.extraction import adam_weigh, batch_features, gradient_model
-from rovrm.selection.stage import check_selection
-from rovrm.selection.warm_up import chosen_layers
+from rovrm.selection.layers import check_layers, chosen_layers, layer_groups
+from rovrm.selection.stage import check_selection, read_phases, warm_up_epochs
 from rovrm.settings.command_line import parse
-from rovrm.settings.keys import TrainConfig
+from rovrm.settings.keys import SelectionConfig, TrainConfig
 from rovrm.settings.phases import CAPTION, TEXT, VISUAL
 from rovrm.train import main as train
 from rovrm.training.losses import ascents, compare, list_losses, preference_loss
@@ -125,9 +127,9 @@ def test_training_takes_the_chosen_rows_and_computes_nothing_again(run, capsys):
 def test_another_method_uses_the_same_features(run, capsys):
     folder = run / "selection" / "phase2-caption"
     before, chosen = shards(folder), (folder / "selected.json").read_text()
-    assert main([f"out={run}", *SETTINGS, "phase=2", "caption.select=paper"]) == 0
+    assert main([f"out={run}", *SETTINGS, "phase=2", "caption.select=mean_l2", "selection.preprocess=none"]) == 0
     selected = read_json(folder / "selected.json")
-    assert selected["method"] == "paper" and selected["preprocess"] == [] and selected["k"] == N
+    assert selected["method"] == "mean_l2" and selected["preprocess"] == [] and selected["k"] == N
     # Minus the mean Euclidean distance of the raw gradients, by hand.
     pool, target = (load_file(folder / name / "features-00000.safetensors") for name in ("pool", "target"))
     raw, aims = (part["features"].float() * part["norms"][:, None] for part in (pool, target))
@@ -141,9 +143,53 @@ def test_another_method_uses_the_same_features(run, capsys):
     assert (folder / "selected.json").read_text() == chosen
     # The text rows were chosen against others: their features are refused, not mixed in.
     assert "give another out=, or remove" in error_line(
-        capsys, main, f"out={run}", *SETTINGS, "phase=1", "caption.select=paper"
+        capsys, main, f"out={run}", *SETTINGS, "phase=1", "caption.select=knn"
     )
     assert main([f"out={run}", *SETTINGS, "phase=2"]) == 0
+
+
+def test_the_published_method_keeps_its_warm_up_and_layers(run, capsys):
+    """Its features are others: a folder that holds those of the defaults refuses them."""
+    config = parse(TrainConfig, [*SETTINGS, "caption.select=paper"], "select")
+    settings = selection_settings(config, CAPTION)
+    assert (settings["warmup"], settings["layers"], settings["balance"]) == ("pool+target", "all", False)
+    settings = selection_settings(parse(TrainConfig, SETTINGS, "select"), CAPTION)
+    assert (settings["warmup"], settings["layers"], settings["balance"]) == ("target", "last=0.25", True)
+    error = error_line(capsys, main, f"out={run}", *SETTINGS, "phase=2", "caption.select=paper")
+    assert "made with other settings or rows" in error and "give another out=" in error
+    assert main([f"out={run}", *SETTINGS, "phase=2"]) == 0
+
+
+def test_the_warm_up_sees_the_target_alone_as_often_as_both_would_be_seen():
+    of = SelectionConfig
+    assert warm_up_epochs(of(warmup="target"), 1024, 128) == 9.0
+    assert warm_up_epochs(of(warmup="pool+target"), 1024, 128) == 1.0
+    assert warm_up_epochs(of(warmup="target", epochs=3.0), 1024, 128) == 3.0
+
+
+def test_margins_are_those_of_the_scorer(tmp_path, capsys):
+    """select=margin keeps the rows that the warmed-up model prefers most; its margins are plain reward differences."""
+    words = [*SETTINGS, "phase=2", "caption.select=margin"]
+    assert main([f"out={tmp_path}", *words]) == 0
+    shown = capsys.readouterr().out
+    folder = tmp_path / "selection" / "phase2-caption"
+    selected, report = read_json(folder / "selected.json"), read_json(folder / "report.json")
+    assert selected["method"] == "margin" and len(selected["indices"]) == N and "median margin: chosen" in shown
+    assert not (folder / "pool").exists() and set(report["margins"]) == {"pool", "chosen", "judges"}
+    scorer = RewardScorer.from_pretrained(str(folder / "warmup" / "adapter"))
+    config = parse(TrainConfig, words, "select")
+    pool = read_phases(config, [CAPTION], RewardCollator(load_processor(BASE), load_config(BASE)), True)[CAPTION].train
+    margins = []
+    for example, rewards in zip(pool, scorer.score_batch(pool), strict=True):
+        better, worse = (rewards[example.ranks.index(rank)] for rank in sorted(set(example.ranks)))
+        margins.append(better - worse)
+    assert np.load(folder / "scores.npy") == pytest.approx(margins, abs=2e-5)
+    assert sorted(selected["indices"]) == sorted(np.argsort(-np.array(margins), kind="stable")[:N].tolist())
+    before = contents(folder)
+    (folder / "settings.json").unlink()
+    (folder / "margins" / "pool" / "features-00000.safetensors").unlink()
+    assert main([f"out={tmp_path}", *words]) == 0
+    assert contents(folder) == before
 
 
 def test_what_is_missing_is_extracted_and_ends_in_the_same_bytes(run, capsys):
@@ -236,7 +282,8 @@ def test_other_pictures_and_another_base_under_the_same_names_are_refused(tmp_pa
     (folder / "settings.json").unlink()
     before = shards(folder)
     shown = output_of(capsys, main, *command)
-    assert "the features in pool, target, judges were made by a version that did not note images" in shown
+    for name in ("pool", "target", "judges"):
+        assert f"{name}: made by a version that did not note images" in shown
     assert "0 to do" in shown and shards(folder) == before
 
 
@@ -274,25 +321,26 @@ def doubled(batch: dict) -> dict:
     return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
 
 
-@pytest.mark.parametrize("row_tokens", [4096, 40])
-def test_features_are_the_one_by_one_gradients_of_the_loss(parts, row_tokens):
-    """Pairs about pictures and notes, and a ranked list, together in one batch; with 40 tokens a row, lists over
-    several rows. Against loss.backward() of each example alone on weights that train."""
+@pytest.mark.parametrize(("rows", "words"), [("shared", "all"), ("separate", "all"), ("shared", "last=0.25")])
+def test_features_are_the_one_by_one_gradients_of_the_loss(parts, rows, words):
+    """Pairs about pictures and a ranked list, in batches; of shared prompts every layer runs twice. Against
+    loss.backward() of each example alone on weights that train."""
     config, adapter, collator = parts
-    collator = RewardCollator(collator.processor, load_config(BASE), row_tokens=row_tokens)
-    batch = doubled(collator(examples()) | {"example_ids": torch.arange(6)})
-    assert (len(batch["input_ids"]) > 6) == (row_tokens == 40)
+    collator = RewardCollator(collator.processor, load_config(BASE), rows)
+    data = examples() if rows == "shared" else [example for example in examples() if not example.images]
+    batch = doubled(collator(data) | {"example_ids": torch.arange(len(data))})
+    assert ("owners" in batch) == (rows == "shared")
     model = gradient_model(config, adapter).double()
-    layers = chosen_layers(config.selection.layers, model)
+    layers = chosen_layers(words, model)
     with GradientFeatures(model, layers, 0) as features:
         found, slope = batch_features(model, batch, features)
-        order = list(features.parts)
+        order = list(features.layers)
     slow = load_adapter(load_reward_model(BASE), str(adapter), trainable=True).eval().double()
-    for i, example in enumerate(examples()):
+    for i, example in enumerate(data):
         alone = doubled(collator([example]))
         inputs = {k: v for k, v in alone.items() if k not in ("labels", "margins", "list_ids", "response_ids")}
         slow.zero_grad()
-        pairs = compare(slow(**inputs).logits, alone["labels"], alone["list_ids"])
+        pairs = compare(slow(**inputs).logits[:, 0], alone["labels"], alone["list_ids"])
         (preference_loss(pairs, alone["margins"]) / len(example.responses)).backward()
         twin = lora_layers(slow)
         gradient = torch.cat([twin[name].weight.grad.flatten() for name in order])
@@ -304,7 +352,7 @@ def test_objectives_rise_where_losses_fall():
     rewards = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([[0, 1, -100], [1, 0, -100], [0, 1, 2], [1, 0, 1]])
     margins = torch.tensor([0.0, 0.7, 0.0, 0.2])
-    pairs = compare(rewards, labels, torch.arange(4))
+    pairs = compare(rewards.flatten(), labels.flatten(), torch.arange(4).repeat_interleave(3))
     losses, (objective, slope) = list_losses(pairs, margins), ascents(pairs, margins)
     assert objective[0].item() == pytest.approx((rewards[0, 0] - rewards[0, 1]).item())
     assert losses[1].item() == pytest.approx(torch.nn.functional.softplus(rewards[1, 0] - rewards[1, 1] + 0.7).item())
@@ -318,11 +366,9 @@ def test_objectives_rise_where_losses_fall():
 
 
 def test_objectives_do_not_vanish_where_the_model_is_sure():
-    rewards = torch.tensor([[60.0, -60.0]], requires_grad=True)
-    objective, slope = ascents(
-        compare(rewards, torch.tensor([[0, 1]]), torch.zeros(1, dtype=torch.long)), torch.zeros(1)
-    )
-    assert torch.autograd.grad(objective.sum(), rewards)[0].tolist() == [[1.0, -1.0]] and slope.item() < 1e-30
+    rewards = torch.tensor([60.0, -60.0], requires_grad=True)
+    objective, slope = ascents(compare(rewards, torch.tensor([0, 1]), torch.tensor([0, 0])), torch.zeros(1))
+    assert torch.autograd.grad(objective.sum(), rewards)[0].tolist() == [1.0, -1.0] and slope.item() < 1e-30
 
 
 def test_adams_form_is_less_formula(parts, tmp_path):
@@ -346,27 +392,28 @@ def test_checkpointing_changes_no_feature(parts, key):
     for extra in ([], [f"trainer.{key}=true"]):
         config = parse(TrainConfig, [f"model={BASE}", *SETTINGS, *extra], "select")
         model = gradient_model(config, adapter)
-        layers = chosen_layers(config.selection.layers, model)
+        layers = chosen_layers("last=0.25", model)
         next(iter(layers.values())).register_forward_hook(lambda *_: runs.append(len(found)))
         with GradientFeatures(model, layers, 256) as features:
             found.append(batch_features(model, batch, features)[0])
     assert torch.allclose(*found, rtol=1e-5, atol=1e-6)
-    assert runs == [0, 1, 1]
+    assert runs == [0, 0, 1, 1, 1, 1]  # on prompts and on answers
 
 
 def test_some_layers_only(parts):
+    """The shipped base has 7 decoder layers, a quarter of which is 2; A and B of each are balanced apart."""
     config, adapter, _ = parts
-    config.selection.layers = r"layers\.1\..*q_proj"
     model = gradient_model(config, adapter)
-    try:
-        assert {
-            name.split(".lora_")[0].rsplit(".", 1)[-1] for name in chosen_layers(config.selection.layers, model)
-        } == {"q_proj"}
-        config.selection.layers = "nothing"
-        with pytest.raises(UserError, match="fits none of"):
-            chosen_layers(config.selection.layers, model)
-    finally:
-        config.selection.layers = ""
+    projections = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in chosen_layers(r"layers\.1\..*q_proj", model)}
+    assert projections == {"q_proj"}
+    with pytest.raises(UserError, match="fits none of"):
+        chosen_layers("nothing", model)
+    last = chosen_layers("last=0.25", model)
+    assert set(layer_groups(last, model).values()) == {"5.lora_A", "5.lora_B", "6.lora_A", "6.lora_B"}
+    assert len(chosen_layers("last=1", model)) == len(chosen_layers("all", model)) == len(lora_layers(model))
+    for wrong, words in {"last=0": "give a share", "last=x": "give a share", "*": "nor a regular expression"}.items():
+        with pytest.raises(UserError, match=words):
+            check_layers(wrong)
 
 
 def test_no_features_without_a_warm_up(parts, tmp_path):
@@ -393,7 +440,7 @@ def test_no_features_without_a_warm_up(parts, tmp_path):
         (["text.select=random", "caption.select=first"], "none of them chooses rows by gradients"),
         (["phase=3"], "none of them chooses rows by gradients"),
         (["visual.data=world:visual?n=8", "eval_fraction=0.1"], "rows to choose caption rows against"),
-        (["selection.layers=("], "is no regular expression"),
+        (["selection.layers=("], "nor a regular expression"),
         (["phase=1", "caption.n=null"], "set caption.n to how many"),
         (["phase=1", "caption.n=80000"], "leave .* rows to choose from; give a smaller n"),
         (["phase=1,2", "caption.n=5"], "the caption phase has 4 rows to choose text rows against, .* or caption.n"),

@@ -146,7 +146,12 @@ def test_normalize(scorer):
 
 
 def test_health_and_documentation(client):
-    assert client.get("/health").json() == {"status": "ok", "model": "tiny"}
+    assert client.get("/health").json() == {
+        "status": "ok",
+        "model": "tiny",
+        "precision": "float32",
+        "normalize": False,
+    }
     assert "/openapi.json" in client.get("/docs").text
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/score", "/rank", "/get_reward", "/health"}

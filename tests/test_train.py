@@ -367,6 +367,22 @@ def test_the_default_rate_learns_from_a_newcomers_file(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["tuning=full", "visual.learning_rate=1e-4"]])
+def test_bfloat16_learns_as_float32_does(tmp_path, more):
+    """1,000 pairs, and 400 others to ask: chance is .5, and two standard errors are .02 at .95."""
+    command = ["phase=3", f"model={BASE}", "visual.data=world:visual?n=1000", *QUICK, *more]
+    accuracies = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        held_out = "visual.eval_data=world:visual?n=400&seed=9"
+        assert main([*command, held_out, f"dtype={dtype}", f"out={out}"]) == 0
+        accuracies[dtype] = read_json(out / "summary.json")["phase3-visual"]["accuracy"]
+        if not more:
+            assert all(weight.dtype == torch.float32 for weight in weights(out / "phase3-visual").values())
+    assert accuracies["bfloat16"] > 0.85 and abs(accuracies["bfloat16"] - accuracies["float32"]) < 0.04, accuracies
+
+
 def test_other_data_do_not_go_on_from_a_checkpoint(world, tmp_path, capsys):
     out, file = tmp_path / "data", tmp_path / "text.jsonl"
     lines = (world / "text.jsonl").read_text().splitlines(keepends=True)
@@ -471,23 +487,25 @@ def test_a_run_of_before_splits_and_marks_goes_on(run, settings, tmp_path, capsy
 def test_card_of_a_text_model_runs(family_folder, run, world, tmp_path):
     """The quick start in the card, run as it stands, gives the scorer's score; also for a text model."""
     out = tmp_path / "text"
-    picture = Image.open(world / read_lines(world / "visual.jsonl")[0]["image"])
+    picture = str(world / read_lines(world / "visual.jsonl")[0]["image"])
     data = f"text.data={world}/text.jsonl"
     assert main(["phase=1", f"out={out}", f"model={family_folder('qwen2')}", data, "trainer.max_steps=1", *QUICK]) == 0
     folder = out / "phase1-text"
-    for place, names in ((folder, {}), (run / "phase3-visual", {"image": picture})):
+    for place, pictured in ((folder, False), (run / "phase3-visual", True)):
         code = (place / "README.md").read_text().split("```python\n")[1].split("```")[0]
         printed = []
-        exec(code.replace('"."', repr(str(place))), names | {"print": printed.append})
-        prompt, answer = ("What is on the table?", "A cup.") if names else ("What is 2 plus 3?", "It is 5.")
-        expected = RewardScorer.from_pretrained(str(place)).score(prompt, [answer], images=names.get("image"))
+        code = code.replace('"."', repr(str(place))).replace('"photo.jpg"', repr(picture))
+        exec(code, {"print": printed.append})
+        prompt, answer = ("What is on the table?", "A cup.") if pictured else ("What is 2 plus 3?", "It is 5.")
+        images = picture if pictured else None
+        expected = RewardScorer.from_pretrained(str(place)).score(prompt, [answer], images=images)
         assert printed == pytest.approx(expected, abs=1e-5)
 
 
 def test_bfloat16_storage_prints_the_measured_change(world, tmp_path, capsys):
     out = tmp_path / "half"
     command = ["phase=3", f"out={out}", f"model={BASE}", "save_dtype=bfloat16", "trainer.max_steps=2"]
-    assert "stored in bfloat16: the rewards of 16 fixed short answers move by" in output_of(
+    assert "stored in bfloat16: the rewards of 7 fixed answers move by" in output_of(
         capsys, main, *command, f"visual.data={world}/visual.jsonl", *QUICK
     )
     stored = load_file(out / "phase3-visual" / "model.safetensors")
@@ -502,7 +520,7 @@ def test_full_tuning_is_stored_in_bfloat16_too(world, tmp_path, capsys):
     command += [f"text.data={world}/text.jsonl", f"visual.data={world}/visual.jsonl", "visual.learning_rate=1e-3"]
     assert (
         output_of(capsys, main, "phase=1,3", f"out={out}", *command).count(
-            "stored in bfloat16: the rewards of 16 fixed short answers move by"
+            "stored in bfloat16: the rewards of 7 fixed answers move by"
         )
         == 1
     )
@@ -567,8 +585,8 @@ def test_dry_run_prints_and_writes_no_model(tmp_path, capsys):
         "phase 1 (text)",
         "phase 2 (caption)",
         "phase 3 (visual)",
-        "image tokens of a row",
-        "tokens of a row",
+        "image tokens of a prompt",
+        "tokens of a response",
         "optimizer steps",
         "GiB",
         "rank 0: '<s>USER:",

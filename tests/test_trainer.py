@@ -5,8 +5,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from families import FAMILIES, TEXT_FAMILIES
+from families import FAMILIES
 from helpers import read_lines
+from new_families import NEEDS_TORCHVISION, NEW_FAMILIES
+from parity import max_images
 from peft import get_peft_model
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl
@@ -16,7 +18,7 @@ from rovrm.common.intervals import wilson95
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
 from rovrm.model.adapters import lora_config, set_trainable
-from rovrm.model.loading import load_processor, load_reward_model
+from rovrm.model.loading import PROJECTORS, load_processor, load_reward_model
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import VISUAL
@@ -252,7 +254,11 @@ def test_trl_rows_are_taken_as_they_are(trainer_of, tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+UNTRAINED = {*NEEDS_TORCHVISION, "llama4_text"}  # PEFT takes no router that returns two tensors
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(NEW_FAMILIES) if name not in UNTRAINED]
+
+
+@pytest.mark.parametrize("name", [*sorted(FAMILIES), *LATER])
 def test_every_family_trains(family_folder, tmp_path, name):
     """Two LoRA steps with image and text batches: finite loss; the language model's adapter and the projector move."""
     folder = str(family_folder(name))
@@ -260,7 +266,7 @@ def test_every_family_trains(family_folder, tmp_path, name):
     model = cast(Any, get_peft_model(base, lora_config(base, 4, 8, 0.0)))
     set_trainable(model, visual=True, full=False)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    pairs = text_pairs(4) if name in TEXT_FAMILIES else colour_pairs(4) + text_pairs(2)
+    pairs = colour_pairs(4) + text_pairs(2) if max_images(base) else text_pairs(4)
     arguments = RewardConfig(
         str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
         per_device_train_batch_size=3, learning_rate=1e-2, num_train_epochs=1, dataloader_pin_memory=False,
@@ -270,7 +276,7 @@ def test_every_family_trains(family_folder, tmp_path, name):
     assert all(0 < loss < 20 for loss in logged(trainer, "loss"))
     moved = {n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])}
     assert any("lora_B" in n for n in moved) and any("score" in n for n in moved)
-    assert name in TEXT_FAMILIES or any(part in n for n in moved for part in ("projector", "connector", "merger"))
+    assert not max_images(base) or any(part in PROJECTORS for n in moved for part in n.split("."))
     assert len(trainer.predict_rewards(trainer.eval_examples)) == len(pairs)
 
 

@@ -92,7 +92,7 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_unknown_commands(capsys):
-    assert "'paint', takes train or measure or write" in error_line(capsys, main, "paint", "out=x")
+    assert "'paint', takes train or clip or measure or write" in error_line(capsys, main, "paint", "out=x")
     assert "no command" in error_line(capsys, main)
     assert "python -m rovrm.world write out=" in output_of(capsys, main, "--help")
 

@@ -7,6 +7,7 @@ For instance:
     batches = make_batches(model, processor, data, rows="shared", batch_tokens=3000, device="cpu", dtype="float32")
 """
 
+import copy
 import random
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,18 @@ def make_reward_model(size: str, device: str, dtype: str) -> tuple[Any, Any]:
         model = modeling.LlavaForSequenceClassification._from_config(config, dtype=getattr(torch, dtype))
     model.score.float()
     return model, processor
+
+
+def write_policy(folder: str, size: str, dtype: str) -> Any:
+    """Writes a language model with random weights, of the sizes of `make_reward_model`, and returns its processor."""
+    from transformers import LlavaForConditionalGeneration
+
+    reward_model, processor = make_reward_model(size, "cpu", dtype)
+    settings = copy.deepcopy(reward_model.config)
+    del reward_model
+    LlavaForConditionalGeneration._from_config(settings, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return processor
 
 
 def make_examples(
@@ -121,7 +134,7 @@ def make_batches(
         device: where the batches go.
         dtype: of the images' pixels.
     """
-    collator = RewardCollator(processor, model.config, rows, row_tokens=10**9)
+    collator = RewardCollator(processor, model.config, rows)
     measured = []
     for example in data:
         lengths = collator.lengths(example, [ref.open() for ref in example.images])

@@ -1,8 +1,10 @@
 """Two or more ways to do the same work, timed in turns, so that a machine that slows down slows all of them."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 def alternate(
@@ -28,6 +30,23 @@ def alternate(
             if repeat >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def peak_memory(work: Callable[[], None], device: str) -> float:
+    """MiB that work takes at its peak, beyond what is there when it begins."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes, initial=0)) / 2**20
 
 
 def print_rates(unit: str, count: int, seconds: dict[str, list[float]]) -> None:

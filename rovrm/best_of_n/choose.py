@@ -70,7 +70,7 @@ def best_of_n(
     else:
         seed = config.seed * 1_000_003 + first
         answers = _sample(policy, prompts, config, seed)
-    # The greedy answer is scored beside the candidates, in the same shared-prefix row.
+    # The greedy answer is scored beside the candidates, on the same prompt.
     scores = _score_texts(scorer, prompts, [of_prompt.texts for of_prompt in answers], config.batch_tokens)
 
     answers_at = dict(zip(readable, answers, strict=True))
@@ -78,7 +78,7 @@ def best_of_n(
     records = []
     for place, example in enumerate(examples):
         # Of the example as it was given: the opened one's images have no paths.
-        record = {"id": example.id, "prompt": example.prompt, "images": _image_paths(example, config.out)}
+        record = {"id": example.id, "prompt": example.prompt, "images": image_paths(example, config.out)}
         result = scores_at[place]
         if isinstance(result, UserError):
             record["error"] = str(result)
@@ -167,7 +167,7 @@ def _choice(answers: Answers, scores: list[float], allow_empty: bool, seed: int)
     return choice
 
 
-def _image_paths(example: Example, out: str) -> list[str]:
+def image_paths(example: Example, out: str) -> list[str]:
     """The images' absolute paths. One without a file of its own is saved in `out`, and its path is relative to it."""
     paths = []
     for ref in example.images:

@@ -210,6 +210,13 @@ def _pair(better: ScoredAnswer, worse: ScoredAnswer) -> dict[str, Any]:
     }
 
 
+def text_blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A message's content as blocks with the keys `type` and `text`, as Arrow wants them: one type."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [{"type": block["type"], "text": block.get("text")} for block in content]
+
+
 def _ranked_list(kept: list[ScoredAnswer], config: RankConfig, counts: Counts) -> list[Preference]:
     """One list of all, or none where all share one rank."""
     first_of_rank: list[ScoredAnswer] = []

@@ -17,8 +17,8 @@ def as_note(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(noted: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys in which two notes differ, sorted; a key that one of them lacks counts as null there."""
-    return sorted(key for key in noted.keys() | now.keys() if noted.get(key) != now.get(key))
+    """The keys in which two notes differ, in the order of the settings; one that is lacking counts as null."""
+    return [key for key in {**now, **noted} if noted.get(key) != now.get(key)]
 
 
 def first_change(noted: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any]:

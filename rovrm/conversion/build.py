@@ -14,6 +14,7 @@ import torch
 
 from rovrm.common.errors import UserError
 from rovrm.conversion.layouts import ForeignModel
+from rovrm.model.chat import fix_date
 from rovrm.model.loading import check_keys, load_config, load_processor, no_key_table, reward_class, set_head
 
 
@@ -42,6 +43,7 @@ def build_processor(foreign: ForeignModel, chat_template: str) -> Any:
         processor.chat_template = foreign.template
     if processor.chat_template is None:
         raise UserError(f"the processor of {foreign.processor!r} has no chat template; give one: chat_template=FILE")
+    fix_date(processor)
     return processor
 
 

@@ -25,6 +25,7 @@ class Example:
     lengths: tokens of the shared prefix and of each response behind it, once measured (rovrm/model/collator.py).
     hashes: content hash of each image, once looked at (rovrm/training/checks.py); in the caption phase, of those that
         captions stand for.
+    reference_logps: log pi_ref of each response, where a policy is trained against a reference (rovrm/alignment).
     """
 
     id: str
@@ -38,6 +39,7 @@ class Example:
     location: str = ""
     lengths: tuple[int, list[int]] | None = None
     hashes: list[str] = field(default_factory=list)
+    reference_logps: list[float] | None = None
 
 
 def pairs_of(example: Example) -> list[Example]:

@@ -191,6 +191,8 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # 16 bits of grey: the upper 8 of them
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its numbers have 32 bits (mode {image.mode}), and which is white is not known; save 8 bits")
     # A copy also of RGB: what the caller gets must not share pixels with an image the user still holds.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 

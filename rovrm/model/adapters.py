@@ -7,7 +7,7 @@ and the language model, train in full and are saved with it.
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from rovrm.common.errors import UserError
 from rovrm.common.files import read_json
 from rovrm.model.chat import prepare_template
-from rovrm.model.loading import PROJECTORS, is_reward_model, load_config, load_processor, load_reward_model, logger
+from rovrm.model.loading import (
+    PROJECTORS,
+    dtype_on,
+    is_reward_model,
+    load_config,
+    load_processor,
+    load_reward_model,
+    logger,
+    usable_device,
+)
 
 ADAPTER = "adapter"
 
@@ -57,8 +66,8 @@ def projector_names(model: nn.Module) -> list[str]:
 
 
 def lora_config(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Any:
-    """LoRA on every linear layer of the language model; `score` and the projector are trained and saved in full, in the
-    adapter.
+    """LoRA on every linear layer of the language model; the projector and, of a reward model, `score` are trained and
+    saved in full, in the adapter.
 
     Args:
         r, alpha, dropout: as in `peft.LoraConfig`.
@@ -70,13 +79,14 @@ def lora_config(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> A
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     layers = {name.rsplit(".", 1)[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)}
     pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(layers))})"
+    head = ["score"] if hasattr(model, "score") else []
     return LoraConfig(
-        task_type="SEQ_CLS",
+        task_type="SEQ_CLS" if head else None,
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=pattern,
-        modules_to_save=["score", *projector_names(model)],
+        modules_to_save=[*head, *projector_names(model)],
     )
 
 
@@ -97,14 +107,14 @@ def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
     if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
         raise UserError(f"{folder!r} holds no adapter_model.safetensors; give a folder that rovrm.train wrote")
     if trainable:  # PEFT loads what it saves in full in the base's type: bfloat16 would round it
-        for name in ("score", *projector_names(model)):
+        for name in [*projector_names(model), *(["score"] if hasattr(model, "score") else [])]:
             model.get_submodule(name).float()
     return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
 def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
-    """Chooses what trains: adapter (or language model, with `full`) and score; the projector only in the visual phase;
-    the vision tower never.
+    """Chooses what trains: adapter (or language model, with `full`, and its head) and score; the projector only in the
+    visual phase; the vision tower never.
 
     What trains becomes float32: bfloat16 weights would round the paper's updates of 1e-6 away.
 
@@ -113,7 +123,11 @@ def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:
         full: whether the whole language model trains; else `model` has an adapter on it.
     """
     projectors = [f".{name}." for name in PROJECTORS]
-    decoder = {id(p) for p in model.get_decoder().parameters()} if full else set()  # type: ignore[operator]
+    decoder: set[int] = set()
+    if full:
+        head = model.get_output_embeddings()  # type: ignore[operator]  # None of a reward model
+        for module in (model.get_decoder(), head):  # type: ignore[operator]
+            decoder |= {id(p) for p in module.parameters()} if module is not None else set()
     for name, parameter in model.named_parameters():
         # PEFT keeps a module that trains in full twice: as `original_module`, which stays, and in `modules_to_save`.
         if any(part in f".{name}" for part in projectors):
@@ -140,6 +154,8 @@ def adapter_folder(name: str | os.PathLike) -> Path:
     for folder in (Path(name), Path(name) / ADAPTER):
         if has_adapter(folder):
             return folder
+    if os.path.isfile(os.path.join(name, "config.json")):
+        raise UserError(f"{os.fspath(name)!r} is a whole checkpoint, it holds no adapter; use it as it is")
     raise UserError(
         f"{os.fspath(name)!r} holds neither config.json nor {ADAPTER}/adapter_config.json; give a phase folder of "
         "rovrm.train"
@@ -185,8 +201,53 @@ def processor_of(adapter: Path | None, base: str) -> str:
     return base
 
 
-def merge_adapter(base: str, adapter: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The adapter merged into its base, in float32 whatever the base was trained in: bfloat16 loses small updates."""
+def adapted_base(base: str, adapter: str, trust_remote_code: bool = False) -> Any:
+    """The adapter on its base, in float32 whatever the base was trained in: bfloat16 loses small updates when they are
+    merged."""
     # A language model as the base gets a fresh head here, which the adapter's own then replaces.
     model = load_reward_model(base, torch.float32, trust_remote_code=trust_remote_code)
-    return load_adapter(model, adapter, trainable=False).merge_and_unload()
+    return load_adapter(model, adapter, trainable=False)
+
+
+class Loaded(NamedTuple):
+    """A reward model that is ready to score. place: the folder or hub id whose expected rewards are its own. doubt: a
+    reason why they may not be."""
+
+    model: Any
+    processor: Any
+    place: str
+    doubt: str
+
+
+def load_to_score(
+    name: str,
+    adapter: str | os.PathLike | None,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+) -> Loaded:
+    """A reward checkpoint, or an adapter on its base; arguments and errors as in `RewardScorer.from_pretrained`."""
+    base, folder, doubt = name, None, ""
+    place = usable_device(device)
+    if adapter is not None:
+        folder = adapter_folder(adapter)
+        own = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if os.path.realpath(str(own)) != os.path.realpath(base):
+            doubt = f"the adapter was trained on {own!r}, not on {base!r}"
+    elif os.path.isdir(base) and not os.path.isfile(os.path.join(base, "config.json")):
+        folder = adapter_folder(base)
+        base = base_of(folder)
+    config = load_config(base, trust_remote_code)
+    if not is_reward_model(config) and not (folder is not None and brings_head(folder)):
+        raise UserError(
+            f"{os.fspath(adapter or name)!r} is no reward model (architecture "
+            f"{(config.architectures or ['none'])[0]}, and no adapter with a trained `score`); train one with "
+            "rovrm.train"
+        )
+    model: Any = load_reward_model(base, dtype_on(place, dtype), trust_remote_code=trust_remote_code)
+    if folder is not None:
+        model = load_adapter(model, str(folder), trainable=False)
+        record = phase_record(folder.parent)  # a mean and spread of the base would be another model's
+        model.config.reward_mean, model.config.reward_std = record.get("reward_mean"), record.get("reward_std")
+    processor = load_processor(processor_of(folder, base), "", trust_remote_code, config)
+    return Loaded(model.to(place), processor, str(folder or name), doubt)

@@ -12,17 +12,19 @@ resume batches as they do samples, through public API only.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rovrm.common.errors import UserError, first_line
 from rovrm.data.example import Example
-from rovrm.model.collator import RewardCollator
+from rovrm.model.collator import Cost, RewardCollator
 
-LOSS_KEYS = ("labels", "margins", "list_ids", "response_ids", "example_ids")
+LOSS_KEYS = ("labels", "margins", "list_ids", "response_ids", "example_ids", "reference_logps")  # the last of policies
 BUCKET_BATCHES = 32  # batches in one length-sorted bucket: wide enough to pack well, narrow enough to stay random
 
 
@@ -41,8 +43,8 @@ def plan_batches(
 
     Args:
         examples: measured examples: their `lengths` are known.
-        collator: what will build the batches; it knows how many rows of how many tokens an example becomes.
-        batch_tokens: padded tokens of one batch, at most. An example that alone exceeds them is a batch of its own.
+        collator: what will build the batches; it knows what an example takes of one.
+        batch_tokens: tokens of one batch, at most (`Cost.tokens`). An example that exceeds them is a batch of its own.
         batch_size: examples of one batch, at most.
         seed: for the random order of training. None: sorted by length over everything, for scoring.
         numbers: plans these of the examples alone; None for all.
@@ -58,19 +60,18 @@ def plan_batches(
         if example.lengths is None:
             raise ValueError(f"example {example.id} was not measured: it has no lengths to plan batches by")
         costs.append(collator.cost(example.lengths))
-        # Processors refuse a batch of separate rows in which some have images and others none.
-        kinds.append(bool(example.images) and not collator.shared)
+        kinds.append(bool(example.images) and not collator.mixes_images)
     plan = plan_by_cost(costs, kinds, batch_tokens, batch_size, seed)
     return [[numbers[i] for i in batch] for batch in plan]
 
 
 def plan_by_cost(
-    costs: Sequence[tuple[int, int]], kinds: Sequence[bool], batch_tokens: int, batch_size: int, seed: int | None
+    costs: Sequence[Cost], kinds: Sequence[bool], batch_tokens: int, batch_size: int, seed: int | None
 ) -> list[list[int]]:
     """`plan_batches` for examples of which only the cost and the kind are known.
 
     Args:
-        costs: (rows, tokens of the longest row) of each example.
+        costs: of each example alone.
         kinds: of each example; a batch never mixes two kinds.
     """
     order = list(range(len(costs)))
@@ -78,31 +79,49 @@ def plan_by_cost(
     if seed is not None:
         random.Random(f"{seed}-plan").shuffle(order)
         bucket = BUCKET_BATCHES * batch_size
-    # Examples of like length share a batch, or padding would fill it; sorting within buckets of shuffled examples keeps
+    # Examples of like lengths share a batch, or padding would fill it; sorting within buckets of shuffled ones keeps
     # the order of training random.
     batches: list[list[int]] = []
     for start in range(0, len(order), bucket or 1):
-        part = sorted(order[start : start + bucket], key=lambda i: (kinds[i], costs[i][1], i))
-        batches += _pack(part, costs, kinds, batch_tokens, batch_size)
+        for kind in (False, True):
+            part = [i for i in order[start : start + bucket] if kinds[i] == kind]
+            batches += _pack(part, costs, batch_tokens, batch_size)
     if seed is not None:
         random.Random(f"{seed}-order").shuffle(batches)
     return batches
 
 
-def _pack(
-    order: list[int], costs: Sequence[tuple[int, int]], kinds: Sequence[bool], batch_tokens: int, batch_size: int
-) -> list[list[int]]:
-    """Cuts an order into batches, at each example that would exceed a limit or is of another kind."""
+def _pack(numbers: list[int], costs: Sequence[Cost], batch_tokens: int, batch_size: int) -> list[list[int]]:
+    """Cuts examples into batches of like lengths, at each that would exceed a limit."""
     batches: list[list[int]] = []
-    rows = longest = 0  # of the batch that is being filled; it takes rows * longest padded tokens
-    for i in order:
-        rows, longest = rows + costs[i][0], max(longest, costs[i][1])
-        full = not batches or len(batches[-1]) == batch_size or rows * longest > batch_tokens
-        if full or kinds[i] != kinds[batches[-1][0]]:
+    cost = Cost(0, 0, 0, 0)  # of the batch that is being filled
+    if numbers:
+        fitting = batch_tokens * len(numbers) // sum(costs[i].tokens for i in numbers)  # examples of a batch, about
+        numbers = _sorted(numbers, costs, max(min(fitting, batch_size), 1))
+    for i in numbers:
+        cost = cost.joined(costs[i])
+        if not batches or len(batches[-1]) == batch_size or cost.tokens > batch_tokens:
             batches.append([])
-            rows, longest = costs[i]
+            cost = costs[i]
         batches[-1].append(i)
     return batches
+
+
+def _sorted(numbers: list[int], costs: Sequence[Cost], size: int) -> list[int]:
+    """Examples in an order in which neighbours have prefixes and answers of like lengths: halves of them, by whichever
+    length would be padded more, and so on down to batches of `size`."""
+    prefix = max(costs[i].prefix for i in numbers)
+    answer = max(costs[i].answer for i in numbers)
+    padded_prefixes = sum(costs[i].prompts * (prefix - costs[i].prefix) for i in numbers)
+    padded_answers = sum(costs[i].answers * (answer - costs[i].answer) for i in numbers)
+    if padded_prefixes > padded_answers:
+        order = sorted(numbers, key=lambda i: (costs[i].prefix, i))
+    else:
+        order = sorted(numbers, key=lambda i: (costs[i].answer, i))
+    if len(order) <= size:
+        return order
+    half = size * -(-len(order) // (2 * size))  # whole batches
+    return _sorted(order[:half], costs, size) + _sorted(order[half:], costs, size)
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
@@ -180,13 +199,26 @@ class _Collate:
         return batch
 
 
+@contextmanager
+def fitting_into_memory(answers: int) -> Iterator[None]:
+    """Around the work on a batch of so many answers. Raises UserError, which names the keys that make batches smaller,
+    instead of torch's own error where it does not fit into memory."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU it is a plain one
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        remedy = f"lower batch_tokens or batch_size ({first_line(error)})"
+        raise UserError(f"a batch of {answers} answers does not fit into memory; {remedy}") from error
+
+
 # ---- what a batch holds ----------------------------------------------------------------------------------------------
 
 
 def split_batch(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A collated batch in two: what the model takes, and what the loss and the metrics take (LOSS_KEYS)."""
     model_inputs = {key: value for key, value in batch.items() if key not in LOSS_KEYS}
-    loss_inputs = {key: batch[key] for key in LOSS_KEYS}
+    loss_inputs = {key: batch[key] for key in LOSS_KEYS if key in batch}
     return model_inputs, loss_inputs
 
 
@@ -197,12 +229,11 @@ def collect_rewards(
 
     Args:
         loss_inputs: of the batch, from `split_batch`.
-        rewards: (rows, k), the model's logits; places without a label are left out.
+        rewards: (conversations,); those without a label are left out.
         rewards_by_example: number of the example -> number of the response -> reward; written into.
     """
-    present = loss_inputs["labels"] != -100  # (rows, k)
-    example_of_row = loss_inputs["example_ids"][loss_inputs["list_ids"]]  # (rows,)
-    examples = example_of_row[:, None].expand_as(present)[present].tolist()
+    present = loss_inputs["labels"] != -100
+    examples = loss_inputs["example_ids"][loss_inputs["list_ids"]][present].tolist()
     responses = loss_inputs["response_ids"][present].tolist()
     for example, response, reward in zip(examples, responses, rewards[present].tolist(), strict=True):
         rewards_by_example.setdefault(example, {})[response] = reward

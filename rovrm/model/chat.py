@@ -14,8 +14,7 @@ once**: that is checked for every conversation, and one that a template cuts or 
 
 The reward is read at a conversation's last token, which must mean something. Where a template writes no token behind
 the last answer (LLaVA-1.5 and v1.6-Vicuna end it with a blank), `prepare_template` adds the end-of-sequence token to
-the template itself, which is saved with the model: whoever renders it reads the reward at the same token. It also fixes
-the date of templates that would write today's, or rewards would change daily.
+the template itself, which is saved with the model: whoever renders it reads the reward at the same token.
 """
 
 import re
@@ -51,7 +50,8 @@ class ChatTemplate:
         self.takes_images = hasattr(processor, "tokenizer")
         if getattr(processor, "chat_template", None) is None:
             name = getattr(getattr(processor, "tokenizer", processor), "name_or_path", "")
-            raise UserError(f"the processor of {name!r} has no chat template; give one with chat_template=FILE")
+            remedy = "train with chat_template=FILE, or put chat_template.jinja beside its other files"
+            raise UserError(f"the processor of {name!r} has no chat template; {remedy}")
         # What was found out about the template, by trying it.
         self._forms: dict[str, str] = {}  # role -> the form of its content
         self._pieces: dict[Any, list[str] | UserError] = {}  # structure of a conversation -> the text around its parts
@@ -170,12 +170,12 @@ class ChatTemplate:
             before, _, behind = pieces.pop().partition(_mark(i))
             pieces += [before, behind]
         images = sum(block["type"] == "image" for m in messages for block in m["content"])
-        written = text.count(self._image_text()) if images else 0
+        written = text.count(self.image_text()) if images else 0
         if written != images:
             raise UserError(f"the chat template writes {written} placeholders for {images} images; {TEMPLATE_REMEDY}")
         return pieces
 
-    def _image_text(self) -> str:
+    def image_text(self) -> str:
         """What the template writes for an image: what a question with two has more than the same with one."""
         if self._placeholder is None:
             text = _message("user", _mark(0))["content"]
@@ -211,19 +211,20 @@ class ChatTemplate:
 
 
 def prepare_template(processor: Any) -> None:
-    """Gives a language model's processor the template that a reward model is trained and saved with.
-
-    Its date is fixed, and where nothing but white space follows the last answer, the end-of-sequence token does.
-    """
-    template = processor.chat_template
-    if not isinstance(template, str):
+    """Gives a language model's processor the template that a reward model is trained and saved with: of a fixed date,
+    and with an end-of-sequence token where nothing but white space follows the last answer."""
+    if not isinstance(processor.chat_template, str):
         return
-    if "strftime_now" in template and not template.startswith(FIXED_DATE):
-        template = FIXED_DATE + template
-        _set_template(processor, template)
+    fix_date(processor)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.eos_token and not ChatTemplate(processor).ending().strip():
-        _set_template(processor, template.removesuffix("\n") + END_OF_SEQUENCE)
+        _set_template(processor, processor.chat_template.removesuffix("\n") + END_OF_SEQUENCE)
+
+
+def fix_date(processor: Any) -> None:
+    """A template that asks for today's date writes the same on every day, or rewards would change overnight."""
+    if "strftime_now" in processor.chat_template and not processor.chat_template.startswith(FIXED_DATE):
+        _set_template(processor, FIXED_DATE + processor.chat_template)
 
 
 def _set_template(processor: Any, template: str) -> None:
@@ -394,6 +395,5 @@ def _set_apart(messages: list[dict[str, Any]], pieces: list[str]) -> list[dict[s
 
 
 def _squeezed(text: str) -> str:
-    """Without white space, which templates trim and add, and without the empty thoughts that some put before an
-    answer."""
+    """Without white space, which templates trim and add, and the empty thoughts that some put before an answer."""
     return re.sub(r"\s+", "", text).replace("<think></think>", "")

@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 CONFIG, WEIGHTS = ("config.json",), ("model*.safetensors*",)
 PROCESSOR = ("*token*", "merges.txt", "vocab.json", "*processor_config.json", "chat_template*")
 # Modules between the vision tower and the language model, over all families of transformers that we know.
-PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
+PROJECTORS = (
+    "multi_modal_projector", "connector", "merger", "deepstack_merger_list", "embed_vision", "aligner",
+    "visual_embeddings_table",
+)  # fmt: skip
 SAMPLES, SAMPLE = 1024, 2**14  # of a file of weights, for its mark: files of up to 16 MiB are read whole
 
 
@@ -167,9 +170,8 @@ def load_reward_model(
     with loading("model", name, CONFIG + WEIGHTS), no_key_table():
         model_class: Any = reward_class(name, config)
         set_head(config)
-        model, info = model_class.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-        )
+        config._attn_implementation = None  # the class's own, sdpa or eager: flash attention takes no right padding
+        model, info = model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **options)
     fresh = not is_reward_model(config)  # the head of a language model's checkpoint is not in it
     check_keys(name, info, {"score.weight"} if fresh else set())
     model.score.float()  # transformers keeps a loaded head in float32, but makes a fresh one in `dtype`
@@ -238,7 +240,7 @@ def four_bit() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["score", *PROJECTORS],
+        llm_int8_skip_modules=["score", "lm_head", *PROJECTORS],
     )
 
 

@@ -9,37 +9,162 @@ This file is copied into every checkpoint, where `AutoModelForSequenceClassifica
 trust_remote_code=True)` runs it without rovrm: it imports torch and transformers only.
 """
 
+import copy
 import re
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from torch.distributed import fsdp
+from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+FSDP = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
 SUFFIX = "ForSequenceClassification"
 LM_SUFFIXES = ("ForConditionalGeneration", "ForCausalLM")
 
 
-def shared_prefix_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom in rows `[prefix | r_1 | ... | r_k]`.
+class PrefixCache(DynamicCache):
+    """The state of a model behind some prefixes: what a first forward leaves, and later forwards go on from.
 
-    segment_ids: (rows, tokens); 0 the shared prefix, 1..k the responses, -1 padding.
-    Returns a boolean (rows, 1, tokens, tokens), true where the query (dimension 2) sees the key (dimension 3): keys
-    that are not later, in the prefix or in the query's own response. Padding sees itself, lest its softmax be 0/0.
+        state = PrefixCache(model.config)
+        model(prefixes, past_key_values=state)
+        model(answers, past_key_values=state.of(owners))
+
+    Other caches grow with each forward. Backward would then meet tensors that have changed since, and a layer that
+    activation checkpointing runs again would append its keys twice. Here every forward works on copies of the layers:
+    what the first leaves goes to `after`, and what a later one adds is dropped. Gradients flow through the state.
+
+    Args:
+        config: the model's config; it names the kind of each layer.
     """
-    tokens = segment_ids.shape[1]
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=segment_ids.device).tril()
-    visible = causal & ((key == 0) | ((key == query) & (key > 0)))  # (rows, tokens, tokens)
-    return (visible | torch.eye(tokens, dtype=torch.bool, device=segment_ids.device))[:, None]
+
+    def __init__(self, config):
+        super().__init__(config=config)  # `layers` never change: here they are empty, in `of` they are `after`
+        self.after = [_copy(layer) for layer in self.layers]
+        self.owners: torch.Tensor | None = None
+        self.kept: set[tuple] = set()  # what the first forward has left already
+        self.cross_attention = getattr(config.get_text_config(), "cross_attention_layers", None) or []
+
+    def of(self, owners: torch.Tensor) -> "PrefixCache":
+        """The state that answers go on from. owners: (answers,), the number of each answer's prefix."""
+        state = copy.copy(self)
+        state.layers, state.owners = list(self.after), owners
+        for i in self.cross_attention:  # Mllama reads these keys past the cache's methods
+            state.layers[i] = state._of_owners(i)
+        return state
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        return self._layer("keys", layer_idx).update(key_states, value_states, *args, **kwargs)
+
+    def get_conv_state(self, layer_idx, state_idx=0):
+        layer = self._of_owners(layer_idx)
+        return layer.conv_states[state_idx] if layer.has_previous_state[state_idx] else None
+
+    def update_conv_state(self, conv_states, layer_idx, state_idx=0, **kwargs):
+        layer = self._layer(("conv", state_idx), layer_idx)
+        return layer.update_conv_state(conv_states, state_idx, **kwargs)
+
+    def get_recurrent_state(self, layer_idx, state_idx=0):
+        layer = self._of_owners(layer_idx)
+        return layer.recurrent_states[state_idx] if layer.has_previous_state[state_idx] else None
+
+    def update_recurrent_state(self, recurrent_states, layer_idx, state_idx=0, **kwargs):
+        layer = self._layer(("recurrent", state_idx), layer_idx)
+        return layer.update_recurrent_state(recurrent_states, state_idx, **kwargs)
+
+    def _layer(self, part, layer_idx) -> Any:
+        """The layer that an update may write to: the one that is kept, in the first forward; else a copy to drop."""
+        if self.owners is None and (part, layer_idx) not in self.kept:
+            self.kept.add((part, layer_idx))
+            return self.after[layer_idx]
+        return self._of_owners(layer_idx)
+
+    def _of_owners(self, layer_idx) -> Any:
+        """A copy of a layer, with a row for each answer."""
+        layer = _copy(self.layers[layer_idx])
+        if self.owners is not None:
+            layer.reorder_cache(self.owners)
+        return layer
 
 
-class RewardModel(PreTrainedModel):
+def _copy(layer: Any) -> Any:
+    """A cache layer that may be written to while the other stays as it is; tensors are shared until replaced."""
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # the states of linear attention, by number
+            setattr(twin, name, dict(value))
+    return twin
+
+
+class PrefixStates(PreTrainedModel):
+    """For a model whose backbone is `self.model`: what conversations about one prompt begin with is run once, and the
+    answers go on from its state (`PrefixCache`)."""
+
+    model: Any
+
+    def get_decoder(self):
+        return self.model.get_decoder()  # the inherited one looks for it by a prefix, which Llama 4 has otherwise
+
+    def _answers(self, prompts, owners, input_ids, attention_mask, position_ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states of prompts, which are run once, and of their answers: (prompts, prompt tokens, hidden) and
+        (conversations, answer tokens, hidden)."""
+        self._keep_cache_under_checkpointing()
+        state = PrefixCache(self.config)
+        # use_cache=False makes no cache of its own, and takes the one that is given.
+        prompt_hidden = self.model(**prompts, past_key_values=state, use_cache=False).last_hidden_state
+        answers = {
+            "input_ids": input_ids,
+            "attention_mask": torch.cat([prompts["attention_mask"][owners], attention_mask], dim=1),
+            "position_ids": position_ids,
+        }
+        backbone = self.get_decoder()
+        if "cross_attention_mask" in prompts:  # (prompts, tokens, images, tiles), of Mllama, whose decoder needs more
+            backbone = self.model
+            last = prompts["cross_attention_mask"][owners, -1:]  # an answer sees the images that its prompt's end sees
+            answers["cross_attention_mask"] = last.expand(-1, input_ids.shape[1], -1, -1)
+        hidden = backbone(**answers, past_key_values=state.of(owners), use_cache=False).last_hidden_state
+        if self.training and self._is_sharded():
+            # Shards are gathered for a layer's backward when the gradient of its output comes. The last layer's output
+            # for the prompts is used by nothing, only its keys and values are: zeros make it come.
+            hidden = hidden + (0.0 * prompt_hidden[:, -1]).sum()  # of tokens that are no padding
+        return prompt_hidden, hidden
+
+    def _is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed keeps each process a part of the weights."""
+        return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDP) for module in self.modules())
+
+    def _keep_cache_under_checkpointing(self) -> None:
+        """Lets checkpointed layers read the prefix's state. transformers takes the cache away from them, because a
+        layer that is run again would write to it twice; to a PrefixCache it writes once."""
+        for layer in self.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer._can_checkpoint_with_cache = True
+                how = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
+                if layer.gradient_checkpointing and layer.training and how.get("use_reentrant"):
+                    raise ValueError(
+                        "activation checkpointing with use_reentrant=True loses the gradients of the prompt; set "
+                        "activation_checkpointing_kwargs use_reentrant=False, or rows=separate"
+                    )
+
+    def _zero_of_others(self, head: nn.Module, device: torch.device) -> torch.Tensor:
+        """0 * (the parameters that texts do not reach). Added to what a head makes of the states, it gives each a
+        gradient: there are batches without images, and towers with layers that are not used (CLIP's last, in LLaVA),
+        while DistributedDataParallel waits for the gradient of every parameter."""
+        text = {id(p) for n, p in self.get_decoder().named_parameters() if "cross_attn" not in n}
+        text.update(id(p) for p in head.parameters())
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in text]
+        return sum(((0.0 * p).sum().to(device) for p in others), torch.zeros((), device=device))
+
+
+class RewardModel(PrefixStates):
     """Backbone, scalar head and forward of every reward model; `__getattr__` below adds the family's own base class."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
@@ -56,68 +181,64 @@ class RewardModel(PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        segment_ids: torch.Tensor | None = None,
-        reward_positions: torch.Tensor | None = None,
+        owners: torch.Tensor | None = None,
+        answer_input_ids: torch.Tensor | None = None,
+        answer_attention_mask: torch.Tensor | None = None,
+        answer_position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Rewards of every response in the batch, float32, as `logits`.
+        """Rewards, float32, as `logits` (conversations, 1), read at the last token of each that is attended to,
+        whichever side the padding is on.
 
-        input_ids: (rows, tokens). With `segment_ids` (rows, tokens; see `shared_prefix_mask`) and `reward_positions`
-        (rows, k; the index of each response's last token, -1 where a row has fewer than k) the logits are (rows, k),
-        NaN-free and meaningless at -1. With neither, they are (rows, 1), read at the last token that
-        `attention_mask` (rows, tokens) attends to, whichever side the padding is on. position_ids: (rows, tokens), or
-        (3, rows, tokens) for the M-RoPE families. Everything else (pixel_values, ...) goes to the backbone.
+        Without `owners`, a row of input_ids (conversations, tokens) is a whole conversation. With them, a row of
+        input_ids (prompts, tokens) is what the conversations about one prompt begin with; conversation i is row
+        owners[i] of it, and then row i of answer_input_ids (conversations, answer tokens). The prompt and its images go
+        through the model once, and the answers go on from its state (`PrefixCache`): the rewards are the same.
+
+        Args:
+            attention_mask, answer_attention_mask: of the shapes of their ids. Prompts are padded on the left, because
+                the state of linear attention decays over padding behind them, and answers on the right.
+            position_ids, answer_position_ids: of the shapes of their ids, or (3, rows, tokens) for the M-RoPE families;
+                an answer's go on from its prompt's. Required with owners, else optional.
+            kwargs: pixel_values and the like, for the backbone.
+
+        Raises:
+            ValueError: with owners, under activation checkpointing with use_reentrant=True, which would lose the
+                gradients that flow through the state.
         """
-        mask = attention_mask if segment_ids is None else self._attention_mask(segment_ids)
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
-        )
-        hidden = outputs.last_hidden_state  # (rows, tokens, hidden)
-        if reward_positions is None:
-            reward_positions = _last_attended(attention_mask, hidden)  # (rows, 1)
-        index = reward_positions.clamp(min=0).to(hidden.device)
-        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        picked = hidden[rows, index]  # (rows, k, hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            rewards = self.score(picked.to(self.score.weight.dtype)).squeeze(-1).float()
-        if self.training and kwargs.get("pixel_values") is None:
-            rewards = rewards + self._zero_of_unused()
-        return SequenceClassifierOutput(logits=rewards)
-
-    def _attention_mask(self, segment_ids: torch.Tensor) -> torch.Tensor:
-        """The shared-prefix mask as numbers added to the attention scores, (rows, 1, tokens, tokens).
-
-        A boolean mask is right with sdpa only: eager attention would add its ones and zeros to the scores. sdpa turns
-        booleans into such numbers anyway, once per layer.
-        """
-        implementation = self.config.get_text_config()._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            raise ValueError(
-                "shared-prefix rows need attn_implementation sdpa or eager, the model was loaded with "
-                f"{implementation!r}; load it with sdpa or set rows=separate"
+        if owners is None:
+            hidden = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
+                **kwargs,
+            ).last_hidden_state
+            last = _last_attended(attention_mask, hidden)
+        else:
+            _, hidden = self._answers(
+                {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs},
+                owners,
+                answer_input_ids,
+                answer_attention_mask,
+                answer_position_ids,
             )
-        device = segment_ids.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
-        visible = shared_prefix_mask(segment_ids)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)
-
-    def _zero_of_unused(self) -> torch.Tensor:
-        """0 * (the parameters that only images reach). Added to the rewards of a batch without images, it gives these
-        parameters a gradient too: DistributedDataParallel waits for the gradient of every parameter."""
-        text = {id(p) for n, p in self.get_decoder().named_parameters() if "cross_attn" not in n}
-        text.update(id(p) for p in self.score.parameters())
-        unused = [p for p in self.parameters() if p.requires_grad and id(p) not in text]
-        return 0.0 * sum((p.sum() for p in unused), torch.zeros((), device=self.device))
+            last = _last_attended(answer_attention_mask, hidden)
+        picked = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (conversations, hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rewards = self.score(picked.to(self.score.weight.dtype)).float()
+        if self.training and not self._is_sharded():
+            rewards = rewards + self._zero_of_others(self.score, rewards.device)
+        return SequenceClassifierOutput(logits=rewards)
 
 
 def _last_attended(attention_mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
-    """(rows, 1): the index of each row's last attended token, whichever side the padding is on."""
+    """(rows,): the index of each row's last attended token, whichever side the padding is on."""
     rows, tokens = hidden.shape[:2]
     if attention_mask is None:
-        return torch.full((rows, 1), tokens - 1, device=hidden.device)
+        return torch.full((rows,), tokens - 1, device=hidden.device)
     order = torch.arange(1, tokens + 1, device=attention_mask.device)  # grows to the right, and is 0 where masked
-    return (attention_mask.ne(0) * order).argmax(dim=1, keepdim=True)
+    return (attention_mask.ne(0) * order).argmax(dim=1).to(hidden.device)
 
 
 def language_model_class(prefix: str) -> type[PreTrainedModel]:

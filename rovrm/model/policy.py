@@ -3,7 +3,9 @@
     policy = Policy.from_pretrained("llava-hf/llava-1.5-7b-hf")
     policy.sample(examples, n=8, seed=0)      # [[Candidate("A cup.", logprob=-3.1, tokens=4, cut=False), ...], ...]
 
-`examples` are `rovrm.data.example.Example`; only prompt and images are read.
+`examples` are `rovrm.data.example.Example`; only prompt and images are read. Each prompt goes through the model once,
+images included, up to its last token; of that state every answer gets a copy, from which `generate` of transformers
+goes on. A family that shares no rows (`why_not_shared`) has its prompt repeated for every answer instead.
 """
 
 import inspect
@@ -18,9 +20,11 @@ from transformers import GenerationConfig, StoppingCriteria
 from rovrm.common.errors import UserError, offline
 from rovrm.data.example import Example
 from rovrm.model.chat import ChatTemplate, encode
+from rovrm.model.collator import TOKEN_KEYS, why_not_shared
 from rovrm.model.loading import load_config, load_processor, numeric_type
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 AT_ONCE = 131_072  # padded tokens of prompts and answers in one call of generate
 
 
@@ -50,6 +54,7 @@ class Policy:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor, self.chat = model.eval(), processor, ChatTemplate(processor)
+        self.shared = why_not_shared(model.config) is None
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -115,16 +120,16 @@ class Policy:
         if temperature == 0 and n > 1:
             raise UserError(f"n={n} greedy answers would be the same one; set a temperature above 0, or n=1")
         torch.manual_seed(seed)
-        options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        options: dict[str, Any] = GREEDY
         if temperature > 0:
             options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        options |= {"max_new_tokens": max_new_tokens, "pad_token_id": self.tokenizer.pad_token_id}
+        options = options | {"max_new_tokens": max_new_tokens, "pad_token_id": self.tokenizer.pad_token_id}
         return self._sample(list(examples), n, options)
 
     def _sample(self, examples: list[Example], n: int, options: dict[str, Any]) -> list[list[Candidate]]:
         """As `sample`. Where padded prompts and answers hold more than AT_ONCE tokens, the longer half of the prompts
         goes by itself, and of a single prompt half the candidates: one long prompt must not widen all the others."""
-        inputs = self._inputs(examples)
+        inputs = self.inputs(examples)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         rows = n * len(examples)
         if rows > 1 and rows * (max(lengths) + options["max_new_tokens"]) > AT_ONCE:
@@ -139,7 +144,7 @@ class Policy:
         log_probs = _LogProbs()
         hook = self.model.register_forward_hook(log_probs.keep)
         try:
-            sequences = self.model.generate(**inputs, **options, num_return_sequences=n, stopping_criteria=[log_probs])
+            sequences = self.model.generate(**self._start(inputs, n), **options, stopping_criteria=[log_probs])
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{n} answers to each of {len(examples)} prompts do not fit into memory; lower batch_size or "
@@ -151,7 +156,24 @@ class Policy:
         candidates = self._candidates(tokens, torch.stack(log_probs.steps, dim=1))
         return [candidates[i : i + n] for i in range(0, len(candidates), n)]
 
-    def _inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def _start(self, inputs: dict[str, Any], n: int) -> dict[str, Any]:
+        """What n answers to each prompt go on from: its tokens n times, with n copies of the state that one run of all
+        but the last token leaves."""
+        prompts, tokens = inputs["input_ids"].shape
+        if n == 1 or tokens == 1 or not self.shared:
+            return inputs | {"num_return_sequences": n}
+        before = {key: value[:, :-1] if key in TOKEN_KEYS else value for key, value in inputs.items()}
+        before |= GREEDY | {"pad_token_id": self.tokenizer.pad_token_id}
+        # The library's own run gives padded rows and Qwen-VL's their positions; its new token is dropped.
+        state = self.model.generate(**before, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+        owners = torch.arange(prompts, device=self.model.device).repeat_interleave(n)
+        state.reorder_cache(owners)
+        backbone: Any = getattr(self.model, "model", None)
+        if getattr(backbone, "rope_deltas", None) is not None:  # Qwen-VL's positions: a state outside the cache
+            backbone.rope_deltas = backbone.rope_deltas[owners]
+        return {key: inputs[key][owners] for key in TOKEN_KEYS & inputs.keys()} | {"past_key_values": state}
+
+    def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The prompts as a batch on the model's device, padded on the left."""
         texts = [self.chat.prompt(example) for example in examples]
         images = [[ref.open() for ref in example.images] for example in examples]

@@ -31,8 +31,10 @@ from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.images import find_image, open_images
 from rovrm.data.prompts import example_or_error
-from rovrm.model.batches import batch_loader, collect_rewards, plan_batches, split_batch
-from rovrm.model.collator import RewardCollator, split_responses
+from rovrm.model import contract
+from rovrm.model.adapters import load_to_score
+from rovrm.model.batches import batch_loader, collect_rewards, fitting_into_memory, plan_batches, split_batch
+from rovrm.model.collator import RewardCollator
 from rovrm.model.reward import group_samples, rewards_or_none
 from rovrm.settings.keys import MAX_PIXELS
 
@@ -79,6 +81,7 @@ class RewardScorer:
         rows: str = "auto",
         workers: int = 0,
         trust_remote_code: bool = False,
+        verify: bool = True,
     ) -> "RewardScorer":
         """Loads a reward checkpoint.
 
@@ -90,34 +93,18 @@ class RewardScorer:
             dtype: numbers of the model: `float32`, `bfloat16`, `float16` or a `torch.dtype`; `auto` is bfloat16 on a
                 GPU that has it, else float32. The head is float32 always.
             rows, workers: as in the class. trust_remote_code: lets the checkpoint run code of its own.
+            verify: looks whether the rewards that the checkpoint promises come out (rovrm/model/contract.py).
 
         Raises:
-            UserError: for what is no reward model, and for an adapter without a head on a base that has none.
+            UserError: for what is no reward model, for an adapter without a head on a base that has none, and where the
+                rewards are not the promised ones.
         """
-        from rovrm.model import adapters, loading
-
-        base, folder = os.fspath(name), None
-        place = loading.usable_device(device)
-        if adapter is not None:
-            folder = adapters.adapter_folder(adapter)
-        elif os.path.isdir(base) and not os.path.isfile(os.path.join(base, "config.json")):
-            folder = adapters.adapter_folder(base)
-            base = adapters.base_of(folder)
-        config = loading.load_config(base, trust_remote_code)
-        if not loading.is_reward_model(config) and not (folder is not None and adapters.brings_head(folder)):
-            raise UserError(
-                f"{os.fspath(adapter or name)!r} is no reward model (architecture "
-                f"{(config.architectures or ['none'])[0]}, and no adapter with a trained `score`); train one with "
-                "rovrm.train"
-            )
-        number = loading.dtype_on(place, dtype)
-        model: Any = loading.load_reward_model(base, number, trust_remote_code=trust_remote_code)
-        if folder is not None:
-            model = adapters.load_adapter(model, str(folder), trainable=False)
-            record = adapters.phase_record(folder.parent)  # a mean and spread of the base would be another model's
-            model.config.reward_mean, model.config.reward_std = record.get("reward_mean"), record.get("reward_std")
-        processor = loading.load_processor(adapters.processor_of(folder, base), "", trust_remote_code, config)
-        return cls(model.to(place), processor, rows=rows, workers=workers)
+        loaded = load_to_score(os.fspath(name), adapter, device, dtype, trust_remote_code)
+        scorer = cls(loaded.model, loaded.processor, rows=rows)
+        if verify:
+            contract.check(scorer, contract.read(loaded.place), loaded.place, loaded.doubt)
+        scorer.workers = workers  # from now on: to start them for the check takes longer than the check
+        return scorer
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
 
@@ -293,7 +280,6 @@ class RewardScorer:
         progress: bool = False,
     ) -> Iterator[list[list[float]]]:
         """Yields the rewards of each unit as soon as they are there; one loader builds the batches of all, ahead."""
-        self.collator.row_tokens = batch_tokens
         # An example whose responses do not fit into one forward is scored in parts, each an example of its own.
         parts: list[Example] = []
         numbers: list[list[int]] = []  # of the responses of each part, in its example
@@ -303,7 +289,7 @@ class RewardScorer:
         for unit, rewards_of_unit in zip(units, rewards_of_units, strict=True):
             start = len(parts)
             for example, rewards in zip(unit, rewards_of_unit, strict=True):
-                for responses in self._split(example, batch_tokens):
+                for responses in self.collator.split(example.lengths, batch_tokens):  # type: ignore[arg-type]
                     parts.append(_part_of(example, responses))
                     numbers.append(responses)
                     owners.append(rewards)
@@ -323,15 +309,6 @@ class RewardScorer:
             _check_finite(unit, rewards_of_unit)
             yield self._normalized(rewards_of_unit) if normalize else rewards_of_unit
 
-    def _split(self, example: Example, batch_tokens: int) -> list[list[int]]:
-        """The numbers of the example's responses, in groups whose rows fit into one forward."""
-        prefix, lengths = example.lengths or (0, [])
-        if self.collator.shared:
-            return split_responses(prefix, lengths, batch_tokens)
-        count = max(batch_tokens // (prefix + max(lengths)), 1)
-        numbers = list(range(len(lengths)))
-        return [numbers[start : start + count] for start in range(0, len(numbers), count)]
-
     def _normalized(self, rewards_of_unit: list[list[float]]) -> list[list[float]]:
         return [[(reward - self.mean) / self.std for reward in rewards] for rewards in rewards_of_unit]  # type: ignore[operator]
 
@@ -340,7 +317,8 @@ class RewardScorer:
         """One forward; its rewards go into `rewards_by_part`, by part and response."""
         device = next(self.model.parameters()).device
         model_inputs, loss_inputs = split_batch(batch)
-        rewards = self.model(**{key: value.to(device) for key, value in model_inputs.items()}).logits
+        with fitting_into_memory(len(loss_inputs["labels"])):
+            rewards = self.model(**{key: value.to(device) for key, value in model_inputs.items()}).logits[:, 0]
         collect_rewards(loss_inputs, rewards.cpu(), rewards_by_part)
 
 
@@ -392,6 +370,7 @@ def load_scorer(config: "ScoreConfig | ServeConfig", workers: int = 0) -> Reward
         rows=config.rows,
         workers=workers,
         trust_remote_code=config.trust_remote_code,
+        verify=config.verify,
     )
     scorer.max_length = config.max_length or scorer.max_length
     scorer.max_pixels = config.max_pixels

@@ -41,25 +41,20 @@ def choose_and_report(
         examples: the rows of the "pool", the "target" and the "judges".
         features: theirs.
     """
-    section = config.section(phase)
+    section, selection = config.section(phase), config.selection
     assert section.n is not None
     pool, target = features["pool"], features["target"]
     device = str(PartialState().device)
-    choice = choose(pool, target, section.n, section.select, config.selection.preprocess, config.seed, device)
-    _write_choice(folder, choice, examples["pool"], examples["target"])
+    choice = choose(
+        pool, target, section.n, section.select, selection.preprocess, config.seed, device, selection.side_price
+    )
+    nearest = [examples["target"][row].id for row in choice.nearest.tolist()]
+    _write_choice(folder, choice, examples["pool"], {"nearest_target": nearest})
 
     unit_pool, unit_target = prepare(pool, target, unit=True, centre=False)
     # Prepared as the pool is: judges and pool differ in their rows alone.
     unit_judges = replace(unit_pool, source=features["judges"].source, rows=features["judges"].rows)
-    report = {
-        "phase": phase.name,
-        "method": choice.method,
-        "preprocess": choice.preprocess,
-        "pool": len(pool),
-        "chosen": len(choice.indices),
-        "targets": len(target),
-        "near_duplicates": int(choice.duplicates.sum()),
-        "sources": _sources(choice, examples["pool"]),
+    report = _report(phase, choice, examples) | {
         "wasserstein": _distances(choice, unit_pool, unit_judges, config.seed),
         "gradient_norms": {
             "pool": _norm_quantiles(pool),
@@ -72,19 +67,56 @@ def choose_and_report(
     _print(report, folder)
 
 
-def _write_choice(folder: Path, choice: Choice, pool: list[Example], target: list[Example]) -> None:
-    """Writes what was chosen: scores.npy, selected.jsonl with the reasons, and selected.json."""
+def choose_by_margin(
+    config: TrainConfig, phase: Phase, folder: Path, examples: dict[str, list[Example]], margins: dict[str, np.ndarray]
+) -> None:
+    """Chooses the rows whose chosen answer the warmed-up model prefers most, and writes the same files, without what
+    only gradients tell.
+
+    Args:
+        margins: (rows,) of the "pool" and of the "judges".
+    """
+    scores, n = margins["pool"].astype(np.float64), config.section(phase).n
+    order = np.argsort(-scores, kind="stable")[:n]
+    choice = Choice(order, scores, order[:0], np.zeros(len(scores), dtype=bool), "margin", [])
+    _write_choice(folder, choice, examples["pool"], {})
+    sets = {"pool": scores, "chosen": scores[order], "judges": margins["judges"]}
+    report = _report(phase, choice, examples) | {"margins": {name: _quantiles(values) for name, values in sets.items()}}
+    write_json(folder / "report.json", report)
+    _write_page(folder / "report.html", report, [])
+    _print(report, folder)
+
+
+def _report(phase: Phase, choice: Choice, examples: dict[str, list[Example]]) -> dict[str, Any]:
+    """What the report of every method holds."""
+    return {
+        "phase": phase.name,
+        "method": choice.method,
+        "preprocess": choice.preprocess,
+        "pool": len(choice.scores),
+        "chosen": len(choice.indices),
+        "targets": len(examples["target"]),
+        "near_duplicates": int(choice.duplicates.sum()),
+        "sources": _sources(choice, examples["pool"]),
+    }
+
+
+def _write_choice(folder: Path, choice: Choice, pool: list[Example], more: dict[str, list[str]]) -> None:
+    """Writes what was chosen: scores.npy, selected.jsonl with the reasons, and selected.json.
+
+    more: further columns of selected.jsonl, a value for each chosen row.
+    """
     np.save(folder / "scores.npy", choice.scores)
     rows = []
-    for row, nearest in zip(choice.indices.tolist(), choice.nearest.tolist(), strict=True):
+    for place, row in enumerate(choice.indices.tolist()):
         rows.append(
             {
                 "id": pool[row].id,
                 "source": pool[row].source,
                 "location": pool[row].location,
                 "score": float(choice.scores[row]),
-                "nearest_target": target[nearest].id,
             }
+            | {name: values[place] for name, values in more.items()}
         )
     write_jsonl(folder / "selected.jsonl", rows)
     record = {
@@ -140,12 +172,17 @@ def _distances(choice: Choice, pool: Features, judges: Features, seed: int) -> d
 
 
 def _norm_quantiles(features: Features) -> dict[str, float]:
-    """Quantiles of the gradients' norms, by `0.05` and so on."""
+    """Quantiles of the gradients' norms."""
     assert features.norms is not None
     norms = features.norms.numpy()
     if features.rows is not None:
         norms = norms[features.rows]
-    return {f"{q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(norms, QUANTILES), strict=True)}
+    return _quantiles(norms)
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    """Quantiles of some numbers, by `0.05` and so on."""
+    return {f"{q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
 
 
 class Point(NamedTuple):
@@ -186,12 +223,19 @@ def _print(report: dict[str, Any], folder: Path) -> None:
     for row in report["sources"]:
         kept, score = f"{row['share_kept']:.3f}", _short(row["mean_score"])
         print(f"{row['source'][:27]:<28}{row['pool']:>8}{row['chosen']:>8}{kept:>8}{score:>13}")
-    distances = report["wasserstein"]
-    print(
-        f"Wasserstein distance to target rows set aside: chosen {distances['chosen']:.4f}, as many at random "
-        f"{distances['random']:.4f}, pool {distances['pool']:.4f}; "
-        f"{report['near_duplicates']} near-duplicates passed over"
-    )
+    if "wasserstein" in report:
+        distances = report["wasserstein"]
+        print(
+            f"Wasserstein distance to target rows set aside: chosen {distances['chosen']:.4f}, as many at random "
+            f"{distances['random']:.4f}, pool {distances['pool']:.4f}; "
+            f"{report['near_duplicates']} near-duplicates passed over"
+        )
+    else:
+        medians = {name: of["0.5"] for name, of in report["margins"].items()}
+        print(
+            f"median margin: chosen {medians['chosen']:.3g}, pool {medians['pool']:.3g}, target rows set aside "
+            f"{medians['judges']:.3g}"
+        )
     print(f"{folder}: selected.jsonl says what was chosen and why, report.html shows it\n")
 
 
@@ -204,14 +248,14 @@ def _write_page(path: Path, report: dict[str, Any], points: list[Point]) -> None
     for row in report["sources"]:
         kept, score = f"{row['share_kept']:.3f}", _short(row["mean_score"])
         sources.append([row["source"], row["pool"], row["chosen"], kept, score])
-    norms = [[name, *(f"{norm:.3g}" for norm in of.values())] for name, of in report["gradient_norms"].items()]
+    quantities = report["margins"] if "margins" in report else report["gradient_norms"]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     text = environment.get_template(TEMPLATE).render(
         report=report,
         sources=sources,
-        distances=[[name, f"{distance:.4f}"] for name, distance in report["wasserstein"].items()],
+        distances=[[name, f"{distance:.4f}"] for name, distance in report.get("wasserstein", {}).items()],
         quantiles=[f"{100 * q:g} %" for q in QUANTILES],
-        norms=norms,
+        quantities=[[name, *(f"{value:.3g}" for value in of.values())] for name, of in quantities.items()],
         points=points,
     )
     with replacing(path) as temporary:

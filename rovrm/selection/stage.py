@@ -5,7 +5,6 @@ It goes backwards, as the paper does: caption rows are chosen against the visual
 """
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from torch import Tensor
 
-from data_selection.choose import MIN_TARGET, STEPS, SelectionError, representative
+from data_selection.choose import MIN_TARGET, PRICED, STEPS, SelectionError, representative
 from data_selection.features import Features
 from data_selection.gradients import GradientFeatures
 from data_selection.store import Store, StoreError
@@ -23,10 +23,11 @@ from rovrm.common.files import read_json, write_json
 from rovrm.common.notes import as_note, changed_keys
 from rovrm.data.example import Example
 from rovrm.model.collator import RewardCollator
-from rovrm.selection.extraction import adam_weigh, extract, gradient_model, made_from
-from rovrm.selection.report import choose_and_report
-from rovrm.selection.warm_up import MODEL_KEYS, chosen_layers, content_marks, warm_up
-from rovrm.settings.keys import TrainConfig
+from rovrm.selection.extraction import adam_weigh, batch_features, batch_margins, extract, gradient_model, made_from
+from rovrm.selection.layers import check_layers, chosen_layers, layer_groups
+from rovrm.selection.report import choose_and_report, choose_by_margin
+from rovrm.selection.warm_up import MODEL_KEYS, content_marks, warm_up
+from rovrm.settings.keys import SelectionConfig, TrainConfig
 from rovrm.settings.phases import TEXT, Phase
 from rovrm.training.phase_data import PhaseData, prepare_phases
 from rovrm.training.plan import needed_phases, selection_folder, selection_settings, target_phase
@@ -41,27 +42,29 @@ JUDGES = 0.1  # share of the target that takes no part in the choice, and judges
 
 def check_selection(config: TrainConfig, phases: list[Phase]) -> None:
     """Raises UserError, before anything is read, for a selection that could not be made."""
-    if config.visual.by_gradients:
+    if config.visual.by_selection:
         raise UserError(
             f"visual.select={config.visual.select}: the visual data are what others are chosen against; "
             "set visual.select=random or first"
         )
     for phase in needed_phases(config, phases):
         section, name = config.section(phase), phase.name
-        if not section.by_gradients:
+        if not section.by_selection:
             continue
         if section.n is None:
             raise UserError(f"{name}.select={section.select} chooses some rows of many; set {name}.n to how many")
         if not config.section(target_phase(config, phase)).data:
             or_caption = " or caption.data" if phase == TEXT else ""
             raise UserError(f"{name}.select={section.select} needs rows to choose against; set visual.data{or_caption}")
+        if config.selection.side_price and section.select not in PRICED:
+            raise UserError(
+                f"selection.side_price={config.selection.side_price:g} goes with {', '.join(PRICED)}, and not with "
+                f"{name}.select={section.select}; leave it out"
+            )
     unknown = [step for step in config.selection.preprocess or [] if step not in STEPS]
     if unknown:
         raise UserError(f"selection.preprocess has {unknown[0]!r}; takes {', '.join(STEPS)}")
-    try:
-        re.compile(config.selection.layers)
-    except re.error as error:
-        raise UserError(f"selection.layers={config.selection.layers!r} is no regular expression ({error})") from error
+    check_layers(config.selection.layers or "")
 
 
 def read_phases(
@@ -71,7 +74,7 @@ def read_phases(
     rows to choose from or against."""
     data = prepare_phases(config, needed_phases(config, phases), collator, phases if main_process else ())
     for phase in data:
-        if config.section(phase).by_gradients:
+        if config.section(phase).by_selection:
             _check_sizes(config, phase, data)
     return data
 
@@ -85,7 +88,7 @@ def _check_sizes(config: TrainConfig, phase: Phase, data: dict[Phase, PhaseData]
         )
     target = target_phase(config, phase)
     size = len(data[target].train)
-    if config.section(target).by_gradients:  # then only the chosen ones are the target
+    if config.section(target).by_selection:  # then only the chosen ones are the target
         size = config.section(target).n or size
     judges = _judges(size)
     if size - judges < MIN_TARGET:
@@ -105,7 +108,7 @@ def select_data(
     rows: dict[Phase, list[Example]] = {}
     for phase in sorted(data, reverse=True):  # backwards: what is chosen against is there before
         rows[phase] = data[phase].train
-        if config.section(phase).by_gradients:
+        if config.section(phase).by_selection:
             target = rows[target_phase(config, phase)]
             rows[phase] = _select_phase(config, phase, rows[phase], target, parts)
     return {phase: replace(data[phase], train=rows[phase]) for phase in phases}
@@ -123,7 +126,6 @@ def _select_phase(
     if not chosen_before:
         aims, judges = _set_aside(target, config.seed)
         if state.is_main_process:
-            (folder / "settings.json").unlink(missing_ok=True)
             print(
                 f"{phase}: choosing {settings['n']} of {len(pool)} rows by {settings['method']}, against {len(aims)} "
                 f"rows of the {target_phase(config, phase).name} phase"
@@ -142,38 +144,48 @@ def _choose(config: TrainConfig, phase: Phase, examples: dict[str, list[Example]
 
     examples: the rows of the pool, the target and the judges, by these names.
     """
-    selection, folder = config.selection, selection_folder(config.out, phase)
+    folder, method = selection_folder(config.out, phase), config.section(phase).select
+    config = replace(config, selection=config.selection.of(method))
+    selection = config.selection
     adapter = _warm_adapter(config, phase, examples, parts.processor)
     model = gradient_model(config, adapter)
     if selection.representatives == "random" and selection.targets:
         examples["target"] = _draw(examples["target"], selection.targets, f"{config.seed}:targets")
     try:
+        if method == "margin":
+            margins = _extract_margins(config, folder, adapter, model, examples, parts.collator)
+            if PartialState().is_main_process:
+                (folder / "settings.json").unlink(missing_ok=True)  # of a choice that is now made anew
+                choose_by_margin(config, phase, folder, examples, margins)
+            return
         features = _extract_features(config, folder, adapter, model, examples, parts.collator)
         if PartialState().is_main_process:
+            (folder / "settings.json").unlink(missing_ok=True)
             if selection.targets and selection.targets < len(examples["target"]):
                 stand = representative(features["target"].source, selection.targets, "kmeans", config.seed)
                 features["target"] = replace(features["target"], rows=stand)
                 examples["target"] = [examples["target"][i] for i in np.sort(stand)]
             choose_and_report(config, phase, folder, examples, features)
     except (SelectionError, StoreError, ArithmeticError, MemoryError) as error:
-        raise UserError(f"{phase.name}.select={config.section(phase).select}: {error}") from error
+        raise UserError(f"{phase.name}.select={method}: {error}") from error
 
 
 def _warm_adapter(config: TrainConfig, phase: Phase, examples: dict[str, list[Example]], processor: Any) -> Path:
-    """The folder of the adapter that is warmed up on a part of the pool and of the target."""
+    """The folder of the adapter that is warmed up on a part of the target, or of pool and target."""
     selection, folder = config.selection, selection_folder(config.out, phase) / "warmup"
+    of_pool = _draw(examples["pool"], selection.warmup_pool, f"{config.seed}:warm-up")
+    of_target = _draw(examples["target"], selection.warmup_target, f"{config.seed}:warm-up")
+    rows = of_pool + of_target if selection.warmup == "pool+target" else of_target
     arguments = trainer_arguments(
         config,
         phase,
         output_dir=str(folder / "checkpoints"),
         learning_rate=selection.learning_rate,
-        num_train_epochs=selection.epochs,
+        num_train_epochs=warm_up_epochs(selection, len(of_pool), len(of_target)),
         max_steps=-1,
         eval_strategy="no",
         load_best_model_at_end=False,
     )
-    rows = _draw(examples["pool"], selection.warmup_pool, f"{config.seed}:warm-up")
-    rows += _draw(examples["target"], selection.warmup_target, f"{config.seed}:warm-up")
     return warm_up(config, folder, rows, processor, arguments)
 
 
@@ -187,27 +199,73 @@ def _extract_features(
 ) -> dict[str, Features]:
     """The features of the rows under each name. Every store is opened before anything is extracted: each may refuse
     what it holds."""
-    layers = chosen_layers(config.selection.layers, model)
+    selection = config.selection
+    layers = chosen_layers(selection.layers or "", model)
+    groups = layer_groups(layers, model) if selection.balance else None
     stores, weighs = {}, {}
     for name, rows in examples.items():
-        adam = config.selection.gradients == "adam" and name == "pool"
-        note = made_from(config, adapter, rows, adam)
-        ids = [example.id for example in rows]
-        stores[name] = Store(folder / name, ids, note, marks=content_marks(config.model, rows))
+        adam = selection.gradients == "adam" and name == "pool"
+        note = made_from(config, adapter, rows) | {
+            key: getattr(selection, key) for key in ("layers", "balance", "width")
+        }
+        note |= {"gradients": "adam" if adam else "plain", "seed": config.seed}
+        stores[name] = _open_store(config, folder / name, rows, note)
         weighs[name] = adam_weigh(adapter) if adam else None
-    unmarked = [name for name, store in stores.items() if store.unmarked]
-    if unmarked and PartialState().is_main_process:
-        print(
-            f"{folder}: the features in {', '.join(unmarked)} were made by a version that did not note images and "
-            "the weights of the base: taken as unchanged"
-        )
     features = {}
     for name, store in stores.items():
-        gradients = GradientFeatures(model, layers, config.selection.width, config.seed, weighs[name])
-        extract(model, collator, examples[name], store, gradients, config, name)
+        with GradientFeatures(model, layers, selection.width, config.seed, weighs[name], groups) as gradients:
+
+            def measure(batch: dict[str, Tensor], gradients: GradientFeatures = gradients) -> tuple[Tensor, Tensor]:
+                return batch_features(model, batch, gradients)
+
+            extract(collator, examples[name], store, measure, config, f"gradients of the {name}")
         units, norms = store.load()
         features[name] = Features(units, norms)
     return features
+
+
+def _extract_margins(
+    config: TrainConfig,
+    folder: Path,
+    adapter: Path,
+    model: Any,
+    examples: dict[str, list[Example]],
+    collator: RewardCollator,
+) -> dict[str, np.ndarray]:
+    """(rows,) the warmed-up model's margins of the rows of the pool and of the judges, by these names."""
+    stores = {}
+    for name in ("pool", "judges"):
+        note = made_from(config, adapter, examples[name])
+        stores[name] = _open_store(config, folder / "margins" / name, examples[name], note)
+    margins = {}
+    for name, store in stores.items():
+        extract(
+            collator, examples[name], store, lambda batch: batch_margins(model, batch), config, f"margins of the {name}"
+        )
+        signs, sizes = store.load()
+        margins[name] = (signs[:, 0].float() * sizes).numpy()
+    return margins
+
+
+def _open_store(config: TrainConfig, folder: Path, rows: list[Example], note: dict[str, Any]) -> Store:
+    """The store of some rows' features. Raises StoreError where the folder holds others."""
+    try:
+        store = Store(folder, [example.id for example in rows], note, marks=content_marks(config.model, rows))
+    except StoreError as error:
+        whole = folder.parent.parent if folder.parent.name == "margins" else folder.parent
+        what = str(error).partition("; give another folder")[0]
+        raise StoreError(f"{what}; give another out=, or remove {whole} to select anew") from error
+    if store.unmarked and PartialState().is_main_process:
+        print(f"{folder}: made by a version that did not note images and the weights of the base: taken as unchanged")
+    return store
+
+
+def warm_up_epochs(selection: SelectionConfig, pool: int, target: int) -> float:
+    """Passes of a warm-up that has so many rows of the pool and of the target to draw on. Without `selection.epochs`
+    it is shown as many rows, with repeats, as one pass over both would show it."""
+    if selection.epochs is not None:
+        return selection.epochs
+    return 1.0 if selection.warmup == "pool+target" else (pool + target) / target
 
 
 # ---- draws -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""The warm-up: a short training on a sample of pool and target, whose adapter the gradients are taken of.
+"""The warm-up: a short training, whose adapter the gradients are taken of.
 
-Gradients of a fresh adapter mean nothing: its B is zero, so that none reaches A.
+Gradients of a fresh adapter mean nothing: its B is zero, so that none reaches A. By default it sees the target alone
+(`selection.warmup`): a pool's labels may contradict one another, and a model that has learned from both sides says in
+its gradients what a row is about, and not which side it is on.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from rovrm.common.notes import as_note, refuse_changes
 from rovrm.data.example import Example
 from rovrm.model.adapters import ADAPTER, add_adapter, set_trainable
 from rovrm.model.loading import load_reward_model, numeric_type, weights_mark
+from rovrm.selection.layers import chosen_layers
 from rovrm.settings.keys import TrainConfig
 from rovrm.training.resume import accept_older_note, complete_checkpoint, fingerprint, images_mark
 from rovrm.training.trainer import RewardConfig, RewardTrainer
 
 MOMENTS = "moments.safetensors"  # Adam's, of the LoRA layers at the end of the warm-up
-MODEL_KEYS = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha", "lora_dropout")  # they decide gradients
+MODEL_KEYS = ("model", "tuning", "dtype", "seed", "lora_r", "lora_alpha")  # they decide gradients
+DROPOUT = 0.05  # inside the adapter, whatever the phases' own: rovrm.train and rovrm.dpo find what rovrm.select chose
 
 
 def warm_up(
@@ -34,15 +37,15 @@ def warm_up(
     """Trains a fresh adapter on the base model and returns its folder; goes on where it was stopped, and is not run
     again when it is there. Raises UserError where the folder's was made with other settings or rows."""
     state = PartialState()
-    settings = _settings(config, examples)
+    settings = _settings(config, examples, arguments)
     if (folder / "settings.json").is_file():
         _check_settings(folder, settings, state.is_main_process)
     if (folder / ADAPTER).is_dir():
         return folder / ADAPTER
     set_seed(config.seed)
-    model = add_adapter(base_model(config), config.model, config.lora_r, config.lora_alpha, config.lora_dropout)
+    model = add_adapter(base_model(config), config.model, config.lora_r, config.lora_alpha, DROPOUT)
     set_trainable(model, visual=False, full=False)
-    chosen_layers(config.selection.layers, model)  # a pattern that fits none ends here, not after the training
+    chosen_layers(config.selection.layers or "", model)  # a pattern that fits none ends here, not after the training
     if state.is_main_process:
         write_json(folder / "settings.json", settings)
     checkpoint = complete_checkpoint(folder / "checkpoints", state.is_main_process)
@@ -77,15 +80,6 @@ def base_model(config: TrainConfig) -> Any:
     return load_reward_model(config.model, dtype, config.tuning == "qlora", config.trust_remote_code)
 
 
-def chosen_layers(pattern: str, model: Any) -> dict[str, torch.nn.Linear]:
-    """The LoRA layers that a pattern (`selection.layers`) finds. Raises UserError where it fits none."""
-    layers = lora_layers(model, lambda name: re.search(pattern, name) is not None)
-    if not layers:
-        names = list(lora_layers(model))
-        raise UserError(f"selection.layers={pattern!r} fits none of {len(names)} LoRA layers, such as {names[0]}")
-    return layers
-
-
 # ---- what a warm-up was made from ------------------------------------------------------------------------------------
 
 
@@ -94,9 +88,9 @@ def content_marks(model: str, examples: Sequence[Example]) -> dict[str, str]:
     return {"images": images_mark(examples), "weights": weights_mark(model)}
 
 
-def _settings(config: TrainConfig, examples: Sequence[Example]) -> dict[str, Any]:
+def _settings(config: TrainConfig, examples: Sequence[Example], arguments: RewardConfig) -> dict[str, Any]:
     settings = {key: getattr(config, key) for key in (*MODEL_KEYS, "batch_size", "batch_tokens", "trainer")}
-    settings |= {"learning_rate": config.selection.learning_rate, "epochs": config.selection.epochs}
+    settings |= {"learning_rate": arguments.learning_rate, "epochs": arguments.num_train_epochs}
     settings |= {"rows": fingerprint(examples)} | content_marks(config.model, examples)
     return as_note(settings)
 

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from rovrm.common.errors import UserError
+from rovrm.model.contract import numeric_type_of
 from rovrm.model.scorer import RewardScorer
 from rovrm.serving.bodies import Error, Health, Ranking, RewardRequest, Rewards, ScoreRequest, Scores
 from rovrm.serving.door import Door
@@ -43,7 +44,7 @@ def make_app(scorer: RewardScorer, config: ServeConfig) -> FastAPI:
 
 
 def _add_paths(app: FastAPI, scorer: RewardScorer, config: ServeConfig) -> None:
-    measuring, template = own_tokenizer(scorer, config.batch_tokens), look_at_template(scorer)
+    measuring, template = own_tokenizer(scorer), look_at_template(scorer)
     checkers = ThreadPoolExecutor(config.workers, "check")
     queue: ScoringQueue = app.state.queue
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in REFUSED}
@@ -82,4 +83,5 @@ def _add_paths(app: FastAPI, scorer: RewardScorer, config: ServeConfig) -> None:
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="ok", model=config.model)
+        precision = numeric_type_of(scorer.model)
+        return Health(status="ok", model=config.model, precision=precision, normalize=config.normalize)

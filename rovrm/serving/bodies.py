@@ -67,6 +67,8 @@ class Rewards(Scores):
 class Health(BaseModel):
     status: Literal["ok"]
     model: str
+    precision: str = Field(description="the numeric type that decides how exact scores are")
+    normalize: bool = Field(description="whether scores are in standard deviations from the mean")
 
 
 class Error(BaseModel):

@@ -14,7 +14,7 @@ from rovrm.serving.requests import Refusal
 
 LONGEST = 480  # characters of an error
 SCORING = ("/score", "/rank", "/get_reward")  # what is posted to
-OPEN = ("/health", "/docs", "/openapi.json")  # need no token: they tell the model's name and nothing else
+OPEN = ("/health", "/docs", "/openapi.json")  # need no token: they tell the model's name and how it scores
 EXTRA_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
 

@@ -25,6 +25,7 @@ from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.images import FORMATS, ImageRef
 from rovrm.model.chat import HALF
+from rovrm.model.collator import RewardCollator
 from rovrm.model.scorer import RewardScorer
 from rovrm.settings.keys import ServeConfig
 
@@ -54,12 +55,11 @@ class EncodedImage(NamedTuple):
     name: str  # in the request, as images[1]
 
 
-def own_tokenizer(scorer: RewardScorer, batch_tokens: int) -> RewardScorer:
+def own_tokenizer(scorer: RewardScorer) -> RewardScorer:
     """The same model's scorer for measuring alone: with a tokenizer of its own it need not wait for a forward."""
     rows = "shared" if scorer.collator.shared else "separate"
     measuring = RewardScorer(scorer.model, copy.deepcopy(scorer.processor), rows)
     measuring.max_length, measuring.max_pixels = scorer.max_length, scorer.max_pixels
-    measuring.collator.row_tokens = batch_tokens
     return measuring
 
 
@@ -86,12 +86,18 @@ def check(rows: Sequence[dict[str, Any]], measuring: RewardScorer, config: Serve
     tokens = 0
     for row, of_row in zip(rows, images, strict=True):
         example = _measured_row(row, of_row, measuring)
-        count, longest = measuring.collator.cost(example.lengths)  # type: ignore[arg-type]
-        tokens += count * longest
+        tokens += _tokens(example, measuring.collator, config.batch_tokens)
         if tokens > config.max_tokens:
             raise _too_costly(f"{tokens} tokens or more", config)
         examples.append(example)
     return CheckedRequest(examples, tokens, pixels)
+
+
+def _tokens(example: Example, collator: RewardCollator, batch_tokens: int) -> int:
+    """What an example takes of batches; of one that is scored in parts, the sum."""
+    prefix, responses = example.lengths  # type: ignore[misc]
+    groups = collator.split((prefix, responses), batch_tokens)
+    return sum(collator.cost((prefix, [responses[j] for j in group])).tokens for group in groups)
 
 
 def _too_costly(size: str, config: ServeConfig) -> Refusal:

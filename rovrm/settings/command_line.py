@@ -17,6 +17,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
@@ -87,20 +88,27 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> 
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: a file's name may hold any byte
         sys.stdout.reconfigure(errors="backslashreplace")
+    # PEFT asks transformers by an old name; nothing that a user could mend.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rovrm").setLevel(logging.INFO)  # where images were found, fewer rows than asked for
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell says of a command that a closed pipe ended
     except Exception as error:
         if not isinstance(error, OSError) and not is_full(error):
             raise
         print(f"{prog}: error: {trouble_in_words(error)}; mend that, and the same command goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; nothing written so far is lost", file=sys.stderr)
+        print(f"{prog}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -133,8 +133,9 @@ def _image_words(collator: RewardCollator) -> list[str]:
     model. The two differ where the processor writes a sequence for one word (Gemma 3)."""
     if collator.image_token_id < 0:
         return []
-    own = collator.tokenizer.convert_ids_to_tokens(collator.image_token_id)
-    return sorted({str(word) for word in (own, getattr(collator.processor, "image_token", None)) if word})
+    ids = [collator.image_token_id, collator.placeholder_id]
+    words = [*collator.tokenizer.convert_ids_to_tokens(ids), getattr(collator.processor, "image_token", None)]
+    return sorted({str(word) for word in words if word})
 
 
 def _find_image_word(example: Example, words: list[str]) -> Finding:

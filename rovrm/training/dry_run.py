@@ -33,7 +33,7 @@ def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Part
     for phase, phase_data in data.items():
         print(f"\n{phase}")
         section = config.section(phase)
-        if section.by_gradients:
+        if section.by_selection:
             count = len(phase_data.train)
             print(f"  {section.select} will choose {section.n} of {count} rows; here the first stand for them")
         phase_data = _as_trained(config, phase, phase_data)
@@ -47,7 +47,7 @@ def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Part
 def _as_trained(config: TrainConfig, phase: Phase, data: PhaseData) -> PhaseData:
     """The data with as many rows as will be trained on: where rows are yet to be chosen, the first stand for them."""
     section = config.section(phase)
-    return replace(data, train=data.train[: section.n]) if section.by_gradients else data
+    return replace(data, train=data.train[: section.n]) if section.by_selection else data
 
 
 def _print_example(example: Example, collator: RewardCollator) -> None:
@@ -58,9 +58,9 @@ def _print_example(example: Example, collator: RewardCollator) -> None:
 
 def _print_lengths(examples: list[Example], collator: RewardCollator) -> None:
     lengths = [example.lengths for example in examples if example.lengths]
-    rows = sorted(collator.cost(length)[1] for length in lengths)
+    prefixes = sorted(prefix for prefix, _ in lengths)
     responses = sorted(tokens for _, of_example in lengths for tokens in of_example)
-    for name, values in (("row", rows), ("response", responses)):
+    for name, values in (("prompt", prefixes), ("response", responses)):
         shares = []
         for quantile in QUANTILES:
             place = min(int(quantile / 100 * len(values)), len(values) - 1)
@@ -69,7 +69,7 @@ def _print_lengths(examples: list[Example], collator: RewardCollator) -> None:
     pictured = [example for example in examples if example.images]
     if pictured:
         counts = sorted(image_tokens(collator, example) for example in pictured[:LOOKED_AT])
-        print(f"  image tokens of a row ({len(counts)} rows looked at): {counts[0]} to {counts[-1]}")
+        print(f"  image tokens of a prompt ({len(counts)} rows looked at): {counts[0]} to {counts[-1]}")
 
 
 def image_tokens(collator: RewardCollator, example: Example) -> int:
@@ -82,8 +82,7 @@ def image_tokens(collator: RewardCollator, example: Example) -> int:
 
 
 def _print_steps(config: TrainConfig, phase: Phase, examples: list[Example], collator: RewardCollator) -> None:
-    costs = [collator.cost(example.lengths) for example in examples if example.lengths]
-    tokens = sum(rows * longest for rows, longest in costs)
+    tokens = sum(collator.cost(example.lengths).tokens for example in examples if example.lengths)
     batches = _batches_of_an_epoch(config, examples, collator)
     steps = _steps(config, phase, batches)
     rate = config.section(phase).learning_rate or 0.0

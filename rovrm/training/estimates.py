@@ -55,7 +55,7 @@ def run_bytes(
     total, trained = parameter_counts(config, model_config)
     kept = 0.0
     for phase in sorted(data):
-        if config.section(phase).by_gradients:
+        if config.section(phase).by_selection:
             size = _selection_bytes(config, trained, data, phase)
             kept += missing(size, selection_folder(config.out, phase))
     fullest = kept
@@ -100,10 +100,14 @@ def _saves(arguments: RewardConfig, steps: int) -> int:
 
 def _selection_bytes(config: TrainConfig, trained: int, data: dict[Phase, PhaseData], phase: Phase) -> float:
     """The warm-up's checkpoints, adapter and moments; and of each row's feature two bytes a number and its norm."""
-    selection, arguments = config.selection, trainer_arguments(config, phase)
+    section, arguments = config.section(phase), trainer_arguments(config, phase)
+    selection = config.selection.of(section.select)
     pool, target = len(data[phase].train), len(data[target_phase(config, phase)].train)
-    warm_rows = min(selection.warmup_pool, pool) + min(selection.warmup_target, target)
-    saves = _saves(arguments, math.ceil(selection.epochs * warm_rows / config.batch_size))
+    both = min(selection.warmup_pool, pool) + min(selection.warmup_target, target)
+    rows = both if selection.warmup == "pool+target" else min(selection.warmup_target, target)
+    seen = both if selection.epochs is None else selection.epochs * rows
+    saves = _saves(arguments, math.ceil(seen / config.batch_size))
     checkpoints = min(saves, (arguments.save_total_limit or saves) + 1)
     warm_up = (checkpoints * (1 + MOMENTS) + 1 + MOMENTS) * FLOAT32 * trained
-    return warm_up + (pool + target) * (2 * selection.width + FLOAT32)
+    width = 1 if section.select == "margin" else selection.width
+    return warm_up + (pool + target) * (2 * width + FLOAT32)

@@ -22,12 +22,11 @@ class Comparisons:
 
 
 def compare(rewards: Tensor, labels: Tensor, list_ids: Tensor) -> Comparisons:
-    """rewards, labels: (rows, k), labels are ranks (0 best) and -100 for absent; list_ids: (rows,)."""
+    """rewards, labels, list_ids: (conversations,); labels are ranks (0 best), and -100 for what is left out."""
     present = labels != -100
-    values, ranks = rewards[present].float(), labels[present]
-    owners = list_ids[:, None].expand_as(labels)[present]
+    ranks, owners = labels[present], list_ids[present]
     same = owners[:, None] == owners[None, :]
-    return Comparisons(values, owners, same & (ranks[:, None] < ranks[None, :]), same.sum(dim=1))
+    return Comparisons(rewards[present].float(), owners, same & (ranks[:, None] < ranks[None, :]), same.sum(dim=1))
 
 
 def preference_loss(pairs: Comparisons, margins: Tensor, center_rewards_coefficient: float = 0.0) -> Tensor:
@@ -111,8 +110,8 @@ def ranking_metrics(
     """
     loss = accuracy = margin = 0.0
     for list_rewards, list_ranks, list_margin in zip(rewards, ranks, margins, strict=True):
-        list_ids = torch.zeros(1, dtype=torch.long)
-        pairs = compare(torch.tensor([list_rewards], dtype=torch.float64), torch.tensor([list_ranks]), list_ids)
+        ids = torch.zeros(len(list_ranks), dtype=torch.long)
+        pairs = compare(torch.tensor(list_rewards, dtype=torch.float64), torch.tensor(list_ranks), ids)
         loss += preference_loss(pairs, torch.tensor([list_margin or 0.0])).item() / len(list_rewards)
         _, won, difference, _, _ = batch_sums(pairs).tolist()
         accuracy, margin = accuracy + won, margin + difference

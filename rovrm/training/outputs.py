@@ -1,9 +1,8 @@
 """What a run leaves behind: phase folders, per-pair scores, the merged checkpoint with its model card, summary.json."""
 
 import os
-import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ import torch
 from rovrm.common.files import read_json, saving, write_json, write_jsonl
 from rovrm.common.intervals import share_in_words
 from rovrm.common.phase_table import print_phases
-from rovrm.model.adapters import ADAPTER, merge_adapter
+from rovrm.model.adapters import ADAPTER, adapted_base
+from rovrm.model.contract import Contract
 from rovrm.model.loading import load_reward_model
-from rovrm.model.saving import note_rewards, quick_start, save_merged
+from rovrm.model.saving import expected_rewards, merge_alike, note_rewards, quick_start, save_merged
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import Phase
 from rovrm.training.losses import ranking_metrics
+from rovrm.training.sharding import whole_weights
 from rovrm.training.trainer import RewardTrainer
 
 FULL = "full.tmp"  # inside a phase folder: the full checkpoint that is being written
@@ -30,10 +31,15 @@ def write_phase(config: TrainConfig, phase: Phase, trainer: RewardTrainer, recor
     that the phase is done. The last phase of a run also gets the merged checkpoint."""
     folder = phase.folder(config.out)
     trainer.accelerator.wait_for_everyone()
+    # Every process takes part where weights are sharded.
+    weights = whole_weights(trainer)
     if config.tuning == "full":
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         note_rewards(model.config, record)
-        trainer.save_model(str(folder / FULL))  # every process takes part where weights are sharded
+        if weights is None:
+            trainer.save_model(str(folder / FULL))
+        elif trainer.is_world_process_zero():
+            model.save_pretrained(folder / FULL, state_dict=weights)
     if not trainer.is_world_process_zero():
         return
     with saving(folder) as partial:
@@ -43,48 +49,66 @@ def write_phase(config: TrainConfig, phase: Phase, trainer: RewardTrainer, recor
     if config.tuning == "full":
         # Only the last phase's checkpoint is stored in `save_dtype`: the others are what the next phase starts from.
         save_dtype = config.save_dtype if last else "float32"
-        _write_full(folder, trainer.processing_class, record, card, save_dtype, config.trust_remote_code)
+        rewrite = save_dtype != "float32" or weights is not None
+        _write_full(folder, trainer.processing_class, record, card, save_dtype, rewrite, config.trust_remote_code)
     else:
-        _write_adapter(folder, trainer)
+        model, expected = _write_adapter(folder, trainer, weights, config.trust_remote_code)
         if last:
-            _write_merged(folder, trainer, record, card, config.save_dtype, config.trust_remote_code)
+            processor = trainer.processing_class
+            merged = merge_alike(model, processor, expected)
+            save_merged(merged, processor, folder, config.save_dtype, record, card, expected)
     write_json(folder / "phase.json", record)
 
 
 def _write_full(
-    folder: Path, processor: Any, record: dict[str, Any], card: str, save_dtype: str, trust_remote_code: bool
+    folder: Path,
+    processor: Any,
+    record: dict[str, Any],
+    card: str,
+    save_dtype: str,
+    rewrite: bool,
+    trust_remote_code: bool,
 ) -> None:
-    """Moves the full checkpoint that all processes have written up into the folder, rounded if asked for."""
+    """Moves the full checkpoint that all processes have written up into the folder, or writes it again in `save_dtype`
+    and with the class's own file; adds the rewards that it gives when it is read back."""
     written = folder / FULL
-    if save_dtype != "float32":
-        model = load_reward_model(str(written), torch.float32, trust_remote_code=trust_remote_code)
-        save_merged(model, processor, folder, save_dtype, record, card)
+    model = load_reward_model(str(written), torch.float32, trust_remote_code=trust_remote_code)
+    expected = expected_rewards(model, processor)
+    if rewrite:
+        save_merged(model, processor, folder, save_dtype, record, card, expected)
     else:
         with saving(folder) as partial:
             for file in written.iterdir():
                 if file.name != "training_args.bin":
                     os.replace(file, partial / file.name)
+            if expected is not None:
+                expected.write(partial)
             (partial / "README.md").write_text(card)
     shutil.rmtree(written)
 
 
-def _write_adapter(folder: Path, trainer: RewardTrainer) -> None:
-    """Writes `adapter/`, with its processor: a copy of that folder alone is read in its own chat template."""
+def _write_adapter(
+    folder: Path, trainer: RewardTrainer, weights: dict[str, Any] | None, trust_remote_code: bool
+) -> tuple[Any, Contract | None]:
+    """Writes `adapter/` with its processor and its expected rewards: a copy of that folder alone is read in its own
+    chat template, and checked.
+
+    weights: those that were gathered of a sharded model, else None.
+
+    Returns:
+        (the adapter on its base in float32, as it is read back; its expected rewards)
+    """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     processor: Any = trainer.processing_class
-    with saving(folder) as partial:
-        model.save_pretrained(partial / ADAPTER)
-        processor.save_pretrained(partial / ADAPTER)
-
-
-def _write_merged(
-    folder: Path, trainer: RewardTrainer, record: dict[str, Any], card: str, save_dtype: str, trust_remote_code: bool
-) -> None:
-    """Writes the merged checkpoint into the folder of the adapter."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     base = model.peft_config["default"].base_model_name_or_path
-    merged = merge_adapter(base, str(folder / ADAPTER), trust_remote_code)
-    save_merged(merged, trainer.processing_class, folder, save_dtype, record, card)
+    with saving(folder) as partial:
+        model.save_pretrained(partial / ADAPTER, state_dict=weights)
+        processor.save_pretrained(partial / ADAPTER)
+        adapted = adapted_base(base, str(partial / ADAPTER), trust_remote_code)
+        expected = expected_rewards(adapted, processor)
+        if expected is not None:
+            expected.write(partial / ADAPTER)
+    return adapted, expected
 
 
 def write_scores(path: Path, trainer: RewardTrainer) -> None:
@@ -105,21 +129,31 @@ def write_scores(path: Path, trainer: RewardTrainer) -> None:
     write_jsonl(path, lines)
 
 
-def write_summary(out: str, phases: list[Phase]) -> None:
-    """Writes summary.json, of the phases asked for alone, and prints their table and what to do next."""
+def write_summary(out: str, phases: list[Phase], what: str, next_step: Callable[[str], str]) -> None:
+    """Writes summary.json, of the phases asked for alone, and prints their table and what to do next.
+
+    Args:
+        what: what was trained, in words.
+        next_step: of the last phase's folder, what to do with it.
+    """
     records = {phase.folder_name: read_json(phase.folder(out) / "phase.json") for phase in phases}
     write_json(Path(out) / "summary.json", records)
     print_phases(records)
     print_warnings(records.values())
     final = str(phases[-1].folder(out))
-    print(f"\nreward model: {final}")
-    print(f"score with it: python -m rovrm.score model={shlex.quote(final)} in=pairs.jsonl out=scores.jsonl")
+    print(f"\n{what}: {final}")
+    print(next_step(final))
+
+
+REWARD_RATES = "adapters want 1e-4 to 3e-4, full tuning 1e-6 to 2e-5"
+POLICY_RATES = "adapters want 1e-5 to 1e-4, full tuning about 1e-6"
 
 
 def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
     """What speaks against trusting a trained phase, from its record, each with what to try."""
     low, high = record["accuracy_ci95"]
     accuracy = share_in_words(record["accuracy"], record["n_held_out"])
+    rates = POLICY_RATES if "logps_chosen" in record else REWARD_RATES
     reasons = []
     if record["reward_std"] <= EQUAL * max(1.0, abs(record["reward_mean"])):
         reasons.append(
@@ -130,9 +164,8 @@ def doubts(record: dict[str, Any], name: str, rate: float) -> list[str]:
     elif low <= 0.5 <= high:
         reasons.append(
             f"{name}: held-out accuracy {accuracy} cannot be told from chance. Try more data ({record['n_train']} now) "
-            f"or epochs, another {name}.learning_rate (it was {rate:g}; adapters want 1e-4 to 3e-4, full tuning 1e-6 "
-            "to 2e-5), a larger eval_fraction, and look at the rows that dry_run=true prints: are the answers the "
-            "right way round?"
+            f"or epochs, another {name}.learning_rate (it was {rate:g}; {rates}), a larger eval_fraction, and look at "
+            "the rows that dry_run=true prints: are the answers the right way round?"
         )
     elif high < 0.5:
         reasons.append(

@@ -169,7 +169,7 @@ def _read_rows(config: TrainConfig, phase: Phase, key: str, collator: RewardColl
 def _load(config: TrainConfig, phase: Phase, key: str) -> Loaded:
     section = config.section(phase)
     # Held-out data are all taken; rows that a selection chooses among are all read.
-    all_rows = key == "eval_data" or section.by_gradients
+    all_rows = key == "eval_data" or section.by_selection
     return load_examples(
         getattr(section, key),
         columns=section.columns or None,
@@ -252,7 +252,7 @@ def _divide(config: TrainConfig, phase: Phase, rows: _PhaseRows, sides: Sides, w
 
     before = len(trained_before) or sides.before
     _stop_if_empty(config, phase, train, held_out, len(left_out), before, rows.n_long)
-    if rows.eval_data is None and section.by_gradients and section.n:
+    if rows.eval_data is None and section.by_selection and section.n:
         held_out = _as_many_as(section.n, held_out, config.eval_fraction, config.seed)
     skipped = rows.data.skipped + left_out + (rows.eval_data.skipped if rows.eval_data else []) + trained_before
     return PhaseData(train, held_out, skipped, rows.n_long)

@@ -76,7 +76,7 @@ def needed_phases(config: TrainConfig, phases: list[Phase]) -> list[Phase]:
     """These phases and those that their rows are chosen against, however indirectly."""
     needed = set(phases)
     for phase in PHASES:  # a target always comes later, so one pass in this order meets it
-        if phase in needed and config.section(phase).by_gradients:
+        if phase in needed and config.section(phase).by_selection:
             needed.add(target_phase(config, phase))
     return sorted(needed)
 
@@ -92,8 +92,9 @@ def selection_settings(config: TrainConfig, phase: Phase) -> dict[str, Any]:
     target_section = asdict(config.section(target))
     for key in ("learning_rate", "epochs", "max_bad_fraction"):
         target_section.pop(key)
-    settings = {"method": section.select, "n": section.n, **asdict(config.selection), "target": target_section}
-    if config.section(target).by_gradients:
+    chosen_by = asdict(config.selection.of(section.select))
+    settings = {"method": section.select, "n": section.n, **chosen_by, "target": target_section}
+    if config.section(target).by_selection:
         settings["target_selection"] = selection_settings(config, target)
     return settings
 
@@ -114,7 +115,7 @@ def settings_of(config: TrainConfig, phase: Phase) -> dict[str, Any]:
         if other != phase:
             settings.pop(other.name)
     settings[phase.name].pop("max_bad_fraction")  # which rows are skipped does not depend on it
-    if config.section(phase).by_gradients:
+    if config.section(phase).by_selection:
         settings["selection"] = selection_settings(config, phase)
     start = start_of(config, phase)
     folder = os.path.dirname(start) if os.path.basename(start) == ADAPTER else start

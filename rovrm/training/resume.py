@@ -13,7 +13,12 @@ from rovrm.common.notes import changed_keys
 from rovrm.data.example import Example
 
 # What notes say of contents, beside names and settings. The first versions did not write them.
-MARKS = {"images": "its images", "weights": "the weights of its base", "max_pixels": "its limit of pixels"}
+MARKS = {
+    "images": "its images",
+    "weights": "the weights of its base",
+    "max_pixels": "its limit of pixels",
+    "template": "its chat template",
+}
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -49,6 +54,11 @@ def images_mark(examples: Iterable[Example]) -> str:
     return hashlib.sha1(json.dumps(contents).encode()).hexdigest()
 
 
+def template_mark(processor: Any) -> str:
+    """A hash of a processor's chat template, which a file of the same name may change."""
+    return hashlib.sha1(str(processor.chat_template).encode()).hexdigest()[:12]
+
+
 def check_same_data(folder: Path, now: dict[str, Any], say: bool) -> None:
     """Raises UserError where a phase's checkpoints were made from other data or by another number of processes.
 
@@ -58,7 +68,8 @@ def check_same_data(folder: Path, now: dict[str, Any], say: bool) -> None:
         say: whether this process prints.
     """
     noted = accept_older_note(read_note(folder).get("plan", {}), now, folder, say)
-    for key, what in (("data", "data"), ("images", "content of images"), ("processes", "number of processes")):
+    whats = {"data": "data", "images": "content of images", "processes": "number of processes"}
+    for key, what in (whats | {"template": "chat template"}).items():
         if noted.get(key) != now[key]:
             raise UserError(
                 f"{folder} holds checkpoints made with another {what} ({noted.get(key)}, now {now[key]}), so its "

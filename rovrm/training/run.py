@@ -1,5 +1,6 @@
 """One phase, from its data to its folder: load what it starts from, train, evaluate on the held-out rows, write."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import set_seed
 from rovrm.common.errors import UserError
 from rovrm.common.files import write_json
 from rovrm.common.intervals import wilson95
-from rovrm.model.adapters import add_adapter, base_of, has_adapter, load_adapter, set_trainable
+from rovrm.model.adapters import add_adapter, base_of, brings_head, has_adapter, load_adapter, set_trainable
 from rovrm.model.loading import load_reward_model, numeric_type
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import VISUAL, Phase
@@ -19,12 +20,70 @@ from rovrm.training.callbacks import LogFile
 from rovrm.training.outputs import doubts, print_warnings, write_phase
 from rovrm.training.phase_data import PhaseData
 from rovrm.training.plan import settings_of, start_of
-from rovrm.training.resume import check_same_data, complete_checkpoint, epochs_done, fingerprint, images_mark
+from rovrm.training.resume import (
+    check_same_data,
+    complete_checkpoint,
+    epochs_done,
+    fingerprint,
+    images_mark,
+    template_mark,
+)
+from rovrm.training.setup import Parts, model_parts
 from rovrm.training.trainer import RewardConfig, RewardTrainer
 
 
+class Task:
+    """What a run trains: a reward model. A policy differs in these steps (`rovrm.alignment.tuning`)."""
+
+    what = "reward model"
+
+    def parts(self, config: TrainConfig, first: Phase) -> Parts:
+        """What reading rows needs; raises UserError for a model that cannot be trained."""
+        parts = model_parts(config, first)
+        start = start_of(config, first)
+        if has_adapter(start) and not brings_head(Path(start)):
+            raise UserError(
+                f"init_from={config.init_from!r} is an adapter without a trained `score`, such as rovrm.dpo writes; "
+                "give one of rovrm.train"
+            )
+        return parts
+
+    def load(self, config: TrainConfig, name: str, dtype: torch.dtype) -> Any:
+        """The model of a base or a checkpoint."""
+        return load_reward_model(name, dtype, config.tuning == "qlora", config.trust_remote_code)
+
+    def trainer(
+        self, config: TrainConfig, phase: Phase, model: Any, arguments: RewardConfig, data: PhaseData, processor: Any
+    ) -> RewardTrainer:
+        """The trainer of a phase, ready to train."""
+        log = LogFile(phase.folder(config.out) / "trainer_log.jsonl")
+        return RewardTrainer(model, arguments, data.train, data.held_out, processor, callbacks=[log])
+
+    def describe(self, config: TrainConfig) -> str:
+        """What a dry run says first."""
+        return f"{self.what}: Plackett-Luce, center_rewards_coefficient={config.center_rewards_coefficient:g}"
+
+    def record(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What phase.json says beyond what every phase's does, from the metrics on the held-out rows."""
+        return {}
+
+    def write(self, config: TrainConfig, phase: Phase, trainer: Any, record: dict[str, Any], last: bool) -> None:
+        """Writes the folder of a trained phase."""
+        write_phase(config, phase, trainer, record, last)
+
+    def what_next(self, folder: str) -> str:
+        """What to do with the last phase's folder."""
+        return f"score with it: python -m rovrm.score model={shlex.quote(folder)} in=pairs.jsonl out=scores.jsonl"
+
+
 def run_phase(
-    config: TrainConfig, phase: Phase, data: PhaseData, processor: Any, arguments: RewardConfig, last: bool
+    config: TrainConfig,
+    phase: Phase,
+    data: PhaseData,
+    processor: Any,
+    arguments: RewardConfig,
+    last: bool,
+    task: Task,
 ) -> None:
     """Trains one phase, or goes on with it at its newest checkpoint, and writes its folder.
 
@@ -35,12 +94,14 @@ def run_phase(
         processor: of the model that it starts from.
         arguments: the trainer's.
         last: whether it is the last phase of the run, which gets the merged checkpoint.
+        task: what is trained.
     """
     state, folder = PartialState(), phase.folder(config.out)
     start = start_of(config, phase)
     checkpoint = complete_checkpoint(folder / "checkpoints", state.is_main_process)
     rows = [*data.train, *data.held_out]
     plan = {"data": fingerprint(rows), "images": images_mark(rows), "processes": state.num_processes}
+    plan["template"] = template_mark(processor)
     if checkpoint:
         check_same_data(folder, plan, state.is_main_process)
     if state.is_main_process:
@@ -49,12 +110,11 @@ def run_phase(
             f"{checkpoint or start}; {state.num_processes} processes"
         )
     set_seed(config.seed)
-    model = model_of(config, phase, start)
+    model = model_of(config, phase, start, task)
     if state.is_main_process:
         write_json(folder / "settings.json", settings_of(config, phase) | {"plan": plan})
-    log = LogFile(folder / "trainer_log.jsonl")
     try:
-        trainer = RewardTrainer(model, arguments, data.train, data.held_out, processor, callbacks=[log])
+        trainer = task.trainer(config, phase, model, arguments, data, processor)
     except (ImportError, ValueError) as error:
         raise UserError(f"transformers cannot set up the trainer: {error}") from error
     epochs_before = epochs_done(checkpoint)  # read now: training removes old checkpoints, this one too
@@ -62,14 +122,14 @@ def run_phase(
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
     epochs = (trainer.state.epoch or 0.0) - epochs_before  # those of this process
-    record = _record(trainer, data, seconds, epochs)
+    record = _record(trainer, data, seconds, epochs, task)
     record["warnings"] = doubts(record, phase.name, arguments.learning_rate)
-    write_phase(config, phase, trainer, record, last)
+    task.write(config, phase, trainer, record, last)
     if state.is_main_process and not last:  # the last phase's are printed with those of all
         print_warnings([record])
 
 
-def _record(trainer: RewardTrainer, data: PhaseData, seconds: float, epochs: float) -> dict[str, Any]:
+def _record(trainer: RewardTrainer, data: PhaseData, seconds: float, epochs: float, task: Task) -> dict[str, Any]:
     """What phase.json and summary.json say of a trained phase, its metrics on the held-out rows among it."""
     metrics = trainer.evaluate()
     return {
@@ -86,16 +146,16 @@ def _record(trainer: RewardTrainer, data: PhaseData, seconds: float, epochs: flo
         "seconds": seconds,
         "pairs_per_second": len(data.train) * epochs / seconds,
         "shared_rows": trainer.collator.shared,
-    }
+    } | task.record(metrics)
 
 
-def model_of(config: TrainConfig, phase: Phase, start: str) -> Any:
+def model_of(config: TrainConfig, phase: Phase, start: str, task: Task) -> Any:
     """The model of a phase, with what trains set up: the base with an adapter (a fresh one, or the one that the phases
     continue), or all weights of the previous phase's checkpoint."""
     full = config.tuning == "full"
     dtype = torch.float32 if full else numeric_type(config.dtype, config.on_cpu)
     base = base_of(Path(start)) if has_adapter(start) else start
-    model: Any = load_reward_model(base, dtype, config.tuning == "qlora", config.trust_remote_code)
+    model: Any = task.load(config, base, dtype)
     if has_adapter(start):
         model = load_adapter(model, start, trainable=True)
     elif not full:

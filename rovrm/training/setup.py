@@ -13,10 +13,11 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from rovrm.common.errors import UserError
 from rovrm.model.adapters import base_of, has_adapter, training_processor
+from rovrm.model.chat import prepare_template
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import four_bit, load_config, numeric_type, reward_class
 from rovrm.settings.command_line import parse
-from rovrm.settings.keys import TrainConfig, with_rates
+from rovrm.settings.keys import DpoConfig, TrainConfig, with_rates
 from rovrm.settings.phases import Phase
 from rovrm.training.plan import start_of
 from rovrm.training.trainer import RewardConfig
@@ -41,12 +42,13 @@ def with_default(config: TrainConfig, argv: list[str], prog: str) -> TrainConfig
     """
     if config.model:
         return with_rates(config)
-    from rovrm.world.default import BASE, SECTIONS, SETTINGS
+    from rovrm.world.default import BASE, POLICY_SECTIONS, SECTIONS, SETTINGS
 
     if process_state(config).is_main_process:
         print("no model= given: this is the shipped tiny default, which knows a small world (rovrm/world/README.md)")
     # Read again: of the first reading nobody can tell a key that was given from one that has its default.
-    return with_rates(replace(parse(TrainConfig, argv, prog, SETTINGS | SECTIONS), model=BASE))
+    sections = POLICY_SECTIONS if isinstance(config, DpoConfig) else SECTIONS
+    return with_rates(replace(parse(type(config), argv, prog, SETTINGS | sections), model=BASE))
 
 
 # ---- the model's config, its processor, the collator -----------------------------------------------------------------
@@ -60,8 +62,11 @@ class Parts(NamedTuple):
     collator: RewardCollator
 
 
-def model_parts(config: TrainConfig, first: Phase) -> Parts:
+def model_parts(config: TrainConfig, first: Phase, policy: bool = False) -> Parts:
     """The model's config, processor and collator, for a run whose first phase is `first`.
+
+    policy: whether a language model is trained, and not a reward model: it is saved with a chat template as it was,
+    which is prepared anew for each phase.
 
     The processor, with its chat template, is that of what the first phase starts from. Raises UserError for a model or
     an `init_from` that nothing could be trained from.
@@ -70,7 +75,9 @@ def model_parts(config: TrainConfig, first: Phase) -> Parts:
     start = start_of(config, first)
     _check_start(config, start, model_config)
     processor = training_processor(config.model, start, config.chat_template, config.trust_remote_code, model_config)
-    collator = RewardCollator(processor, model_config, config.rows, config.batch_tokens)
+    if policy:
+        prepare_template(processor)
+    collator = RewardCollator(processor, model_config, config.rows)
     return Parts(model_config, processor, collator)
 
 

@@ -1,4 +1,4 @@
-"""`RewardTrainer`: transformers.Trainer with shared-prefix rows, token-budget batches and the ranking loss.
+"""`RewardTrainer`: transformers.Trainer with shared prompts, token-budget batches and the ranking loss.
 
     trainer = RewardTrainer(model, RewardConfig(output_dir="out"), train_dataset, eval_dataset, processor, peft_config)
     trainer.train()
@@ -11,7 +11,7 @@ they depend neither on batching nor on the number of processes.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,20 +26,21 @@ from rovrm.common.errors import UserError
 from rovrm.common.intervals import wilson95
 from rovrm.data.example import Example
 from rovrm.data.loading import as_examples
-from rovrm.model.batches import batch_loader, collect_rewards, plan_batches, split_batch
+from rovrm.model.batches import batch_loader, collect_rewards, fitting_into_memory, plan_batches, split_batch
 from rovrm.model.chat import prepare_template
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import is_reward_model, load_processor, load_reward_model
 from rovrm.training.callbacks import LiveBar, TimedCheckpoints
 from rovrm.training.checks import check_examples
-from rovrm.training.losses import batch_sums, compare, preference_loss, ranking_metrics
+from rovrm.training.losses import Comparisons, batch_sums, compare, preference_loss, ranking_metrics
+from rovrm.training.sharding import check_sharding, prepare_sharding
 
 
 @dataclass
 class RewardConfig(TrainingArguments):
     """TrainingArguments, where `per_device_train_batch_size` counts prompts of one forward at most, and these:"""
 
-    rows: str = field(default="auto", metadata={"help": "auto, shared or separate: one row per prompt or per response"})
+    rows: str = field(default="auto", metadata={"help": "auto, shared (a prompt is run once for all) or separate"})
     batch_tokens: int = field(default=16384, metadata={"help": "padded tokens of one forward per device, at most"})
     max_length: int = field(
         default=2048, metadata={"help": "tokens of the longest conversation; longer rows are refused"}
@@ -52,10 +53,16 @@ class RewardConfig(TrainingArguments):
     first_checkpoint_minutes: float = field(default=0.0, metadata={"help": "from the start, at most; 0 = off"})
     checkpoint_minutes: float = field(default=0.0, metadata={"help": "from one to the next, at most; 0 = off"})
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """transformers', but a share of the steps never takes all of them: a run of one step would have a rate of 0."""
+        steps = super().get_warmup_steps(num_training_steps)
+        return min(steps, num_training_steps - 1) if self.warmup_steps < 1 else steps
+
     def __post_init__(self):
         super().__post_init__()
         if self.remove_unused_columns:
             raise UserError("remove_unused_columns=True would drop the images; leave it False")
+        check_sharding(self)
 
 
 class RewardTrainer(Trainer):
@@ -66,6 +73,9 @@ class RewardTrainer(Trainer):
     loaded when model is a name; on a language model its chat template is prepared (`chat.prepare_template`).
     peft_config: a PEFT config, for instance of `rovrm.model.adapters.lora_config`, put on the model here.
     """
+
+    collator_class: type[RewardCollator] = RewardCollator
+    load_model = staticmethod(load_reward_model)
 
     def __init__(
         self,
@@ -83,7 +93,7 @@ class RewardTrainer(Trainer):
             )
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
-            model = load_reward_model(model)
+            model = self.load_model(model)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -96,7 +106,7 @@ class RewardTrainer(Trainer):
         if not is_reward_model(model.config):
             prepare_template(processing_class)
         _give_pad_token(model.config, processing_class)
-        collator = RewardCollator(processing_class, model.config, args.rows, args.batch_tokens)
+        collator = self.collator_class(processing_class, model.config, args.rows)
         self.config, self.collator = args, collator
         self.train_examples = _measured(train_dataset, collator, args)
         self.eval_examples = _measured(eval_dataset, collator, args)
@@ -109,6 +119,9 @@ class RewardTrainer(Trainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled:
+            prepare_sharding(self.accelerator, model)
+        self._loss_shifts_labels = False  # labels are ranks: of a language model Trainer would leave the first out
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch, the responses of all devices
         self.eval_rewards: list[list[float]] = []  # of the last evaluation, one list per example
         if not args.disable_tqdm:
@@ -151,7 +164,7 @@ class RewardTrainer(Trainer):
         if not self._saves_a_whole_model():
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         target: Any = self.model if model is None else model
-        target.load_state_dict(load_reward_model(resume_from_checkpoint).state_dict())
+        target.load_state_dict(self.load_model(resume_from_checkpoint).state_dict())
 
     def _load_best_model(self) -> None:
         if not self._saves_a_whole_model():
@@ -165,14 +178,20 @@ class RewardTrainer(Trainer):
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(getattr(dataloader.dataset, "examples", dataloader.dataset))  # type: ignore[arg-type]
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.args.auto_find_batch_size:  # which goes by torch's own error
+            return super().training_step(model, inputs, num_items_in_batch)
+        with fitting_into_memory(len(inputs["labels"])):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     # ---- loss --------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss per response: of the whole optimizer step where Trainer counts it, else of this batch."""
         model_inputs, ours = split_batch(inputs)
         outputs = model(**model_inputs)
-        pairs = compare(outputs.logits, ours["labels"], ours["list_ids"])
-        loss = preference_loss(pairs, ours["margins"], self.config.center_rewards_coefficient)
+        pairs = compare(self.rewards(outputs, ours), ours["labels"], ours["list_ids"])
+        loss = self.summed_loss(pairs, outputs, ours)
         if num_items_in_batch is None:
             loss = loss / max(len(pairs.rewards), 1)
         else:  # DistributedDataParallel averages gradients over the processes: undo it where the items are of all
@@ -182,6 +201,14 @@ class RewardTrainer(Trainer):
             self._count(pairs, model_inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def rewards(self, outputs: Any, ours: dict[str, Tensor]) -> Tensor:
+        """(conversations,) the rewards of a batch, from what the model returned and the batch's LOSS_KEYS."""
+        return outputs.logits[:, 0]
+
+    def summed_loss(self, pairs: Comparisons, outputs: Any, ours: dict[str, Tensor]) -> Tensor:
+        """The batch's loss, of which each list counts once per response (`losses.preference_loss`)."""
+        return preference_loss(pairs, ours["margins"], self.config.center_rewards_coefficient)
+
     # ---- metrics -----------------------------------------------------------------------------------------------------
 
     def _reset_metrics(self) -> None:
@@ -190,8 +217,8 @@ class RewardTrainer(Trainer):
         self._since = time.perf_counter()
 
     def _count(self, pairs: Any, model_inputs: dict[str, Tensor]) -> None:
-        attended = model_inputs.get("segment_ids")
-        tokens = (attended >= 0).sum() if attended is not None else model_inputs["attention_mask"].sum()
+        masks = [model_inputs[name] for name in ("attention_mask", "answer_attention_mask") if name in model_inputs]
+        tokens = torch.stack([mask.sum() for mask in masks]).sum()
         if len(pairs.rewards):
             self._sums += torch.cat([batch_sums(pairs), tokens.double()[None]])
             low, high = pairs.rewards.detach().double().aminmax()
@@ -243,7 +270,7 @@ class RewardTrainer(Trainer):
                 f"rewards are not finite after step {self.state.global_step}: the model is broken; lower the learning "
                 "rate, or look for broken weights in the base model"
             )
-        metrics = ranking_metrics(self.eval_rewards, [e.ranks for e in examples], [e.margin for e in examples])
+        metrics = self.metrics(examples)
         metrics["accuracy_low"], metrics["accuracy_high"] = wilson95(metrics["accuracy"], len(examples))
         metrics["examples"] = len(examples)
         metrics["pairs_per_second"] = len(examples) / (time.perf_counter() - started)
@@ -253,20 +280,34 @@ class RewardTrainer(Trainer):
         self._since += time.perf_counter() - started  # pairs_per_second of training leaves evaluation out
         return named
 
+    def metrics(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Of the examples whose rewards are `eval_rewards`."""
+        return ranking_metrics(self.eval_rewards, [e.ranks for e in examples], [e.margin for e in examples])
+
     def predict_rewards(self, examples: Sequence[Example]) -> list[list[float]]:
         """The rewards of every response of every measured example, the same on every process."""
-        self._rewards: dict[int, dict[int, float]] = {}  # of this process, by example and response
+        return self._predict(examples, self.rewards)
+
+    def _predict(
+        self, examples: Sequence[Example], of_batch: Callable[[Any, dict[str, Tensor]], Tensor]
+    ) -> list[list[float]]:
+        """A number for every response of every measured example, the same on every process.
+
+        of_batch: (conversations,) those of a batch, from what the model returned and the batch's LOSS_KEYS.
+        """
+        self._of_batch = of_batch
+        self._predicted: dict[int, dict[int, float]] = {}  # of this process, by example and response
         self.evaluation_loop(self._loader(examples, self.args.per_device_eval_batch_size, None), "Evaluation", True)
         merged: dict[int, dict[int, float]] = {}
-        for part in gather_object([self._rewards]) if self.args.world_size > 1 else [self._rewards]:
+        for part in gather_object([self._predicted]) if self.args.world_size > 1 else [self._predicted]:
             merged.update(part)
         return [[merged[i][j] for j in range(len(e.responses))] for i, e in enumerate(examples)]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """One evaluation forward; its rewards are kept for `predict_rewards`, nothing is returned to be averaged."""
+        """One evaluation forward; what it gives is kept for `_predict`, nothing is returned to be averaged."""
         model_inputs, ours = split_batch(self._prepare_inputs(inputs))  # type: ignore[arg-type]
-        with torch.no_grad():
-            collect_rewards(ours, model(**model_inputs).logits, self._rewards)
+        with torch.no_grad(), fitting_into_memory(len(ours["labels"])):
+            collect_rewards(ours, self._of_batch(model(**model_inputs), ours), self._predicted)
         return None, None, None
 
 

@@ -26,3 +26,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "selection": {"warmup_pool": 1024, "warmup_target": 1024, "learning_rate": 1e-3, "width": 2048},
 }
+# Of a policy (`python -m rovrm.dpo`): the same pairs.
+POLICY_SECTIONS: dict[str, dict[str, Any]] = {
+    "text": SECTIONS["text"] | {"learning_rate": 1e-4},
+    "caption": SECTIONS["caption"] | {"learning_rate": 1e-4},
+    "visual": SECTIONS["visual"] | {"learning_rate": 1e-4, "epochs": 1.0},
+    "selection": SECTIONS["selection"],
+}

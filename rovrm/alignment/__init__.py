@@ -1,0 +1,1 @@
+"""What is done to a policy: trained on preferences (`rovrm.dpo`)."""
