@@ -63,6 +63,7 @@ def select_phases(config: TrainConfig, argv: list[str], main_process: bool) -> N
     from rovrm.selection.stage import check_selection, read_phases, select_data
     from rovrm.training.dry_run import print_dry_run
     from rovrm.training.estimates import run_bytes
+    from rovrm.training.run import Task
     from rovrm.training.setup import check_services, model_parts, trainer_arguments, with_default
 
     config = with_default(config, argv, PROG)
@@ -80,7 +81,7 @@ def select_phases(config: TrainConfig, argv: list[str], main_process: bool) -> N
     data = read_phases(config, phases, parts.collator, main_process)
     if config.dry_run:
         if main_process:
-            print_dry_run(config, {phase: data[phase] for phase in choosing}, parts)
+            print_dry_run(config, {phase: data[phase] for phase in choosing}, parts, Task())
         return
     needed = run_bytes(config, parts.model_config, data) if main_process else 0
     with room_for(config.out, needed, "the warm-up and features"):

@@ -82,7 +82,7 @@ def _run(config: TrainConfig, argv: list[str], prog: str, task: Any, main_proces
     if config.dry_run:
         if main_process:
             print(task.describe(config))
-            print_dry_run(config, {phase: data[phase] for phase in todo}, parts)
+            print_dry_run(config, {phase: data[phase] for phase in todo}, parts, task)
         return
     steps = {phase: optimizer_steps(config, phase, data[phase], parts.collator) for phase in todo}
     needed = run_bytes(config, parts.model_config, data, arguments, steps) if main_process and todo else 0

@@ -15,6 +15,7 @@ from rovrm.common.errors import UserError
 from rovrm.common.files import saving, write_json
 from rovrm.common.intervals import share_in_words
 from rovrm.model.adapters import ADAPTER, brings_head, has_adapter, load_adapter, processor_of
+from rovrm.model.answer_collator import AnswerCollator
 from rovrm.model.likelihood import likelihood_class, load_policy_model
 from rovrm.model.loading import load_config, load_processor
 from rovrm.settings.keys import DpoConfig
@@ -33,6 +34,7 @@ class PolicyTask(Task):
     """What `rovrm.dpo` trains."""
 
     what = "policy"
+    collator_class = AnswerCollator
 
     def parts(self, config: DpoConfig, first: Phase) -> Parts:  # type: ignore[override]
         likelihood_class(config.model, load_config(config.model, config.trust_remote_code))

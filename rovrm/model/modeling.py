@@ -61,6 +61,15 @@ class PrefixCache(DynamicCache):
             state.layers[i] = state._of_owners(i)
         return state
 
+    @property
+    def nbytes(self) -> int:
+        """Of the state behind the prefixes, in all layers."""
+        tensors = []
+        for layer in self.after:
+            for value in vars(layer).values():
+                tensors += [v for v in (value.values() if isinstance(value, dict) else [value]) if torch.is_tensor(v)]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         return self._layer("keys", layer_idx).update(key_states, value_states, *args, **kwargs)
 

@@ -23,6 +23,7 @@ from rovrm.model.adapters import ADAPTER, add_adapter, set_trainable
 from rovrm.model.loading import load_reward_model, numeric_type, weights_mark
 from rovrm.selection.layers import chosen_layers
 from rovrm.settings.keys import TrainConfig
+from rovrm.training.memory import adapt_to_memory
 from rovrm.training.resume import accept_older_note, complete_checkpoint, fingerprint, images_mark
 from rovrm.training.trainer import RewardConfig, RewardTrainer
 
@@ -55,6 +56,7 @@ def warm_up(
             "selection takes whole gradients of whole layers, which FSDP and DeepSpeed split; run python -m "
             "rovrm.select without them first, training then finds what it chose"
         )
+    adapt_to_memory(trainer, folder, bool(checkpoint), config.trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if state.is_main_process:
         unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model)

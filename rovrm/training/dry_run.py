@@ -1,25 +1,31 @@
 """What `python -m rovrm.train dry_run=true` prints: rendered rows, image tokens, lengths, steps and memory."""
 
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from rovrm.data.example import Example
+from rovrm.model.adapters import set_trainable
 from rovrm.model.batches import plan_batches
 from rovrm.model.collator import RewardCollator, why_not_shared
 from rovrm.settings.keys import TrainConfig
-from rovrm.settings.phases import Phase
+from rovrm.settings.phases import VISUAL, Phase
 from rovrm.training.estimates import parameter_counts
+from rovrm.training.memory import free_memory, in_words, largest_batch, step_memory
 from rovrm.training.phase_data import PhaseData
-from rovrm.training.setup import Parts
+from rovrm.training.run import Task, new_model
+from rovrm.training.setup import Parts, trainer_arguments
 
 QUANTILES = (50, 90, 99)  # per cent of the lengths that are printed
 LOOKED_AT = 32  # rows whose image tokens are counted
 
 
-def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Parts) -> None:
+def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Parts, task: Task) -> None:
     """Prints everything a run would start with, from the data that it would train on.
 
     Nothing is trained; of a run's files only the lists of rejected rows are written, by what read the data. Raises
@@ -30,6 +36,8 @@ def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Part
     rows = "shared" if collator.shared else "separate"
     print(f"model {config.model}: rows are {rows}" + (f" ({reason})" if reason else ""))
     _print_memory(config, model_config)
+    model = _loaded(config, task)
+    training_collator = task.collator_class(parts.processor, model_config, config.rows)
     for phase, phase_data in data.items():
         print(f"\n{phase}")
         section = config.section(phase)
@@ -41,6 +49,8 @@ def print_dry_run(config: TrainConfig, data: dict[Phase, PhaseData], parts: Part
         print(f"  {counts}, {len(phase_data.rejected)} skipped")
         _print_lengths(phase_data.train, collator)
         _print_steps(config, phase, phase_data.train, collator)
+        if model is not None:
+            _print_step_memory(config, phase, phase_data.train, model, training_collator)
         _print_example(phase_data.train[0], collator)
 
 
@@ -113,8 +123,7 @@ def _batches_of_an_epoch(config: TrainConfig, examples: list[Example], collator:
 
 
 def _print_memory(config: TrainConfig, model_config: Any) -> None:
-    """Prints the memory of weights, gradients and Adam's two moments. Activations come on top and depend on
-    batch_tokens."""
+    """Prints the memory of weights, gradients and Adam's two moments."""
     total, trained = parameter_counts(config, model_config)
     kind, frozen_bytes = _frozen_weights(config)
     trained_bytes = 12  # float32: gradient and two moments
@@ -125,6 +134,32 @@ def _print_memory(config: TrainConfig, model_config: Any) -> None:
         f"  {total / 1e6:.1f}M parameters, up to {trained / 1e6:.1f}M trained ({config.tuning}): about {gibibytes:.2f} "
         f"GiB on a GPU for weights ({kind}; what trains is float32), gradients and Adam, activations on top"
     )
+
+
+def _loaded(config: TrainConfig, task: Task) -> Any:
+    """The model as phases train it, to be measured; None, which is said, where it is too large for this machine or not
+    here yet."""
+    if not os.path.isdir(config.model):
+        print("  activations: a run measures them before its first step; a dry run where model= is a folder")
+        return None
+    files = Path(config.model).glob("*.safetensors")
+    device = torch.device("cuda" if torch.cuda.is_available() and not config.on_cpu else "cpu")
+    if sum(file.stat().st_size for file in files) > free_memory(device):
+        print("  activations: not measured, the weights alone do not fit into this machine's memory")
+        return None
+    return new_model(config, config.model, task).to(device)
+
+
+def _print_step_memory(
+    config: TrainConfig, phase: Phase, examples: list[Example], model: Any, collator: RewardCollator
+) -> None:
+    set_trainable(model, visual=phase == VISUAL, full=config.tuning == "full")
+    device = next(model.parameters()).device
+    arguments = trainer_arguments(config, phase)
+    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+        memory = step_memory(model, collator, examples, device)
+    tokens = largest_batch(examples, collator, arguments, config.batch_tokens)
+    print(f"  {in_words(memory, tokens, bool(arguments.activation_checkpointing))}")
 
 
 def _frozen_weights(config: TrainConfig) -> tuple[str, float]:

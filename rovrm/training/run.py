@@ -13,10 +13,12 @@ from rovrm.common.errors import UserError
 from rovrm.common.files import write_json
 from rovrm.common.intervals import wilson95
 from rovrm.model.adapters import add_adapter, base_of, brings_head, has_adapter, load_adapter, set_trainable
+from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import load_reward_model, numeric_type
 from rovrm.settings.keys import TrainConfig
 from rovrm.settings.phases import VISUAL, Phase
 from rovrm.training.callbacks import LogFile
+from rovrm.training.memory import adapt_to_memory
 from rovrm.training.outputs import doubts, print_warnings, write_phase
 from rovrm.training.phase_data import PhaseData
 from rovrm.training.plan import settings_of, start_of
@@ -36,6 +38,7 @@ class Task:
     """What a run trains: a reward model. A policy differs in these steps (`rovrm.alignment.tuning`)."""
 
     what = "reward model"
+    collator_class: type[RewardCollator] = RewardCollator
 
     def parts(self, config: TrainConfig, first: Phase) -> Parts:
         """What reading rows needs; raises UserError for a model that cannot be trained."""
@@ -117,6 +120,7 @@ def run_phase(
         trainer = task.trainer(config, phase, model, arguments, data, processor)
     except (ImportError, ValueError) as error:
         raise UserError(f"transformers cannot set up the trainer: {error}") from error
+    adapt_to_memory(trainer, folder, bool(checkpoint), config.trainer)
     epochs_before = epochs_done(checkpoint)  # read now: training removes old checkpoints, this one too
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -152,13 +156,21 @@ def _record(trainer: RewardTrainer, data: PhaseData, seconds: float, epochs: flo
 def model_of(config: TrainConfig, phase: Phase, start: str, task: Task) -> Any:
     """The model of a phase, with what trains set up: the base with an adapter (a fresh one, or the one that the phases
     continue), or all weights of the previous phase's checkpoint."""
-    full = config.tuning == "full"
-    dtype = torch.float32 if full else numeric_type(config.dtype, config.on_cpu)
-    base = base_of(Path(start)) if has_adapter(start) else start
-    model: Any = task.load(config, base, dtype)
     if has_adapter(start):
-        model = load_adapter(model, start, trainable=True)
-    elif not full:
-        model = add_adapter(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
-    set_trainable(model, visual=phase == VISUAL, full=full)
+        model = load_adapter(task.load(config, base_of(Path(start)), _frozen_type(config)), start, trainable=True)
+    else:
+        model = new_model(config, start, task)
+    set_trainable(model, visual=phase == VISUAL, full=config.tuning == "full")
     return model
+
+
+def new_model(config: TrainConfig, base: str, task: Task) -> Any:
+    """The model of a base or a checkpoint, with a fresh adapter on it unless all of it is to train."""
+    model: Any = task.load(config, base, _frozen_type(config))
+    if config.tuning == "full":
+        return model
+    return add_adapter(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
+
+
+def _frozen_type(config: TrainConfig) -> torch.dtype:
+    return torch.float32 if config.tuning == "full" else numeric_type(config.dtype, config.on_cpu)
