@@ -91,8 +91,9 @@ class ChatTemplate:
         question = [message_of("user", mark(0))]
         texts = [self._sample().partition(mark(1))[0]]
         texts += [self._apply(question, answering=True, thinking=thinking) for thinking in (None, False, True)]
-        found = {text.partition(mark(0))[2].strip() for text in texts} - {""}
-        return sorted(found, key=len, reverse=True)
+        behind = [text.partition(mark(0))[2] for text in texts]
+        behind += [text.partition("<think>")[0] for text in behind]  # the answer brings a thought of its own
+        return sorted({text.strip() for text in behind} - {""}, key=len, reverse=True)
 
     def head(self) -> str:
         """What the template writes in front of the first question, such as "USER: "."""
