@@ -460,14 +460,9 @@ def test_an_answer_that_ends_the_thought_of_its_prompt_is_that_thought(processor
     chat = ChatTemplate(processor_with(file))
     for bare in ("Two and three.\n</think>\n\nFive.", "\nHm.\n</think>\n\n5", "So.</think>5"):
         whole = "<think>\n" + bare.lstrip()
-        if "<think>" not in chat.openings()[0] or not any(text.endswith("<think>") for text in chat.openings()):
-            with pytest.raises(UserError):
-                chat.conversations(example(TURNS, responses=[bare]))
+        if not any(text.endswith("<think>") for text in chat.openings()):
             continue
-        try:
-            expected = chat.conversations(example(TURNS, responses=[whole]))
-        except UserError:
-            continue
+        expected = chat.conversations(example(TURNS, responses=[whole]))
         assert chat.conversations(example(TURNS, responses=[bare])) == expected
 
 

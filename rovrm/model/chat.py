@@ -108,8 +108,8 @@ class ChatTemplate:
         """The response with the `<think>` that the template wrote into its prompt, where it ends that thought."""
         if "</think>" not in response or "<think>" in response:
             return response
-        asked = self._apply([message_of("user", mark(0))], answering=True, thinking=None)
-        return f"<think>\n{response.lstrip()}" if asked.rstrip().endswith("<think>") else response
+        opened = any(text.endswith("<think>") for text in self.openings())
+        return f"<think>\n{response.lstrip()}" if opened else response
 
     def ending(self) -> str:
         """What the template writes behind the last answer, such as " </s>"."""
