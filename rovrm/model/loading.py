@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 from rovrm.common.errors import UserError, first_line, offline
 from rovrm.common.files import read_json
 from rovrm.model import modeling
+from rovrm.model.chat import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
         raise UserError(
             f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
         )
+    if not chat_template and is_reward_model(config):
+        _check_reading(name, processor, config)
     if chat_template:
         path = Path(chat_template)
         if not path.is_file():
@@ -63,6 +66,22 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
         except (OSError, ValueError) as error:
             raise UserError(f"chat_template={chat_template!r} cannot be read ({error}); give UTF-8 text") from error
     return processor
+
+
+def _check_reading(name: str, processor: Any, config: Any) -> None:
+    """Raises UserError for a classifier of others whose own class reads at another token than ours: with the end of
+    turn as padding, in front of it."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    pad = getattr(config.get_text_config(), "pad_token_id", None)
+    if pad is None or getattr(config, "auto_map", None) or not getattr(processor, "chat_template", None):
+        return
+    ending = tokenizer(ChatTemplate(processor).ending().strip(), add_special_tokens=False)["input_ids"]
+    if pad in ending[-1:]:
+        token = tokenizer.convert_ids_to_tokens(pad)
+        raise UserError(
+            f"{name!r} has its end of turn {token!r} as padding (pad_token_id={pad}), so its own class reads the "
+            "reward in front of it, and rovrm at it; score it with transformers, or train a new head with rovrm.train"
+        )
 
 
 def load_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -169,6 +188,11 @@ def load_reward_model(
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
     with loading("model", name, CONFIG + WEIGHTS), no_key_table():
         model_class: Any = reward_class(name, config)
+        if is_reward_model(config) and config.num_labels != 1:
+            raise UserError(
+                f"model {name!r} has a head of num_labels={config.num_labels} labels, and a reward model has one; give "
+                "a checkpoint with num_labels=1, or the language model that it was made from"
+            )
         set_head(config)
         config._attn_implementation = None  # the class's own, sdpa or eager: flash attention takes no right padding
         model, info = model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **options)
