@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedMod
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from rovrm.common.errors import UserError, first_line, offline
+from rovrm.common.errors import UserError, broken_torchvision, first_line, offline
 from rovrm.common.files import read_json
 from rovrm.model import modeling
 from rovrm.model.chat import ChatTemplate
+from rovrm.model.video import without_video
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
     options = {"trust_remote_code": trust_remote_code}
     config = config or load_config(name, trust_remote_code)
     auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
-    with loading("the processor of", name, PROCESSOR):
+    with loading("the processor of", name, PROCESSOR), without_video():
         processor = auto.from_pretrained(name, **options)
     if auto is AutoProcessor and not hasattr(processor, "tokenizer"):  # what AutoProcessor gives for a lone tokenizer
         raise UserError(
@@ -111,6 +112,8 @@ def loading(what: str, name: str, files: tuple[str, ...]) -> Iterator[None]:
     except BaseException as error:  # Rust's panics are no Exceptions
         if isinstance(error, UserError) or not of_damage(error):
             raise
+        if broken := broken_torchvision(error):
+            raise broken from error
         raise damaged(f"cannot load {what}", name, files, error) from error
 
 
@@ -128,10 +131,10 @@ def damaged(what: str, name: str, files: tuple[str, ...], error: BaseException) 
         paths = {path for pattern in files for path in Path(name).glob(pattern)}
     suspects = [path for path in sorted(paths) if _is_broken(path)] or sorted(paths)
     remedy = f"; mend {', '.join(path.name for path in suspects)} there, or copy it again" if suspects else ""
-    if isinstance(error, ImportError):  # nothing is damaged: a package is missing, as torchvision for many processors
+    if isinstance(error, ImportError):  # nothing is damaged: a package is missing
         remedy = "; install that package"
-        if "torchvision" in str(error).lower():
-            remedy = "; install torchvision, the extra `vision`: pip install -c constraints.txt -e '.[vision]'"
+        if "torchvision" in str(error).lower():  # for image processors that have no other half
+            remedy = "; install torchvision from the index that torch came from"
     reason = " ".join(str(error).split())[:300]
     if not reason or not isinstance(error, OSError | ValueError | UserError):  # whose texts say nothing without it
         reason = f"{type(error).__name__} {reason}".strip()
