@@ -1,6 +1,7 @@
 """/get_reward of a conversation that a real chat template has rendered is /score of its messages, or is refused."""
 
 import base64
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from rovrm.common.errors import UserError
-from rovrm.model.chat import prepare_template
+from rovrm.model.chat import encode, prepare_template
 from rovrm.model.loading import load_processor, load_reward_model
 from rovrm.model.scorer import RewardScorer
 from rovrm.serving.openrlhf import look_at_template, openrlhf_rows
@@ -73,10 +74,13 @@ def conversation(shape: dict[str, Any]) -> list[dict[str, Any]]:
     return messages[:-1]
 
 
+template_of = functools.cache(look_at_template)
+
+
 def get_reward(scorer: RewardScorer, query: str, prompt: str, images: list[Any]) -> list[float]:
     """What the path /get_reward does with one query."""
     pictures = [base64.b64encode(encoded(image)).decode() for image in images]
-    rows = openrlhf_rows([query], [prompt], [pictures], look_at_template(scorer))
+    rows = openrlhf_rows([query], [prompt], [pictures], template_of(scorer))
     return scorer.score_batch(check(rows, scorer, ServeConfig(model="tiny")).examples)[0]
 
 
@@ -87,7 +91,7 @@ def test_a_rendered_conversation_is_scored_as_its_messages(scorer_with, file: Pa
     chat = scorer.collator.chat
     same: list[str] = []
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(shape=shapes)
     def agrees(shape: dict[str, Any]) -> None:
         messages = conversation(shape)
@@ -152,3 +156,26 @@ def test_a_rendered_prompt_with_data_sets_placeholders_or_the_wrong_count(scorer
     numbered = prompt.format("<image 2>", "<image 1>")
     with pytest.raises(Refusal, match="holds '<image 2>'; send <image>"):
         get_reward(scorer, f"{numbered} Blue.", numbered, pictures)
+
+
+@pytest.mark.parametrize(
+    "family", ["llava", "llava_next", "qwen2_5_vl", "internvl", "gemma3", "idefics3", "smolvlm", "mllama"]
+)
+def test_a_query_decoded_from_the_tokens_of_a_policy(family_folder, tmp_path, family):
+    """It holds every token of a picture, and those that the processor adds around: read as one picture, or refused."""
+    folder = write_reward_model(family_folder(family), tmp_path, spread=0.3)
+    scorer = RewardScorer(load_reward_model(folder), load_processor(folder))
+    blocks = [block(kind) for kind in ("image", "What is it?")]
+    messages = [*conversation({"system": None, "turns": [["Hi."]]}), {"role": "assistant", "content": "So."}]
+    messages.append({"role": "user", "content": blocks})
+    picture = noise(0, (40, 32))
+    [measured] = scorer.measure([{"prompt": messages, "responses": ["Blue."], "images": [picture]}])
+    prompt = scorer.collator.chat.prompt(measured)
+    batch = encode(scorer.processor, [prompt], [[picture]])
+    decoded = scorer.collator.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=False)
+    try:
+        found = get_reward(scorer, f"{decoded} Blue.", decoded, [picture])
+    except Refusal:
+        assert family in ("internvl", "gemma3", "idefics3", "smolvlm")
+    else:
+        assert found == pytest.approx(scorer.score(messages, ["Blue."], images=picture), abs=1e-5)

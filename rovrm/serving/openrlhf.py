@@ -25,8 +25,8 @@ class Template(NamedTuple):
     signs: what a plain question does not hold: special tokens, and the word by which the template opens a user's turn.
     strange: special tokens that it never writes.
     ends: what may stand behind an answer and is no part of it: the template's own end, eos, padding, white space.
-    image: what it writes for an image; image_token: the token that the picture's patches stand at, and placeholder:
-        the one in `image`, which is another in Gemma 3. Empty where the model reads none.
+    image: what it writes for an image; placeholder: the token in it that stands for the picture. Empty where the model
+        reads none.
     """
 
     openings: list[str]
@@ -34,18 +34,16 @@ class Template(NamedTuple):
     strange: tuple[str, ...]
     ends: tuple[str, ...]
     image: str
-    image_token: str
     placeholder: str
 
 
 def look_at_template(scorer: RewardScorer) -> Template:
     """What the template of a reward model writes, found by trying it."""
     collator, chat, tokenizer = scorer.collator, scorer.collator.chat, scorer.collator.tokenizer
-    image = image_token = placeholder = ""
+    image = placeholder = ""
     if collator.image_token_id >= 0:
-        image = chat.image_text()
-        image_token, placeholder = tokenizer.convert_ids_to_tokens([collator.image_token_id, collator.placeholder_id])
-    own = {image_token, placeholder, "<image>"}
+        image, placeholder = chat.image_text(), tokenizer.convert_ids_to_tokens(collator.placeholder_id)
+    own = {placeholder, "<image>"}
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - own
     special |= set(tokenizer.all_special_tokens) - own
     written = f"{scorer.processor.chat_template} {chat.openings()} {chat.ending()} {image} {chat.head()}"
@@ -56,7 +54,6 @@ def look_at_template(scorer: RewardScorer) -> Template:
         strange=tuple(token for token in special if token not in written and token not in known),
         ends=tuple(t for t in (chat.ending().strip(), tokenizer.eos_token, tokenizer.pad_token, *" \n\r\t") if t),
         image=image,
-        image_token=image_token,
         placeholder=placeholder,
     )
 
@@ -112,7 +109,7 @@ def _read(prompt: str, response: str, count: int, i: int, template: Template) ->
                 f"{shown} holds {sign!r} and is not in this model's chat template, or does not end where an answer "
                 "begins; send the plain question, or messages to /score",
             )
-        question = prompt.replace(template.image_token or "<image>", "<image>")
+        question = prompt.replace(template.placeholder or "<image>", "<image>")
         if not template.openings:  # a template that writes white space alone between question and answer
             question = question.rstrip()
         return {"prompt": question, "responses": [response], "rendered": False}
@@ -143,9 +140,9 @@ def _unexpanded(text: str, count: int, i: int, template: Template) -> str:
 
     Adjacent images are one run of tokens. Raises Refusal where nothing tells which runs hold several images.
     """
-    if not count or not template.image_token or text.count(template.image_token) <= count:
+    if not count or not template.placeholder or text.count(template.placeholder) <= count:
         return text
-    runs = re.compile(f"(?:{re.escape(template.image_token)})+")
+    runs = re.compile(f"(?:{re.escape(template.placeholder)})+")
     places = len(runs.findall(text))
     if places not in (1, count):
         raise Refusal(
@@ -153,7 +150,7 @@ def _unexpanded(text: str, count: int, i: int, template: Template) -> str:
             f"query[{i}] = {text[:60]!r} has {places} places for {count} images, and nothing tells which of them holds "
             f"several; send one {template.placeholder} for each image, or messages to /score",
         )
-    return runs.sub(template.image_token * (count if places == 1 else 1), text)
+    return runs.sub(template.placeholder * (count if places == 1 else 1), text)
 
 
 def _with_images(front: str, count: int, shown: str, template: Template) -> str:
