@@ -11,6 +11,8 @@ names below load on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rovrm.common.errors import broken_torchvision
+
 if TYPE_CHECKING:
     from rovrm.model.scorer import RewardScorer
     from rovrm.training.trainer import RewardConfig, RewardTrainer
@@ -28,7 +30,12 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'rovrm' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except Exception as error:
+        if broken := broken_torchvision(error):
+            raise broken from error
+        raise
 
 
 def __dir__() -> list[str]:

@@ -451,3 +451,40 @@ def test_half_a_character_is_refused(family_folder) -> None:
 def test_a_part_that_is_squeezed_to_nothing_is_passed_over() -> None:
     parts = [("user", "Why?"), ("assistant", "<think></think>"), ("user", "gone")]
     assert "does not write all of the user's text 'gone'" in _first_cut("Why?", parts)
+
+
+@needs_templates
+@pytest.mark.parametrize("file", [f for f in FILES if "<think>" in f.read_text()], ids=name_of)
+def test_an_answer_that_ends_the_thought_of_its_prompt_is_that_thought(processor_with, file: Path):
+    """Where the template's own prompt opens a thought, an answer begins inside it."""
+    chat = ChatTemplate(processor_with(file))
+    for bare in ("Two and three.\n</think>\n\nFive.", "\nHm.\n</think>\n\n5", "So.</think>5"):
+        whole = "<think>\n" + bare.lstrip()
+        if not any(text.endswith("<think>") for text in chat.openings()):
+            continue
+        expected = chat.conversations(example(TURNS, responses=[whole]))
+        assert chat.conversations(example(TURNS, responses=[bare])) == expected
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<image>",
+        "<image 1>",
+        "<|image_pad|>",
+        "<|image|>",
+        "<start_of_image>",
+        "<image_soft_token>",
+        "<IMG_CONTEXT>",
+        "[IMG]",
+        "<|vision_start|>",
+        "<fake_token_around_image>",
+        "<|image_1|>",
+    ],
+)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "qwen3"])
+def test_no_answer_holds_what_stands_for_an_image_in_any_family(family_folder, family, mark):
+    chat = ChatTemplate(load_processor(str(family_folder(family))))
+    with pytest.raises(UserError, match="holds the image token .*, and an answer holds text only"):
+        chat.conversations(example(TURNS, responses=["Fine.", f"Here: {mark}"]))
+    assert chat.conversations(example(TURNS, responses=["<img src='a.png'> and an image.", "a < image > b"]))

@@ -416,7 +416,85 @@ def test_reward_is_none_for_a_completion_that_cannot_be_scored(scorer, caplog):
         rewards = scorer.reward([QUESTION] * 3, completions)
     assert rewards[1] is None and "longer than max_length" in caplog.text
     assert close([rewards[0], rewards[2]], scorer.score(QUESTION, good))
-    refused(lambda: scorer.reward([QUESTION] * 2, completions[1:2] * 2), "longer than max_length")
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        assert scorer.reward([QUESTION] * 2, completions[1:2] * 2) == [None, None]
+    assert len(caplog.records) == 1 and "no reward for 2 of 2 completions" in caplog.text
+
+
+TOOLS = [
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]},
+    {"role": "tool", "content": "42"},
+    {"role": "assistant", "content": "It is 42."},
+]
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (TOOLS, "'tool_calls', which is not scored"),
+        (TOOLS[:2], "'tool_calls'"),
+        (TOOLS[1:2], "does not end with the assistant's turn"),
+        ([TOOLS[2], {"role": "tool", "content": "7"}], "does not end with the assistant's turn"),
+        ([{"role": "user", "content": "And?"}], "does not end with the assistant's turn"),
+        ([], "does not end with the assistant's turn"),
+        ([{"role": "assistant", "content": "5", "reasoning_content": "2+3"}], "'reasoning_content'"),
+        ([TOOLS[1], TOOLS[2]], "unknown role"),
+        (None, "cannot be read"),
+        ([{"role": "assistant", "content": 5}], "text"),
+        ("<image> It is 42.", "'<image>'"),
+        ("It is <|image_pad|> 42.", "<|image_pad|>"),
+        ("<start_of_image>", "<start_of_image>"),
+        ("[IMG] 42", "[IMG]"),
+    ],
+)
+def test_one_odd_completion_gets_none_and_the_others_their_rewards(scorer, caplog, odd, reason):
+    good = assistant("It is 42.")
+    prompt = [{"role": "user", "content": "What is x?"}]
+    expected = scorer.score("What is x?", ["It is 42."])[0]
+    with caplog.at_level("WARNING"):
+        rewards = scorer.reward([prompt] * 4, [good, odd, odd, good])
+    assert rewards[1:3] == [None, None] and close([rewards[0], rewards[3]], [expected] * 2)
+    assert len(caplog.records) == 1 and reason in caplog.text
+    assert scorer.reward([prompt], [odd]) == [None]
+
+
+def test_a_picture_that_is_missing_gives_none(scorer, tmp_path, caplog):
+    (tmp_path / "empty.png").write_bytes(b"")
+    images = [str(tmp_path / "none.png"), str(tmp_path / "empty.png"), noise(0)]
+    rewards = scorer.reward([QUESTION] * 3, ["A cup."] * 3, images=images)
+    assert rewards[:2] == [None, None] and close(rewards[2:], scorer.score(QUESTION, ["A cup."], images=noise(0)))
+    assert "no such file" in caplog.text and "empty, 0 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("column", ["picture", "image_path", "img_path", "photos", "url"])
+def test_a_column_of_pictures_that_is_not_read_is_refused(scorer, image_file, column):
+    held = {"bytes": b"x", "path": None}
+    for cell in (
+        noise(0),
+        [noise(0)],
+        str(image_file),
+        "elsewhere/none.JPG",
+        held,
+        [held],
+        "data:image/png;base64,AA==",
+    ):
+        cells = {column: [None, cell]}
+        refused(lambda cells=cells: scorer.reward([QUESTION] * 2, ["A."] * 2, **cells), column, "`images`", "sample 1")
+        refused(
+            lambda cells=cells: scorer.reward([QUESTION] * 2, ["A."] * 2, images=None, image=[None] * 2, **cells),
+            column,
+        )
+    named = scorer.reward([QUESTION], ["A."], images=[noise(0)], **{column: ["train/1.png"]})
+    assert close(named, scorer.score(QUESTION, ["A."], images=noise(0)))  # beside a picture a text may name it
+
+
+def test_image_and_images_are_read_sample_by_sample(scorer):
+    with_image, without = (scorer.score(QUESTION, ["A."], images=i)[0] for i in (noise(0), None))
+    found = scorer.reward([QUESTION] * 3, ["A."] * 3, images=[None, [noise(0)], []], image=[noise(0), None, None])
+    assert close(found, [with_image, with_image, without])
+    both = {"images": [[noise(0)]], "image": [noise(1)]}
+    refused(lambda: scorer.reward([QUESTION], ["A."], **both), "image")
 
 
 def test_the_limit_of_pixels_of_a_row(reward):

@@ -218,8 +218,9 @@ def test_openrlhf_adjacent_images_keep_their_order(client, scorer):
     expected, swapped = (ask(client, prompt=chat, images=some)["scores"] for some in (pictures, pictures[::-1]))
     assert min(abs(a - b) for a, b in zip(expected, swapped, strict=True)) > 1e-3  # else the order shows nothing
     token = scorer.processor.tokenizer.convert_ids_to_tokens(scorer.collator.image_token_id)
-    own = f"<s>USER: {token * 18}\n{QUESTION}\nASSISTANT:"  # 9 tokens to an image
-    for prompt in (own, own.replace(token * 18, token * 2), token * 18 + QUESTION, token * 2 + QUESTION):
+    own = scorer.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    expanded = own.replace(token, token * 9)  # 9 tokens to an image
+    for prompt in (own, expanded, token * 18 + QUESTION, token * 2 + QUESTION):
         query = [f"{prompt} {answer}</s>" for answer in ANSWERS]
         found = rewards(client, query, [prompt] * len(query), images=[pictures] * len(query))
         assert close(found, expected), prompt
@@ -230,7 +231,7 @@ def test_openrlhf_adjacent_images_keep_their_order(client, scorer):
     reply = client.post(
         "/get_reward", json={"query": [f"{apart} A"], "prompts": [apart], "images": [[*pictures, pictures[0]]]}
     )
-    assert_refused(reply, 422, "prompts[0]", "2 places for 3 images", "one <image> for each image")
+    assert_refused(reply, 422, "query[0]", "2 places for 3 images", "one <image> for each image")
 
 
 def test_openrlhf_refusals(client):

@@ -116,6 +116,20 @@ def trouble_in_words(error: BaseException) -> str:
     return f"no room left on a disk: {error.strerror}" if is_full(error) else error.strerror
 
 
+def broken_torchvision(error: BaseException | None) -> UserError | None:
+    """The error about a torchvision that does not fit torch, where that is what an error came from: transformers looks
+    at it whatever is loaded, and nothing works beside it."""
+    while error is not None:
+        text = str(error)
+        if "torchvision::" in text or ("torchvision" in text and "undefined symbol" in text):
+            return UserError(
+                f"the installed torchvision does not fit torch ({first_line(error)}); take it out: pip uninstall "
+                "torchvision (images need none), or install the one of the index that torch came from"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says that a disk or a quota is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -25,6 +25,8 @@ class Example:
     lengths: tokens of the shared prefix and of each response behind it, once measured (rovrm/model/collator.py).
     hashes: content hash of each image, once looked at (rovrm/training/checks.py); in the caption phase, of those that
         captions stand for.
+    rendered: in place of `prompt`, the text that a chat template has made of it, up to where the assistant's turn opens
+        (rovrm/serving/openrlhf.py); it is read as it is. None for messages.
     reference_logps: log pi_ref of each response, where a policy is trained against a reference (rovrm/alignment).
     """
 
@@ -39,6 +41,7 @@ class Example:
     location: str = ""
     lengths: tuple[int, list[int]] | None = None
     hashes: list[str] = field(default_factory=list)
+    rendered: str | None = None
     reference_logps: list[float] | None = None
 
 

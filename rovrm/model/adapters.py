@@ -6,14 +6,16 @@ and the language model, train in full and are saved with it.
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from rovrm.common.errors import UserError
+from rovrm.common.errors import UserError, described
 from rovrm.common.files import read_json
 from rovrm.model.chat import prepare_template
 from rovrm.model.loading import (
@@ -28,6 +30,7 @@ from rovrm.model.loading import (
 )
 
 ADAPTER = "adapter"
+ADAPTER_REMEDY = "copy it again, give the model that it was trained on, or save it anew with the PEFT installed here"
 
 
 def training_processor(
@@ -101,15 +104,35 @@ def add_adapter(model: PreTrainedModel, base: str, r: int, alpha: int, dropout: 
 
 
 def load_adapter(model: PreTrainedModel, folder: str, trainable: bool) -> Any:
-    """The model with the adapter of a folder on it. trainable: with gradients, to train it further."""
-    from peft import PeftModel
+    """The model with the adapter of a folder on it. trainable: with gradients, to train it further.
 
-    if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
+    Raises:
+        UserError: the adapter's weights are not exactly those that it puts on this model. PEFT itself loads an adapter
+            of other names or with a layer missing, and leaves the rest as it was.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    weights = os.path.join(folder, "adapter_model.safetensors")
+    if not os.path.isfile(weights):
         raise UserError(f"{folder!r} holds no adapter_model.safetensors; give a folder that rovrm.train wrote")
     if trainable:  # PEFT loads what it saves in full in the base's type: bfloat16 would round it
         for name in [*projector_names(model), *(["score"] if hasattr(model, "score") else [])]:
             model.get_submodule(name).float()
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below, as an error
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"the adapter {folder!r} does not fit its model: {described(error)}; {ADAPTER_REMEDY}"
+        ) from error
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    with safe_open(weights, "pt") as file:
+        found = set(file.keys())
+    parts = {"missing": sorted(expected - found), "unexpected": sorted(found - expected)}
+    if faults := "; ".join(f"{len(keys)} weights {what}, such as {keys[0]}" for what, keys in parts.items() if keys):
+        raise UserError(f"the adapter {folder!r} does not fit its model: {faults}; {ADAPTER_REMEDY}")
+    return adapted
 
 
 def set_trainable(model: nn.Module, visual: bool, full: bool) -> None:

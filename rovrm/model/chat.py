@@ -24,6 +24,7 @@ from typing import Any
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.messages import text_of
+from rovrm.model.marks import blocks_of, has_text, kind_of, mark, marked, message_of, set_apart, squeezed
 
 BLOCKS, STRING = "blocks", "string"  # the two forms of a message's content
 ROLES = ("system", "user", "assistant")
@@ -32,6 +33,12 @@ DATE = "26 Jul 2024"  # what Llama's templates write where they know no date
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}"
 PRINTED, MARKED_UP = 100_000, 10  # characters that a template may print of its own, and for each one given to it
 HALF = re.compile(r"[\ud800-\udfff]")  # half of a character: what is left of an emoji that was cut
+# What stands for an image in the texts of some family, or of a data set.
+IMAGE_MARK = re.compile(
+    r"<\|?(?:start_of_|begin_of_|end_of_)?image(?:[ _]?\d+|_pad|_start|_end|_soft_token|_placeholder|_start_token)?\|?>"
+    r"|<\|vision_(?:start|end|pad)\|>|<\|?IMG(?:_CONTEXT)?\|?>|\[IMG(?:_BREAK|_END)?\]|<fake_token_around_image>"
+    r"|<global-img>|<row_\d+_col_\d+>|<im_(?:patch|start|end)>|<ImageHere>|<\|(?:begin|end)_of_image\|>"
+)
 TEMPLATE_REMEDY = "give another template with chat_template=FILE"
 
 
@@ -63,21 +70,50 @@ class ChatTemplate:
 
         Raises:
             UserError: where the template refuses, cuts or doubles one, and for a response with a token that would end
-                its turn.
+                its turn or stands for an image.
         """
-        prompt = self._placed(example)
         for response in example.responses:
             self._check_response(response)
-        return [self._text([*prompt, _message("assistant", text)], answering=False) for text in example.responses]
+        answers = [message_of("assistant", self._whole_thought(text)) for text in example.responses]
+        if example.rendered is not None:
+            return [example.rendered + self._behind_question(answer) for answer in answers]
+        prompt = self._placed(example)
+        return [self._text([*prompt, answer], answering=False) for answer in answers]
 
     def prompt(self, example: Example) -> str:
         """The conversation up to where the answer begins, as a policy reads it. A policy that could think first is
         asked to answer."""
         return self._text(self._placed(example), answering=True)
 
+    def openings(self) -> list[str]:
+        """What stands between a question and its answer, white space around it apart: in a conversation, and in the
+        prompts that policies get, with and without thoughts. Never empty texts; the longest first."""
+        question = [message_of("user", mark(0))]
+        texts = [self._sample().partition(mark(1))[0]]
+        texts += [self._apply(question, answering=True, thinking=thinking) for thinking in (None, False, True)]
+        behind = [text.partition(mark(0))[2] for text in texts]
+        behind += [text.partition("<think>")[0] for text in behind]  # the answer brings a thought of its own
+        return sorted({text.strip() for text in behind} - {""}, key=len, reverse=True)
+
+    def head(self) -> str:
+        """What the template writes in front of the first question, such as "USER: "."""
+        return self._sample().partition(mark(0))[0]
+
+    def _behind_question(self, answer: dict[str, Any]) -> str:
+        """What a conversation holds from an opening on, such as "ASSISTANT: A cup. </s>"."""
+        whole = self._text([message_of("user", mark(0)), answer], answering=False)
+        return whole.partition(mark(0))[2].lstrip()
+
+    def _whole_thought(self, response: str) -> str:
+        """The response with the `<think>` that the template wrote into its prompt, where it ends that thought."""
+        if "</think>" not in response or "<think>" in response:
+            return response
+        opened = any(text.endswith("<think>") for text in self.openings())
+        return f"<think>\n{response.lstrip()}" if opened else response
+
     def ending(self) -> str:
         """What the template writes behind the last answer, such as " </s>"."""
-        return self._sample().partition(_mark(1))[2]
+        return self._sample().partition(mark(1))[2]
 
     def has_bos(self) -> bool:
         """`has_bos` of the template's conversations, whatever is said in them."""
@@ -94,7 +130,7 @@ class ChatTemplate:
         count = len(example.images)
         if count and not self.takes_images:
             raise UserError(f"this is a text model, and the row has {count} images; give a vision model")
-        messages = [message | {"content": _blocks(message)} for message in example.prompt]
+        messages = [message | {"content": blocks_of(message)} for message in example.prompt]
         placed = sum(block["type"] == "image" for message in messages for block in message["content"])
         if placed > count:
             raise UserError(
@@ -108,7 +144,13 @@ class ChatTemplate:
         return messages
 
     def _check_response(self, response: str) -> None:
-        """Raises UserError for a response that would end its own turn: what follows could be anything to the model."""
+        """Raises UserError for a response that would end its own turn, since what follows could be anything to the
+        model, and for one with what stands for an image: images are in prompts alone."""
+        if found := IMAGE_MARK.search(response):
+            raise UserError(
+                f"the response {response[:60]!r} holds the image token {found[0]!r}, and an answer holds text only; "
+                "remove it from the text"
+            )
         token = next((token for token in self._turn_tokens() if token in response), None)
         if token is not None:
             raise UserError(
@@ -134,19 +176,19 @@ class ChatTemplate:
         Conversations of one structure (the same roles and kinds of blocks) have the same text around their parts, which
         is found with marks in place of the parts (`_structure`). This one must be that text with its own parts in it.
         """
-        parts = [(m["role"], block["text"]) for m in messages for block in m["content"] if _has_text(block)]
+        parts = [(m["role"], block["text"]) for m in messages for block in m["content"] if has_text(block)]
         pieces = self._structure(messages, answering)
-        text = self._apply(_set_apart(messages, pieces), answering)
+        text = self._apply(set_apart(messages, pieces), answering)
         expected = pieces[0]
         for (_, part), piece in zip(parts, pieces[1:], strict=True):
             expected += part + piece
-        if _squeezed(text) != _squeezed(expected):
+        if squeezed(text) != squeezed(expected):
             raise UserError(_first_cut(text, parts))
         return text
 
     def _structure(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
         """The text around the parts of conversations of this structure: one piece more than there are parts."""
-        key = (answering, tuple((m["role"], tuple(_kind(block) for block in m["content"])) for m in messages))
+        key = (answering, tuple((m["role"], tuple(kind_of(block) for block in m["content"])) for m in messages))
         if key not in self._pieces:
             try:
                 self._pieces[key] = self._tried(messages, answering)
@@ -159,15 +201,15 @@ class ChatTemplate:
 
     def _tried(self, messages: list[dict[str, Any]], answering: bool) -> list[str]:
         """`_structure`, found out. Raises UserError where the template loses, repeats or moves a part or an image."""
-        marked, roles = _marked(messages)
-        text = self._apply(marked, answering)
+        tried, roles = marked(messages)
+        text = self._apply(tried, answering)
         pieces = [text]
         for i, role in enumerate(roles):
-            if problem := _problem(text, _mark(i)):
+            if problem := _problem(text, mark(i)):
                 raise UserError(f"the chat template {problem} the {role}'s text; {_remedy(role)}")
-            if _mark(i) not in pieces[-1]:  # it stands before the mark of an earlier part
+            if mark(i) not in pieces[-1]:  # it stands before the mark of an earlier part
                 raise UserError(f"the chat template moves the {role}'s text out of its place; {TEMPLATE_REMEDY}")
-            before, _, behind = pieces.pop().partition(_mark(i))
+            before, _, behind = pieces.pop().partition(mark(i))
             pieces += [before, behind]
         images = sum(block["type"] == "image" for m in messages for block in m["content"])
         written = text.count(self.image_text()) if images else 0
@@ -178,21 +220,22 @@ class ChatTemplate:
     def image_text(self) -> str:
         """What the template writes for an image: what a question with two has more than the same with one."""
         if self._placeholder is None:
-            text = _message("user", _mark(0))["content"]
+            text = message_of("user", mark(0))["content"]
             one = self._apply([{"role": "user", "content": [{"type": "image"}] + text}], answering=True)
             two = self._apply([{"role": "user", "content": [{"type": "image"}] * 2 + text}], answering=True)
             same = 0  # characters with which both begin: up to behind the first image
             while same < min(len(one), len(two)) and one[same] == two[same]:
                 same += 1
-            self._placeholder = two[same:].partition(_mark(0))[0].strip() or "an image"
+            self._placeholder = two[same:].partition(mark(0))[0].strip() or "an image"
         return self._placeholder
 
     def _sample(self) -> str:
         """A conversation of one question and one answer, with marks for their texts."""
-        return self._apply([_message("user", _mark(0)), _message("assistant", _mark(1))], answering=False)
+        return self._apply([message_of("user", mark(0)), message_of("assistant", mark(1))], answering=False)
 
-    def _apply(self, messages: list[dict[str, Any]], answering: bool) -> str:
-        """Messages of blocks as the template renders them, each in the form that it prints for the role."""
+    def _apply(self, messages: list[dict[str, Any]], answering: bool, thinking: bool | None = False) -> str:
+        """Messages of blocks as the template renders them, each in the form that it prints for the role. thinking:
+        whether a policy is asked for thoughts; None for what the template does by itself."""
         if not self._forms:
             self._forms = _forms_of(self.processor, [BLOCKS, STRING] if self.takes_images else [STRING, BLOCKS])
         formed = []
@@ -202,8 +245,8 @@ class ChatTemplate:
                 message = message | {"content": text_of(message["content"])}
             formed.append(message)
         options = {"add_generation_prompt": True} if answering else {}
-        if answering and "enable_thinking" in self.processor.chat_template:
-            options["enable_thinking"] = False
+        if answering and thinking is not None and "enable_thinking" in self.processor.chat_template:
+            options["enable_thinking"] = thinking
         return _apply(self.processor, formed, options)
 
 
@@ -280,12 +323,12 @@ def _prints(processor: Any, forms: dict[str, str]) -> bool:
     """Whether a turn of each role, in these forms, stands in the text once."""
     messages = []
     for i, (role, form) in enumerate(forms.items()):
-        messages.append({"role": role, "content": _mark(i)} if form == STRING else _message(role, _mark(i)))
+        messages.append({"role": role, "content": mark(i)} if form == STRING else message_of(role, mark(i)))
     try:
         text = _apply(processor, messages, {})
     except UserError:
         return False
-    return not any(_problem(text, _mark(i)) for i in range(len(messages)))
+    return not any(_problem(text, mark(i)) for i in range(len(messages)))
 
 
 def _problem(text: str, mark: str) -> str:
@@ -298,12 +341,12 @@ def _problem(text: str, mark: str) -> str:
 
 def _first_cut(text: str, parts: list[tuple[str, str]]) -> str:
     """The message about a conversation that the template does not write as it writes others."""
-    rest = _squeezed(text)
+    rest = squeezed(text)
     for role, part in parts:
-        squeezed = _squeezed(part)
-        if squeezed not in rest:
+        tight = squeezed(part)
+        if tight not in rest:
             return f"the chat template does not write all of the {role}'s text {part[:80]!r}; {_remedy(role)}"
-        rest = rest[rest.index(squeezed) + len(squeezed) :]
+        rest = rest[rest.index(tight) + len(tight) :]
     return f"the chat template treats a text of this conversation as its own mark-up; {TEMPLATE_REMEDY}"
 
 
@@ -329,71 +372,3 @@ def _apply(processor: Any, messages: list[dict[str, Any]], options: dict[str, An
     if half := HALF.search(text):
         raise UserError(f"the conversation holds {half[0]!r}, half a character: no tokenizer takes it; mend the text")
     return text
-
-
-# ---- messages and marks ----------------------------------------------------------------------------------------------
-
-
-def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
-
-
-def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message["content"]
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if message["role"] == "user" or any(block["type"] == "image" for block in content):
-        return list(content)
-    return [{"type": "text", "text": text_of(content)}]
-
-
-def _has_text(block: dict[str, Any]) -> bool:
-    return block["type"] == "text" and bool(block["text"].strip())
-
-
-def _kind(block: dict[str, Any]) -> str:
-    """Of a block in a structure: image, text, or nothing (a text that is empty)."""
-    return block["type"] if block["type"] == "image" or _has_text(block) else ""
-
-
-def _marked(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The messages with a mark for each text, and whose texts they are."""
-    roles: list[str] = []
-    marked = []
-    for message in messages:
-        blocks = []
-        for block in message["content"]:
-            if _has_text(block):
-                block = {"type": "text", "text": _mark(len(roles))}
-                roles.append(message["role"])
-            blocks.append(block)
-        marked.append(message | {"content": blocks})
-    return marked, roles
-
-
-def _mark(number: int) -> str:
-    """Stands for a text when a template is tried: a word that no template writes or changes."""
-    return f"Part{number}OfTheConversation"
-
-
-def _set_apart(messages: list[dict[str, Any]], pieces: list[str]) -> list[dict[str, Any]]:
-    """The messages with a line break between texts that the template would write as one word: some move the images of a
-    turn in front, and join what stood around them. pieces: the text around the parts, from `_structure`."""
-    number = 0  # of the piece behind the part
-    apart = []
-    for message in messages:
-        blocks = []
-        for block in message["content"]:
-            if _has_text(block):
-                number += 1
-                joined = number < len(pieces) - 1 and not pieces[number]  # nothing stands between it and the next part
-                if joined and not block["text"][-1].isspace():
-                    block = block | {"text": block["text"] + "\n"}
-            blocks.append(block)
-        apart.append(message | {"content": blocks})
-    return apart
-
-
-def _squeezed(text: str) -> str:
-    """Without white space, which templates trim and add, and the empty thoughts that some put before an answer."""
-    return re.sub(r"\s+", "", text).replace("<think></think>", "")

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
-from rovrm.model.chat import ChatTemplate, encode, has_bos
+from rovrm.model.chat import IMAGE_MARK, ChatTemplate, encode, has_bos
 
 # Families, language-model backbones and kinds of their layers that tests/test_prefix_states.py proves equal to
 # separate rows.
@@ -140,8 +140,7 @@ class RewardCollator:
         self._backbone: Any = _empty_backbone(config) if self.shared else None
         parameters = inspect.signature(self._backbone.forward).parameters if self.shared else ()
         self._image_marks = [name for name in ("token_type_ids", "mm_token_type_ids") if name in parameters]
-        if self.tokenizer.pad_token_id is None:  # padding is masked by attention, so eos may double as pad
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        give_pad_token(self.tokenizer)
         self.chat = ChatTemplate(processor)
         # Processors refuse a batch of separate rows in which some have images and others none; Mllama's always.
         self.mixes_images = self.shared and config.model_type not in CROSS_ATTENTION
@@ -313,6 +312,20 @@ class RewardCollator:
         repeated = [images[i] for i, conversations in enumerate(texts) for _ in conversations]
         # On the right, whatever the processor's side: positions count no padding, and no reward depends on the batch.
         return encode(self.processor, flat, repeated, padding_side="right")
+
+
+def give_pad_token(tokenizer: Any) -> None:
+    """Gives a tokenizer without a padding token one that ends no conversation. With eos as padding, transformers' own
+    classes read the reward of a checkpoint in front of it."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    others = [token for token in special if token != tokenizer.eos_token and not IMAGE_MARK.fullmatch(token)]
+    for part in ("pad", "reserved", "unk", ""):  # the last one: any that is there
+        if token := next((token for token in others if part in token), ""):
+            tokenizer.pad_token = token
+            return
+    tokenizer.pad_token = tokenizer.eos_token  # masked by attention
 
 
 def _empty_backbone(config: Any) -> Any:

@@ -32,6 +32,7 @@ from rovrm.common.errors import UserError
 from rovrm.common.files import read_json, write_json
 from rovrm.data.example import Example
 from rovrm.model.chat import encode
+from rovrm.model.video import image_backend
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Comparison:
 @dataclass(frozen=True)
 class Contract:
     """What the file holds. tolerance: the largest difference of a reward, by the name of a numeric type. versions: of
-    the libraries that gave the rewards."""
+    the libraries that gave the rewards, and under `images` the one that scaled the pictures."""
 
     conversations: list[Conversation]
     tolerance: dict[str, float]
@@ -176,8 +177,9 @@ def record(scorer: Any) -> Contract | None:
         for answer, (text, ids) in zip(example.responses, _as_read(scorer, example), strict=True):
             reward = rewards[len(conversations)]
             conversations.append(Conversation(prompt, picture, answer, text, len(ids), _hash(ids), reward))
+    versions = _versions() | ({"images": backend} if (backend := image_backend(scorer.processor)) else {})
     size = max(math.sqrt(sum(reward**2 for reward in rewards) / len(rewards)), sum(sizes) / len(sizes))
-    return Contract(conversations, {number: share * size for number, share in TOLERANCES.items()}, _versions())
+    return Contract(conversations, {number: share * size for number, share in TOLERANCES.items()}, versions)
 
 
 @contextmanager
@@ -250,6 +252,11 @@ def check(scorer: Any, contract: Contract | None, name: str, doubt: str = "") ->
     if contract is None:
         logger.warning("%s holds no %s: rewards unchecked", name, FILE)
         return
+    then, now = contract.versions.get("images"), image_backend(scorer.processor)
+    if then and now and then != now:
+        logger.warning(
+            "%s: pictures were scaled by %s in training and are by %s here, to other pixels", name, then, now
+        )
     changed = changed_reading(scorer, contract)
     try:
         rewards = contract.rewards_of(scorer)
@@ -290,7 +297,7 @@ def _reason(worst: Comparison, contract: Contract) -> str:
         reason = "only rewards about a picture differ, so this is another image processor or vision tower"
     then = ", ".join(f"{library} {contract.versions.get(library)}" for library in LIBRARIES)
     now = _versions()
-    if now == contract.versions:
+    if now.items() <= contract.versions.items():
         return reason
     return f"{reason}, or another version of a library (then {then}; now {', '.join(map(' '.join, now.items()))})"
 

@@ -20,9 +20,11 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedMod
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from rovrm.common.errors import UserError, first_line, offline
+from rovrm.common.errors import UserError, broken_torchvision, first_line, offline
 from rovrm.common.files import read_json
 from rovrm.model import modeling
+from rovrm.model.chat import ChatTemplate
+from rovrm.model.video import without_video
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +50,14 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
     options = {"trust_remote_code": trust_remote_code}
     config = config or load_config(name, trust_remote_code)
     auto = AutoTokenizer if getattr(config, "vision_config", None) is None else AutoProcessor
-    with loading("the processor of", name, PROCESSOR):
+    with loading("the processor of", name, PROCESSOR), without_video():
         processor = auto.from_pretrained(name, **options)
     if auto is AutoProcessor and not hasattr(processor, "tokenizer"):  # what AutoProcessor gives for a lone tokenizer
         raise UserError(
             f"{name!r} holds no image processor beside its tokenizer; copy the base model's processor into it"
         )
+    if not chat_template and is_reward_model(config):
+        _check_reading(name, processor, config)
     if chat_template:
         path = Path(chat_template)
         if not path.is_file():
@@ -63,6 +67,22 @@ def load_processor(name: str, chat_template: str = "", trust_remote_code: bool =
         except (OSError, ValueError) as error:
             raise UserError(f"chat_template={chat_template!r} cannot be read ({error}); give UTF-8 text") from error
     return processor
+
+
+def _check_reading(name: str, processor: Any, config: Any) -> None:
+    """Raises UserError for a classifier of others whose own class reads at another token than ours: with the end of
+    turn as padding, in front of it."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    pad = getattr(config.get_text_config(), "pad_token_id", None)
+    if pad is None or getattr(config, "auto_map", None) or not getattr(processor, "chat_template", None):
+        return
+    ending = tokenizer(ChatTemplate(processor).ending().strip(), add_special_tokens=False)["input_ids"]
+    if pad in ending[-1:]:
+        token = tokenizer.convert_ids_to_tokens(pad)
+        raise UserError(
+            f"{name!r} has its end of turn {token!r} as padding (pad_token_id={pad}), so its own class reads the "
+            "reward in front of it, and rovrm at it; score it with transformers, or train a new head with rovrm.train"
+        )
 
 
 def load_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -92,6 +112,8 @@ def loading(what: str, name: str, files: tuple[str, ...]) -> Iterator[None]:
     except BaseException as error:  # Rust's panics are no Exceptions
         if isinstance(error, UserError) or not of_damage(error):
             raise
+        if broken := broken_torchvision(error):
+            raise broken from error
         raise damaged(f"cannot load {what}", name, files, error) from error
 
 
@@ -109,10 +131,10 @@ def damaged(what: str, name: str, files: tuple[str, ...], error: BaseException) 
         paths = {path for pattern in files for path in Path(name).glob(pattern)}
     suspects = [path for path in sorted(paths) if _is_broken(path)] or sorted(paths)
     remedy = f"; mend {', '.join(path.name for path in suspects)} there, or copy it again" if suspects else ""
-    if isinstance(error, ImportError):  # nothing is damaged: a package is missing, as torchvision for many processors
+    if isinstance(error, ImportError):  # nothing is damaged: a package is missing
         remedy = "; install that package"
-        if "torchvision" in str(error).lower():
-            remedy = "; install torchvision, the extra `vision`: pip install -c constraints.txt -e '.[vision]'"
+        if "torchvision" in str(error).lower():  # for image processors that have no other half
+            remedy = "; install torchvision from the index that torch came from"
     reason = " ".join(str(error).split())[:300]
     if not reason or not isinstance(error, OSError | ValueError | UserError):  # whose texts say nothing without it
         reason = f"{type(error).__name__} {reason}".strip()
@@ -169,6 +191,11 @@ def load_reward_model(
     options: dict[str, Any] = {"quantization_config": four_bit()} if quantize else {}
     with loading("model", name, CONFIG + WEIGHTS), no_key_table():
         model_class: Any = reward_class(name, config)
+        if is_reward_model(config) and config.num_labels != 1:
+            raise UserError(
+                f"model {name!r} has a head of num_labels={config.num_labels} labels, and a reward model has one; give "
+                "a checkpoint with num_labels=1, or the language model that it was made from"
+            )
         set_head(config)
         config._attn_implementation = None  # the class's own, sdpa or eager: flash attention takes no right padding
         model, info = model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **options)

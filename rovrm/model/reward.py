@@ -5,67 +5,141 @@ examples again, so that a prompt and its images are encoded once for all of its 
 """
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rovrm.common.errors import UserError
+from PIL import Image
+
+from rovrm.common.errors import UserError, shown
+from rovrm.data.bad_rows import fence
 from rovrm.data.example import Example
 from rovrm.data.formats import VIDEO_COLUMNS
 from rovrm.data.images import ImageRef
 from rovrm.data.prompts import as_example, as_messages, holds_more
+from rovrm.data.reader import IMAGE_SUFFIXES, is_empty
 
 logger = logging.getLogger(__name__)
+
+READ = {"role", "content"}  # keys of a completion's messages
+EMPTY = (list, tuple, str, dict)
 
 
 def group_samples(
     prompts: Sequence[Any], completions: Sequence[Any], images: Sequence[Any] | None, columns: Mapping[str, Any]
-) -> list[Example]:
-    """The samples as examples, one for each run of samples with the same prompt and images."""
-    groups: list[Example] = []
+) -> list[Example | UserError]:
+    """The samples as examples, one for each run of samples with the same prompt and images; of a sample that cannot be
+    read, the UserError that says why.
+
+    Raises:
+        UserError: a column holds videos, or images that are not read.
+    """
+    cells = {name: values for name, values in columns.items() if _per_sample(values, len(prompts))}
+    groups: list[Example | UserError] = []
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        if not isinstance(completion, str) and len(completion) > 1:  # several turns: the last one is scored
-            prompt = as_messages(prompt) + list(completion[:-1])
-            completion = completion[-1:]
-        pictures = None if images is None or holds_more(prompt, images[i]) else images[i]
-        row = {"prompt": prompt, "responses": [completion], "images": pictures}
-        for column in VIDEO_COLUMNS:  # as_example refuses them
-            row[column] = columns[column][i] if columns.get(column) is not None else None
-        example = as_example(row, i)
-        example.responses = [text.lstrip() for text in example.responses]
-        if groups and groups[-1].prompt == example.prompt and _same_images(groups[-1].images, example.images):
-            groups[-1].responses += example.responses
-            groups[-1].ranks += example.ranks
+        beside = {name: values[i] for name, values in cells.items()}
+        pictures = _pictures(None if images is None else images[i], beside)
+        if column := _unread(beside, not is_empty(pictures) or holds_more(prompt, None)):
+            raise UserError(
+                f"{column} = {shown(beside[column], 60)} of sample {i} is a picture or video that is not read, and the "
+                "reward would be blind to it; call the column `images`, or drop it (video cannot be scored)"
+            )
+        try:
+            with fence(f"example {i}"):
+                example = _sample(prompt, completion, pictures, i)
+        except UserError as error:
+            groups.append(error)
+            continue
+        last = groups[-1] if groups else None
+        if isinstance(last, Example) and last.prompt == example.prompt and _same_images(last.images, example.images):
+            last.responses += example.responses
+            last.ranks += example.ranks
         else:
             groups.append(example)
     return groups
 
 
-def rewards_or_none(
-    score_or_error: Callable[[list[Example]], list[list[float] | UserError]], groups: list[Example]
-) -> list[float | None]:
-    """The rewards of all responses, in order; None, which is logged, for a response that cannot be scored.
+def _sample(prompt: Any, completion: Any, pictures: Any, i: int) -> Example:
+    """One sample. Raises UserError for a completion that is no text, and for one with content that is not scored."""
+    if not isinstance(completion, str):
+        turns = list(completion)
+        for message in turns:
+            if unread := [key for key, value in message.items() if key not in READ and not is_empty(value, EMPTY)]:
+                raise UserError(f"a completion with {unread[0]!r}, which is not scored, only its text would be")
+        if not turns or turns[-1].get("role", "assistant") != "assistant":
+            raise UserError("a completion that does not end with the assistant's turn has nothing to score")
+        if len(turns) > 1:  # several turns: the last one is scored
+            prompt = as_messages(prompt) + turns[:-1]
+        completion = turns[-1:]
+    pictures = None if holds_more(prompt, pictures) else pictures
+    example = as_example({"prompt": prompt, "responses": [completion], "images": pictures}, i)
+    example.responses = [text.lstrip() for text in example.responses]
+    return example
 
-    score_or_error: `RewardScorer.score_or_error`. Raises UserError where not one can be scored.
+
+def _per_sample(values: Any, count: int) -> bool:
+    """Whether a column has a cell for each sample; TRL also gives its state and functions."""
+    return isinstance(values, (list, tuple)) and len(values) == count
+
+
+def _pictures(images: Any, beside: dict[str, Any]) -> Any:
+    """A sample's pictures: of `images`, or of the column `image` where that is empty."""
+    if is_empty(images) and "image" in beside:
+        return beside.pop("image")
+    return images
+
+
+def _unread(beside: Mapping[str, Any], pictured: bool) -> str | None:
+    """The first column that holds a video or picture which is not read; None where there is none.
+
+    pictured: whether the sample has pictures that are read, beside which a text may name them.
+    """
+    for column, value in beside.items():
+        cells = value if isinstance(value, (list, tuple)) else [value]
+        if column in VIDEO_COLUMNS and any(not is_empty(cell, EMPTY) for cell in cells):
+            return column
+        if any(_is_picture(cell, pictured) for cell in cells):
+            return column
+    return None
+
+
+def _is_picture(cell: Any, pictured: bool) -> bool:
+    if isinstance(cell, str):
+        name = cell.lower()
+        return not pictured and (name.startswith("data:image/") or name.endswith(IMAGE_SUFFIXES))
+    if isinstance(cell, Mapping):  # as data sets store an image
+        return {"bytes", "path"} <= cell.keys() and (cell["bytes"] is not None or cell["path"] is not None)
+    return isinstance(cell, (Image.Image, ImageRef))
+
+
+def rewards_or_none(
+    score_or_error: Callable[[list[Example | UserError]], list[list[float] | UserError]],
+    groups: list[Example | UserError],
+) -> list[float | None]:
+    """The rewards of all responses, in order; None for a response that cannot be scored. Each reason is logged once.
+
+    score_or_error: `RewardScorer.score_or_error`.
     """
     results: list[list[float] | UserError] = []
     for group, result in zip(groups, score_or_error(groups), strict=True):
-        if isinstance(result, UserError) and len(group.responses) > 1:
+        if isinstance(result, UserError) and isinstance(group, Example) and len(group.responses) > 1:
             # One bad response is an error of its whole group: tried alone, the others get their rewards.
-            alone = [replace(group, responses=[text], ranks=[0]) for text in group.responses]
+            alone: list[Example | UserError] = [replace(group, responses=[t], ranks=[0]) for t in group.responses]
             results += score_or_error(alone)
         else:
             results.append(result)
-    errors = [result for result in results if isinstance(result, UserError)]
-    if errors and len(errors) == len(results):
-        raise errors[0]
     rewards: list[float | None] = []
+    reasons: Counter[str] = Counter()
     for result in results:
         if isinstance(result, UserError):
-            logger.warning("no reward for a completion: %s", result)
+            reasons[re.sub(r"^(example \d+: )+", "", str(result))] += 1
             rewards.append(None)
         else:
             rewards += result
+    for reason, count in reasons.items():
+        logger.warning("no reward for %d of %d completions: %s", count, len(rewards), reason)
     return rewards
 
 

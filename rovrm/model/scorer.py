@@ -162,7 +162,7 @@ class RewardScorer:
 
     def score_or_error(
         self,
-        rows: Sequence[Example | Mapping[str, Any]],
+        rows: Sequence[Example | Mapping[str, Any] | UserError],
         batch_tokens: int = 16384,
         normalize: bool = False,
         find: Callable[[str], str] = find_image,
@@ -221,16 +221,17 @@ class RewardScorer:
                 the last is scored, and the others join the prompt.
             images: an image, a list of them or None, for each sample. Where it is None, or holds fewer than the content
                 blocks of the prompt (TRL adds its images to them), those in the prompt are used.
-            columns: `image` stands for `images`; video is refused; all others are ignored.
+            columns: `image` stands for `images`, sample by sample; a column that holds video, or pictures under another
+                name, is refused; all others are ignored.
 
         Returns:
             One reward per sample. None, which TRL leaves out, for a completion that cannot be scored: one that is too
-            long, or holds the text of the image token or of a token that ends turns. It is logged.
+            long or empty of turns, that calls tools or ends with a tool's turn, whose picture is missing, or that holds
+            the text of an image token or of a token that ends turns. Each reason of a call is logged once.
 
         Raises:
-            UserError: where not one completion of the call can be scored.
+            UserError: a column holds video, or pictures that would not be read.
         """
-        images = columns.get("image") if images is None else images
         return rewards_or_none(self.score_or_error, group_samples(prompts, completions, images, columns))
 
     def measure(

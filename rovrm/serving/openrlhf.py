@@ -1,72 +1,67 @@
-"""OpenRLHF's requests: rendered texts, cut back into prompts and answers by the chat template.
+"""OpenRLHF's requests: texts that a chat template has made of conversations, read as they were sent.
 
 Once a model, then once a request:
 
     template = look_at_template(scorer)
-    rows = openrlhf_rows(["USER: Hi\nASSISTANT: Yes.</s>"], ["USER: Hi\nASSISTANT:"], None, template)
-    rows[0]["prompt"], rows[0]["responses"]        # "Hi", ["Yes."]
+    rows = openrlhf_rows(["USER: Hi ASSISTANT: Yes.</s>"], ["USER: Hi ASSISTANT:"], None, template)
+    rows[0]["prompt"], rows[0]["responses"], rows[0]["rendered"]        # "USER: Hi ", ["Yes."], True
+
+Of a prompt in the model's own template nothing is changed up to where the assistant's turn opens; that turn, with the
+answer and its end, is the template's own. A prompt without any sign of the template is a plain question.
 """
 
 import re
 from typing import Any, NamedTuple
 
-from rovrm.data.example import Example
-from rovrm.data.images import ImageRef
 from rovrm.data.messages import PLACEHOLDER
 from rovrm.model.scorer import RewardScorer
 from rovrm.serving.requests import Refusal
 
-QUESTION, ANSWER = "QUESTIONOFTHEUSER", "ANSWEROFTHEMODEL"  # stand for the texts when a chat template is looked at
-
 
 class Template(NamedTuple):
-    """What the model's chat template writes: `head` QUESTION `middle` ANSWER `ends[0]`.
+    """What the model's chat template writes.
 
-    head, middle: around the question.
+    openings: what a prompt in it ends with (`ChatTemplate.openings`).
+    signs: what a plain question does not hold: special tokens, and the word by which the template opens a user's turn.
+    strange: special tokens that it never writes.
     ends: what may stand behind an answer and is no part of it: the template's own end, eos, padding, white space.
-    image: what stands for an image in the question; empty where the model reads none.
-    image_token: the token in it that the picture's patches replace; empty where the model reads none.
-    special: other special tokens, which a plain question does not hold.
+    image: what it writes for an image; placeholder: the token in it that stands for the picture. Empty where the model
+        reads none.
     """
 
-    head: str
-    middle: str
+    openings: list[str]
+    signs: tuple[str, ...]
+    strange: tuple[str, ...]
     ends: tuple[str, ...]
     image: str
-    image_token: str
-    special: tuple[str, ...]
+    placeholder: str
 
 
 def look_at_template(scorer: RewardScorer) -> Template:
-    """Renders marked texts and takes the result apart."""
-    chat, tokenizer = scorer.collator.chat, scorer.collator.tokenizer
-
-    def rendered(content: Any, images: list[ImageRef]) -> str:
-        question = [{"role": "user", "content": content}]
-        return chat.conversations(Example("", "", question, [ANSWER], [0], images))[0]
-
-    head, _, rest = rendered(QUESTION, []).partition(QUESTION)
-    middle, _, end = rest.partition(ANSWER)
-    image = image_token = ""
-    if scorer.collator.image_token_id >= 0:
-        image_token = tokenizer.convert_ids_to_tokens(scorer.collator.image_token_id)
-        blocks = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-        image = rendered(blocks, [ImageRef()]).removeprefix(head).split(QUESTION)[0]
-    ends = (end.strip(), tokenizer.eos_token, tokenizer.pad_token, *" \n\r\t")
+    """What the template of a reward model writes, found by trying it."""
+    collator, chat, tokenizer = scorer.collator, scorer.collator.chat, scorer.collator.tokenizer
+    image = placeholder = ""
+    if collator.image_token_id >= 0:
+        image, placeholder = chat.image_text(), tokenizer.convert_ids_to_tokens(collator.placeholder_id)
+    own = {placeholder, "<image>"}
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - own
+    special |= set(tokenizer.all_special_tokens) - own
+    written = f"{scorer.processor.chat_template} {chat.openings()} {chat.ending()} {image} {chat.head()}"
+    known = (tokenizer.bos_token, tokenizer.eos_token)
     return Template(
-        head=head,
-        middle=middle.rstrip(),
-        ends=tuple(text for text in ends if text),
+        openings=chat.openings(),
+        signs=tuple({*special, *chat.openings(), *chat.head().split()[-1:]}),
+        strange=tuple(token for token in special if token not in written and token not in known),
+        ends=tuple(t for t in (chat.ending().strip(), tokenizer.eos_token, tokenizer.pad_token, *" \n\r\t") if t),
         image=image,
-        image_token=image_token,
-        special=tuple(text for text in tokenizer.all_special_tokens if text not in (image_token, "<image>")),
+        placeholder=placeholder,
     )
 
 
 def openrlhf_rows(
     query: list[str], prompts: list[str], images: list[None | str | list[str]] | None, template: Template
 ) -> list[dict[str, Any]]:
-    """Rows {id, prompt, responses, images} of a remote reward request (see rovrm.serve).
+    """Rows {id, prompt, responses, images, rendered} of a remote reward request (see rovrm.serve).
 
     Neighbours with the same prompt and images share a row, so that both are read once for all their responses.
 
@@ -77,7 +72,7 @@ def openrlhf_rows(
         template: that of the reward model.
 
     Raises:
-        Refusal: the lengths differ, or a query cannot be cut into prompt and response.
+        Refusal: the lengths differ, a query does not start with its prompt, or a prompt is in another template.
     """
     pictures_of: list[Any] = [None] * len(query) if images is None else images
     for name, values in (("prompts", prompts), ("images", pictures_of)):
@@ -85,41 +80,47 @@ def openrlhf_rows(
             raise Refusal(422, f"{name}: {len(values)} entries for {len(query)} of query; send one for each")
     rows: list[dict[str, Any]] = []
     for i, text in enumerate(query):
-        pictures = [pictures_of[i]] if isinstance(pictures_of[i], str) else pictures_of[i]
-        question, response = _question_and_response(text, prompts[i], i, template)
-        question = _with_all_placeholders(question, prompts[i], len(pictures or ()), i, template)
-        if rows and (rows[-1]["prompt"], rows[-1]["images"]) == (question, pictures):
-            rows[-1]["responses"].append(response)
+        pictures = [pictures_of[i]] if isinstance(pictures_of[i], str) else pictures_of[i] or []
+        text, prompt = (_unexpanded(given, len(pictures), i, template) for given in (text, prompts[i]))
+        if not text.startswith(prompt):
+            raise Refusal(
+                422,
+                f"query[{i}] = {text[:60]!r} does not start with prompts[{i}] = {prompt[:60]!r}, so the response "
+                "cannot be cut out; send prompt + response",
+            )
+        response = _without_ends(text[len(prompt) :], template.ends).lstrip()
+        row = {"id": f"query[{i}]", "images": pictures} | _read(prompt, response, len(pictures), i, template)
+        if rows and all(rows[-1][key] == row[key] for key in ("prompt", "images", "rendered")):
+            rows[-1]["responses"] += row["responses"]
         else:
-            rows.append({"id": f"query[{i}]", "prompt": question, "images": pictures, "responses": [response]})
+            rows.append(row)
     return rows
 
 
-def _question_and_response(query: str, prompt: str, i: int, template: Template) -> tuple[str, str]:
-    """Both without what a chat template has written around them. i: the number of the query, for refusals."""
-    if template.image_token:  # decoded from expanded tokens a query has hundreds of them for one image
-        query = _image_runs(template).sub(lambda _: template.image_token, query)
-        prompt = _image_runs(template).sub(lambda _: template.image_token, prompt)
-    if not query.startswith(prompt):
-        raise Refusal(
-            422,
-            f"query[{i}] = {query[:60]!r} does not start with prompts[{i}] = {prompt[:60]!r}, so the response cannot "
-            "be cut out; send prompt + response",
-        )
-    response = _without_ends(query[len(prompt) :], template.ends).lstrip()
-
+def _read(prompt: str, response: str, count: int, i: int, template: Template) -> dict[str, Any]:
+    """{prompt, responses, rendered} of a query with `count` pictures. i: its number, for refusals."""
+    shown = f"prompts[{i}] = {prompt[:60]!r}"
     bare = prompt.rstrip()
-    if bare.startswith(template.head) and bare.endswith(template.middle):
-        question = bare[len(template.head) : len(bare) - len(template.middle)]
-        return question.replace(template.image, "<image>") if template.image else question, response
-    for token in template.special:
-        if token in prompt:
+    opening = next((text for text in template.openings if bare.endswith(text)), None)
+    if opening is None:
+        if sign := next((text for text in template.signs if text in prompt), ""):
             raise Refusal(
                 422,
-                f"prompts[{i}] = {prompt[:60]!r} holds {token!r} and is not in this model's chat template; send the "
-                "plain question, or messages to /score",
+                f"{shown} holds {sign!r} and is not in this model's chat template, or does not end where an answer "
+                "begins; send the plain question, or messages to /score",
             )
-    return prompt, response
+        question = prompt.replace(template.placeholder or "<image>", "<image>")
+        if not template.openings:  # a template that writes white space alone between question and answer
+            question = question.rstrip()
+        return {"prompt": question, "responses": [response], "rendered": False}
+
+    front = bare.removesuffix(opening)
+    if token := next((text for text in template.strange if text in front), ""):
+        raise Refusal(422, f"{shown} holds {token!r}, which this model's chat template never writes; remove it")
+    if opening.endswith("<think>") and "<think>" not in response:
+        response = f"<think>\n{response}"  # the prompt has opened the thought that the response goes on with
+    front = _with_images(front, count, shown, template)
+    return {"prompt": front, "responses": [response], "rendered": True}
 
 
 def _without_ends(text: str, ends: tuple[str, ...]) -> str:
@@ -134,32 +135,32 @@ def _without_ends(text: str, ends: tuple[str, ...]) -> str:
             return text[:stop]
 
 
-def _image_runs(template: Template) -> re.Pattern:
-    return re.compile(f"(?:{re.escape(template.image_token)})+")
+def _unexpanded(text: str, count: int, i: int, template: Template) -> str:
+    """A text with one image token for each image: decoded from a policy's tokens, it has one for each patch.
 
-
-def _with_all_placeholders(question: str, prompt: str, count: int, i: int, template: Template) -> str:
-    """The question with a placeholder for each of `count` images.
-
-    A question has one placeholder for each run of image tokens in the prompt, and adjacent images, once expanded, are
-    one run. Raises Refusal where nothing tells which runs hold several images.
+    Adjacent images are one run of tokens. Raises Refusal where nothing tells which runs hold several images.
     """
-    parts = question.split("<image>")
-    places = len(parts) - 1
-    numbered = any(PLACEHOLDER.findall(question))  # <image 2>: the text says which
-    if numbered or not 0 < places < count:
-        return question
-    runs = _image_runs(template).findall(prompt) if template.image_token else []
-    sizes = [len(run) // len(template.image_token) for run in runs]
-    if len(sizes) != places or sum(sizes) != count:  # expanded: not one token for each image
-        sizes = [count]  # all of them in one place, if there is only one
-    if len(sizes) != places:
+    if not count or not template.placeholder or text.count(template.placeholder) <= count:
+        return text
+    runs = re.compile(f"(?:{re.escape(template.placeholder)})+")
+    places = len(runs.findall(text))
+    if places not in (1, count):
         raise Refusal(
             422,
-            f"prompts[{i}] = {prompt[:60]!r} has {places} places for {count} images, and nothing tells which of them "
-            "holds several; send one <image> for each image, or messages to /score",
+            f"query[{i}] = {text[:60]!r} has {places} places for {count} images, and nothing tells which of them holds "
+            f"several; send one {template.placeholder} for each image, or messages to /score",
         )
-    filled = parts[0]
-    for size, part in zip(sizes, parts[1:], strict=True):
-        filled += "<image>" * size + part
-    return filled
+    return runs.sub(template.placeholder * (count if places == 1 else 1), text)
+
+
+def _with_images(front: str, count: int, shown: str, template: Template) -> str:
+    """A rendered prompt with the template's text for an image in place of every `<image>`, one for each picture."""
+    if numbered := next((found[0] for found in PLACEHOLDER.finditer(front) if found[1]), ""):
+        raise Refusal(422, f"{shown} holds {numbered!r}; send <image>, and the images in the order of their places")
+    if template.image and "<image>" not in template.image:
+        front = front.replace("<image>", template.image)
+    places = front.count(template.placeholder or "<image>")
+    if places != count:
+        remedy = "send messages to /score" if count > places else "send an image for each, or remove it from the text"
+        raise Refusal(422, f"{shown} has {places} image placeholders for {count} images; {remedy}")
+    return front

@@ -68,7 +68,7 @@ def check(rows: Sequence[dict[str, Any]], measuring: RewardScorer, config: Serve
 
     Args:
         rows: {id, prompt, responses, images}, images as texts or None. `id` names a row in refusals; it is "" where a
-            request is one row.
+            request is one row. With `rendered` the prompt is a text that is read as it is (`Example.rendered`).
         measuring: what `own_tokenizer` made.
         config: the server's limits.
 
@@ -139,7 +139,11 @@ def _measured_row(row: dict[str, Any], images: list[EncodedImage], measuring: Re
 
 
 def _measure_row(row: dict[str, Any], measuring: RewardScorer) -> Example:
-    [example] = measuring.measure([row], _no_path)
+    given: Any = row
+    if row.get("rendered"):
+        ranks = [0] * len(row["responses"])
+        given = Example(row["id"], "", [], row["responses"], ranks, row["images"], rendered=row["prompt"])
+    [example] = measuring.measure([given], _no_path)
     if isinstance(example, UserError):
         raise Refusal(422, _row_name(row) + str(example).removeprefix(f"example {row['id']}: "))
     return example

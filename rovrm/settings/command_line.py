@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 from omegaconf import OmegaConf
 
-from rovrm.common.errors import UserError, is_full, quoted, refuse, trouble_in_words
+from rovrm.common.errors import UserError, broken_torchvision, is_full, quoted, refuse, trouble_in_words
 from rovrm.settings.fields import Setting, settings, type_in_words, usage
 from rovrm.settings.hints import right_key
 from rovrm.settings.recipes import read_recipe, write_recipe
@@ -103,6 +103,9 @@ def run(main: Callable[[list[str]], int | None], argv: list[str], prog: str) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell says of a command that a closed pipe ended
     except Exception as error:
+        if broken := broken_torchvision(error):
+            print(f"{prog}: error: {broken}", file=sys.stderr)
+            return 2
         if not isinstance(error, OSError) and not is_full(error):
             raise
         print(f"{prog}: error: {trouble_in_words(error)}; mend that, and the same command goes on", file=sys.stderr)

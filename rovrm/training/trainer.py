@@ -9,6 +9,8 @@ Where it departs from Trainer: evaluation scores every list once and computes it
 they depend neither on batching nor on the number of processes.
 """
 
+import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +36,8 @@ from rovrm.training.callbacks import LiveBar, TimedCheckpoints
 from rovrm.training.checks import check_examples
 from rovrm.training.losses import Comparisons, batch_sums, compare, preference_loss, ranking_metrics
 from rovrm.training.sharding import check_sharding, prepare_sharding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,7 +75,8 @@ class RewardTrainer(Trainer):
     model: a reward model, or the name of a checkpoint; every weight that requires a gradient trains, in float32
     (`rovrm.model.adapters.set_trainable` leaves the vision tower out). processing_class: its processor;
     loaded when model is a name; on a language model its chat template is prepared (`chat.prepare_template`).
-    peft_config: a PEFT config, for instance of `rovrm.model.adapters.lora_config`, put on the model here.
+    peft_config: a PEFT config, for instance of `rovrm.model.adapters.lora_config`, put on the model here; whatever
+    its task type, the head is trained and saved with it.
     """
 
     collator_class: type[RewardCollator] = RewardCollator
@@ -97,7 +102,7 @@ class RewardTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = cast(PreTrainedModel, get_peft_model(model, peft_config))
+            model = cast(PreTrainedModel, get_peft_model(model, _with_head(peft_config, model)))
         for parameter in model.parameters():  # bfloat16 would round small updates away
             if parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.float()
@@ -105,8 +110,8 @@ class RewardTrainer(Trainer):
             raise UserError("RewardTrainer needs processing_class, the model's processor")
         if not is_reward_model(model.config):
             prepare_template(processing_class)
-        _give_pad_token(model.config, processing_class)
         collator = self.collator_class(processing_class, model.config, args.rows)
+        model.config.get_text_config().pad_token_id = collator.tokenizer.pad_token_id
         self.config, self.collator = args, collator
         self.train_examples = _measured(train_dataset, collator, args)
         self.eval_examples = _measured(eval_dataset, collator, args)
@@ -311,9 +316,13 @@ class RewardTrainer(Trainer):
         return None, None, None
 
 
-def _give_pad_token(config: Any, processor: Any) -> None:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+def _with_head(peft_config: Any, model: Any) -> Any:
+    """The PEFT config with the task type for which PEFT trains and saves a reward model's head."""
+    if hasattr(model, "score") and peft_config.task_type != "SEQ_CLS":
+        logger.info("task_type=SEQ_CLS in place of %s, so that the head is trained and saved", peft_config.task_type)
+        peft_config = copy.deepcopy(peft_config)
+        peft_config.task_type = "SEQ_CLS"
+    return peft_config
 
 
 def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> list[Example]:
