@@ -17,9 +17,9 @@ from typing import Any, Literal
 from rovrm.common.errors import BadRows, UserError, shown
 from rovrm.data.bad_rows import BadRow, first_rejection, rejection
 from rovrm.data.captions import load_captions, with_caption
+from rovrm.data.columns import check_columns
 from rovrm.data.dataset_rows import dataset_rows
 from rovrm.data.example import Example
-from rovrm.data.formats import check_columns
 from rovrm.data.raw_rows import Row, Source, rows_of_dicts
 from rovrm.data.reader import RowReader
 from rovrm.data.sources import load_rows, parse_sources

@@ -7,19 +7,26 @@ A message is `{"role": "system" | "user" | "assistant", "content": ...}`. Its co
 """
 
 import ast
+import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.images import ImageRef
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+NO_ANSWERERS = {"human", "user", "system", "developer", "tool", "function"}
 MOST_IMAGES = 999_999  # that a placeholder may count
 LITERAL = 100_000  # characters of a Python literal that is read: beyond, Python takes seconds
 PLACEHOLDER = re.compile(r"<image(?:[ _]?(\d+))?>")
+# What a message, a content block and the dict of an image's address are read by.
+MESSAGE_KEYS = {"role", "from", "content", "value"}
+PICTURE_KEYS = ("image", "image_url", "url", "path")
+ADDRESS_KEYS = {"url", "path", "bytes", "detail"}  # detail: OpenAI's wish for a resolution
+NO_CONTENT = {"id", "loss", "weight", "cache_control"}  # what other tools keep there; no word of it is said to a model
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -97,14 +104,48 @@ def _parse_part(part: Any, field: str) -> list[dict[str, Any]]:
     if not isinstance(part, Mapping):
         raise BadRow(field, part, "content is a string or a list of blocks; mend the row")
     kind = part.get("type") or ("text" if part.get("text") is not None else None)
-    if kind == "text" and isinstance(part.get("text"), str):
-        return _split_placeholders(part["text"], field)
+    if kind == "text":
+        check_keys(part, {"type", "text"}, field, "a text block")
+        if isinstance(part.get("text"), str):
+            return _split_placeholders(part["text"], field)
     if kind in ("image", "image_url"):
-        image = next((part[key] for key in ("image", "image_url", "url", "path") if part.get(key) is not None), None)
-        if isinstance(image, Mapping):  # OpenAI's {"image_url": {"url": ...}}
-            image = image.get("url", image)
-        return [{"type": "image"} if image is None else {"type": "image", "image": image}]
+        return [_image_block(part, field)]
     raise BadRow(field, part, f"content block of type {kind!r}; only text and image can be scored, drop the row")
+
+
+def _image_block(part: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """An image block, with its `image`, or its `number` where it has an `index` (from 0)."""
+    check_keys(part, {"type", "index", *PICTURE_KEYS}, field, "an image block")
+    images = [part[key] for key in PICTURE_KEYS if not is_empty(part.get(key))]
+    if len(images) > 1:
+        raise BadRow(field, part, "an image block that names two pictures; leave one")
+    index = part.get("index")
+    if index is not None and (isinstance(index, bool) or not isinstance(index, int) or index < 0 or images):
+        raise BadRow(
+            f"{field}: index", index, "takes the number of a picture, from 0, and no picture beside it; mend it"
+        )
+    if index is not None:
+        return {"type": "image", "number": index + 1}
+    if not images:
+        return {"type": "image"}
+    [image] = images
+    if isinstance(image, Mapping):  # OpenAI's {"image_url": {"url": ...}}
+        check_keys(image, ADDRESS_KEYS, field, "the address of an image")
+        image = image if image.get("url") is None else image["url"]
+    return {"type": "image", "image": image}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell or a value carries nothing: null, and empty texts and lists. Others, as tensors, are not asked."""
+    return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
+
+
+def check_keys(values: Mapping[str, Any], read: Collection[str], field: str, what: str) -> None:
+    """Raises BadRow for a key that is not read and has a value: its content would be dropped in silence."""
+    for key, value in values.items():
+        if key not in read and key not in NO_CONTENT and not is_empty(value):
+            reason = f"a key of {what} that is not read; put what it says into the text, or remove it"
+            raise BadRow(f"{field}: {key}", value, reason)
 
 
 def _split_placeholders(text: str, field: str) -> list[dict[str, Any]]:
@@ -144,10 +185,19 @@ def to_messages(prompt: Any, field: str = "prompt") -> list[dict[str, Any]]:
 def _message(message: Any, field: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise BadRow(field, message, "a message is {role, content} or {from, value}; mend the row")
-    role = message.get("role", message.get("from"))
+    check_keys(message, MESSAGE_KEYS, field, "a message")
+    role = _either(message, "role", "from", field)
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow(field, role, f"unknown role; takes {', '.join(ROLES)}")
-    return {"role": ROLES[role], "content": parse_content(message.get("content", message.get("value")), field)}
+    return {"role": ROLES[role], "content": parse_content(_either(message, "content", "value", field), field)}
+
+
+def _either(message: Mapping[str, Any], name: str, other: str, field: str) -> Any:
+    """The value under either name. Raises BadRow where there are two that differ."""
+    value, second = message.get(name), message.get(other)
+    if not is_empty(value) and not is_empty(second) and value != second:
+        raise BadRow(field, message, f"a message with two values, {name} and {other}; leave one of them")
+    return second if value is None else value
 
 
 def response_text(response: Any) -> str:
@@ -158,7 +208,11 @@ def response_text(response: Any) -> str:
         response = response[0]
     if not isinstance(response, Mapping):
         raise BadRow("responses", response, "an answer is a text or one message; drop the row")
-    content = response.get("content", response.get("value"))
+    check_keys(response, MESSAGE_KEYS, "responses", "an answer")
+    role = _either(response, "role", "from", "responses")
+    if isinstance(role, str) and role in NO_ANSWERERS:  # a data set may name the model here
+        raise BadRow("responses", role, "an answer is by the assistant; mend the role or drop the row")
+    content = _either(response, "content", "value", "responses")
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence) or not all(map(_is_text, content)):
@@ -170,14 +224,21 @@ def _is_text(block: Any) -> bool:
     """Whether a content block is a text, or one without any."""
     if not isinstance(block, Mapping) or block.get("type", "text") != "text":
         return False
+    check_keys(block, {"type", "text"}, "responses", "a text block")
     return isinstance(block.get("text"), str | None)
+
+
+def image_blocks(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The image blocks of messages, in order."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    return [block for content in contents for block in content if block["type"] == "image"]
 
 
 def place_images(messages: list[dict[str, Any]], images: list[ImageRef]) -> tuple[list[dict[str, Any]], list[ImageRef]]:
     """Messages with one image block per image, and the images in the order of their blocks.
 
-    A placeholder with a number stands for that image, those without stand for the images in turn. Images without a
-    placeholder get blocks that lead the first user's message.
+    A placeholder with a number stands for that image, those without stand in turn for the images that no number stands
+    for. Images without a placeholder get blocks that lead the first user's message.
     """
     first_user = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
     if first_user is None:
@@ -185,7 +246,8 @@ def place_images(messages: list[dict[str, Any]], images: list[ImageRef]) -> tupl
     order: list[int] = []  # of the images, by the blocks that there are
     placed: list[dict[str, Any]] = []
     before = 0  # blocks in front of the first user's message, where a system message has images
-    unnumbered = 0
+    numbers = {block.get("number") for block in image_blocks(messages)}
+    unnumbered = (number for number in itertools.count(1) if number not in numbers)
     for i, message in enumerate(messages):
         if i == first_user:
             before = len(order)
@@ -199,8 +261,7 @@ def place_images(messages: list[dict[str, Any]], images: list[ImageRef]) -> tupl
                 continue
             number = block.get("number")
             if number is None:
-                unnumbered += 1
-                number = unnumbered
+                number = next(unnumbered)
             order.append(number - 1)
             blocks.append({"type": "image"})
         placed.append(message | {"content": blocks})
