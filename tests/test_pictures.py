@@ -35,7 +35,7 @@ def read(row: dict[str, Any]) -> Example:
 
 
 def asking(*blocks: Any, **columns: Any) -> dict[str, Any]:
-    """A row whose question has these blocks: a text, a name of a picture, None for an image without one, or an index."""
+    """A row whose question has these blocks: a text, a picture's name, an index, or None for an image alone."""
     content = []
     for block in blocks:
         if block is None or isinstance(block, int):
@@ -156,16 +156,16 @@ def test_what_is_no_picture_is_refused_in_a_short_message(text: str, reason: str
 
 
 def test_an_encoded_picture_is_never_quoted_whole(tmp_path: Path) -> None:
-    long = base64.b64encode(b"\x89PNG" + bytes(60_000)).decode()
+    long = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60_000)).decode()
     for row in (
         PAIR | {"picture": long},
         PAIR | {"image": [long, 5]},
-        asking(f"data:image/png;base64,{long}", images=["a.png"]),
+        asking({"url": f"data:image/png;base64,{long}"}, images=["a.png"]),
     ):
         with pytest.raises(BadRow) as caught:
             read(row)
         assert len(str(caught.value)) < 600
-    with pytest.raises(UserError, match=r"image of 60004 bytes: cannot be decoded|not an image") as error:
+    with pytest.raises(UserError, match=r"image of 60008 bytes: cannot be decoded|not an image") as error:
         read(PAIR | {"image": long}).images[0].open()
     assert len(str(error.value)) < 300
 

@@ -17,13 +17,13 @@ from typing import Any
 from rovrm.common.errors import UserError, described
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.captions import Captions, with_caption
-from rovrm.data.columns import check_content, rename
+from rovrm.data.columns import check_content, rename, unread_columns
 from rovrm.data.example import Example, pairs_of
 from rovrm.data.formats import PROMPT_COLUMNS, READERS, find_reader
 from rovrm.data.images import find_image
 from rovrm.data.messages import normalise, place_images, response_text, text_of, to_messages
 from rovrm.data.pictures import check_unread, images_of
-from rovrm.data.ratings import agreed_ranks, rating_in
+from rovrm.data.ratings import agreed_ranks, is_misread, listed, rating_in
 from rovrm.data.raw_rows import Row, Rows
 from rovrm.data.turns import with_system_and_history
 
@@ -61,6 +61,7 @@ class RowReader:
         self.rows, self.columns, self.captions, self.pairs = rows, columns, captions, pairs
         self.find = functools.partial(find_image, image_root=image_root, must_exist=images_needed)
         self.readers = {file: reader or self._reader_of(file) for file in rows.kinds}
+        self.n_misread = 0  # UltraFeedback's scores that were mended
 
     def __call__(self, row: Row) -> list[Example | BadRow]:
         """The row's example, or each of its pairs, or why it cannot be used."""
@@ -68,8 +69,26 @@ class RowReader:
             example = self._example(row)
         except BadRow as error:
             return [error]
+        if self.readers[row.data_file] == "ultrafeedback":
+            self.n_misread += sum(map(is_misread, listed((row.values or {}).get("completions") or [])))
         parts = pairs_of(example) if self.pairs else [example]
         return [self._captioned(part) for part in parts]
+
+    def notes(self) -> list[str]:
+        """What a user should know of the rows that were read: the columns that nothing reads, and what was mended."""
+        notes = []
+        unread = {column: None for file in self.readers for column in self._unread(file)}
+        if unread:
+            notes.append(f"{self.rows.name}: not read: {', '.join(map(str, unread))}")
+        if self.n_misread:
+            misread = f"{self.n_misread} answers with an overall_score of 10 beside ratings of 1 or 2"
+            notes.append(f"{self.rows.name}: {misread} are ranked as 1, as in the repaired data set")
+        return notes
+
+    def _unread(self, file: str | None) -> list[str]:
+        columns, _ = self.rows.kinds[file]
+        theirs = {*self.columns.values(), *self.columns}
+        return unread_columns([column for column in columns if column not in theirs], self.readers[file])
 
     def _reader_of(self, file: str | None) -> str:
         columns, first_row = self.rows.kinds[file]
