@@ -120,7 +120,7 @@ def test_llava_human_preference(preference: int, best: str) -> None:
     row = {"id": "9", "image": "0001.jpg", "conversations": talk, "preference": preference}
     row |= {"output_1": {"from": "llava", "value": "one"}, "output_2": {"from": "llava", "value": "two"}}
     example = read(row, "llava-human-preference")
-    assert example.prompt == [*question("A?", 1), {"role": "assistant", "content": "Yes."}, *question("B?")]
+    assert example.prompt == [*question("\nA?", 1), {"role": "assistant", "content": "Yes."}, *question("B?")]
     assert (example.responses[0], example.ranks, example.id) == (best, [0, 1], "9")
 
 
@@ -243,7 +243,7 @@ def test_rovrm_ranked(image: str | None) -> None:
     talk = [{"from": "human", "value": human}, {"from": "gpt", "value": ["a", "b", "c"]}]
     example = read({"id": "r", "image": image, "conversations": talk}, "rovrm-ranked")
     assert (example.prompt, example.responses, example.ranks) == (
-        question("Q", int(bool(image))),
+        question("\nQ", 1) if image else question("Q"),
         ["a", "b", "c"],
         [0, 1, 2],
     )
@@ -588,7 +588,8 @@ def test_a_sound_column_is_no_image() -> None:
 
     table = datasets.Dataset.from_list([PAIR | {"sound": {"bytes": b"x", "path": "1.wav"}}])
     table = table.cast(datasets.Features(table.features | {"sound": datasets.Audio()}))
-    assert as_examples(table)[0].images == []
+    with pytest.raises(UserError, match="audio = 'sound': audio cannot be scored"):
+        as_examples(table)
 
 
 def test_no_responses_at_all() -> None:

@@ -388,7 +388,9 @@ def test_reward_with_images_in_the_column_and_more_in_the_prompt(scorer, forward
     assert scorer.score(prompt, ["Two."], images=[noise(1), noise(0)]) == scorer.score(prompt, ["Two."])
     swapped = [*chat("And here?", noise(1)), *assistant("One."), *chat("How many?", noise(0))]
     assert not close(scorer.score(swapped, ["Two."]), scorer.score(prompt, ["Two."]), 1e-3)
-    refused(lambda: scorer.score(prompt, ["Two."], images=[noise(1), noise(2)]), "a block of the prompt names a picture")
+    refused(
+        lambda: scorer.score(prompt, ["Two."], images=[noise(1), noise(2)]), "a block of the prompt names a picture"
+    )
 
 
 def test_reward_drops_the_space_behind_the_template(scorer):

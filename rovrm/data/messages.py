@@ -57,11 +57,13 @@ def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
     """The text of a message's content without its images. Parts that an image held apart get a line break."""
     if isinstance(content, str):
         return content
-    text = ""
+    text, behind_image = "", False
     for block in content:
-        if block["type"] != "text" or not block["text"]:
+        part = block["text"] if block["type"] == "text" else ""
+        part = part.lstrip("\n") if behind_image else part
+        behind_image = block["type"] == "image"
+        if not part:
             continue
-        part = block["text"]
         apart = text and not text[-1].isspace() and not part[0].isspace()
         text += f"\n{part}" if apart else part
     return text
@@ -157,8 +159,12 @@ def _split_placeholders(text: str, field: str) -> list[dict[str, Any]]:
         if i % 2:
             blocks.append({"type": "image"} if part is None else {"type": "image", "number": _number(part, field)})
             continue
-        # The line break between a placeholder and its text belongs to the chat template.
-        part = part.strip("\n") if len(parts) > 1 else part
+        # A line break behind a placeholder stays, for chat templates that write none of their own; one in front of it
+        # only sets the image apart, which its block does.
+        if 0 < i < len(parts) - 1:
+            part = part.rstrip("\n") or part[:1]
+        elif len(parts) > 1:
+            part = part.rstrip("\n") if i else part.strip("\n")
         if part:
             blocks.append({"type": "text", "text": part})
     return blocks
