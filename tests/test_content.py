@@ -84,6 +84,18 @@ def test_an_answer_by_somebody_else() -> None:
         read(PAIR | {"chosen": [{"role": "tool", "content": "a"}], "rejected": [answer("b")]})
 
 
+@pytest.mark.parametrize("text", ["Here: <image>", "<image 2> is red.", "<image_1>"])
+def test_a_placeholder_in_an_answer(text: str) -> None:
+    for change in (
+        {"chosen": text},
+        {"chosen": [answer(text)], "rejected": [answer([{"type": "text", "text": text}])]},
+    ):
+        with pytest.raises(BadRow, match="stands for an image, and an answer holds text only"):
+            read(PAIR | change | {"images": ["1.png", "2.png"]})
+        with pytest.raises(UserError, match="an answer holds text only"):
+            as_example(PAIR | change)
+
+
 # ---- columns ---------------------------------------------------------------------------------------------------------
 
 

@@ -207,7 +207,16 @@ def _either(message: Mapping[str, Any], name: str, other: str, field: str) -> An
 
 
 def response_text(response: Any) -> str:
-    """The text of an answer given as a string, one message, or a list with one message."""
+    """The text of an answer given as a string, one message, or a list with one message. A placeholder in it is refused:
+    whether it is an image token depends on the model, and no answer has a picture."""
+    text = _answer(response)
+    if place := PLACEHOLDER.search(text):
+        reason = f"{place[0]!r} stands for an image, and an answer holds text only; remove it or drop the row"
+        raise BadRow("responses", text[max(place.start() - 80, 0) :], reason)
+    return text
+
+
+def _answer(response: Any) -> str:
     if isinstance(response, str):
         return response
     if isinstance(response, Sequence) and len(response) == 1:
