@@ -203,7 +203,7 @@ def test_the_line_break_behind_an_image_stands_once(processor_with, file: Path):
     kept = behind("<image>\nWhat?")
     assert kept != "\n\n" or behind("<image>What?") == kept  # one break, or the template's own
     assert kept.endswith("\n") or any(part in str(file) for part in TRIMMED)
-    assert behind("<image>What?").endswith("\n") == chat._breaks_itself()
+    assert behind("<image>What?").endswith("\n") == chat._breaks
     two = chat.prompt(example(to_messages("<image>\n<image>\nWhat?"), 2))
     assert "\n\nWhat?" not in two or behind("<image>What?") == "\n\n"
 

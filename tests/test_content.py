@@ -66,6 +66,13 @@ def test_a_key_that_is_not_read_is_refused_by_name(change: dict[str, Any], key: 
         as_example(PAIR | change, find=lambda name: name)
 
 
+@pytest.mark.parametrize("last", [{"value": ["a", "b"]}, {"preference_values": ["a", "b"]}])
+def test_a_key_of_the_turn_that_holds_the_answers(last: dict[str, Any]) -> None:
+    talk = [{"from": "human", "value": "Q"}, {"from": "gpt", **last, "images": ["1.png"]}]
+    with pytest.raises(BadRow, match="^conversations: images = "):
+        read({"conversations": talk} | ({"origin_pre_dataset": "x"} if "preference_values" in last else {}))
+
+
 def test_keys_without_a_value_and_without_content() -> None:
     empty = {"images": [], "tool_calls": None, "reasoning_content": "", "id": 7, "loss": True}
     blocks = [{"type": "text", "text": "Q", "index": None, "image": None}, {"type": "image", "text": None, "index": 0}]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
-from rovrm.data.messages import parsed
+from rovrm.data.messages import MESSAGE_KEYS, check_keys, parsed
 from rovrm.data.ratings import PAIR_SCORES, listed, mean_rating, number_in, numbers_of, overall_score, ranks_of, rated
 from rovrm.data.turns import split_turns
 
@@ -119,6 +119,7 @@ def _preferred(row: Mapping[str, Any]) -> list[int]:
 def read_vision_feedback_mix(row: Mapping[str, Any]) -> Read:
     """wangclnlp/vision-feedback-mix-binarized: conversations is a *string*; the last turn has preference_values."""
     turns = _conversation(row)
+    check_keys(turns[-1], {*MESSAGE_KEYS, "preference_values"}, "conversations", "the last turn")
     answers = turns[-1].get("preference_values")
     if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) < 2:
         raise BadRow("conversations", turns[-1], "the last turn needs preference_values [preferred, dispreferred]")
@@ -128,6 +129,7 @@ def read_vision_feedback_mix(row: Mapping[str, Any]) -> Read:
 def read_rovrm_ranked(row: Mapping[str, Any]) -> Read:
     """The RoVRM authors' JSON: the last turn's value is the list of answers, best to worst."""
     turns = _conversation(row)
+    check_keys(turns[-1], MESSAGE_KEYS, "conversations", "the last turn")
     answers = turns[-1].get("value")
     if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) < 2:
         raise BadRow("conversations", turns[-1], "the last turn's value is the list of two or more answers, best first")

@@ -69,6 +69,17 @@ def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
+def without_breaks(content: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Blocks without the line breaks behind images, for a chat template that writes them itself."""
+    blocks: list[dict[str, Any]] = []
+    for block in content:
+        if blocks and blocks[-1]["type"] == "image" and block["type"] == "text":
+            block = block | {"text": block["text"].lstrip("\n")}
+        if block["type"] == "image" or block["text"]:
+            blocks.append(block)
+    return blocks
+
+
 def parsed(value: Any, field: str) -> Any:
     """The value of a text that holds a list or dict, as JSON or as the Python literal that str() makes; another value
     as it is."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
-from rovrm.data.messages import text_of
+from rovrm.data.messages import text_of, without_breaks
 
 BLOCKS, STRING = "blocks", "string"  # the two forms of a message's content
 ROLES = ("system", "user", "assistant")
@@ -56,7 +56,7 @@ class ChatTemplate:
         self._forms: dict[str, str] = {}  # role -> the form of its content
         self._pieces: dict[Any, list[str] | UserError] = {}  # structure of a conversation -> the text around its parts
         self._placeholder: str | None = None
-        self._breaks: bool | None = None
+        self._breaks = False  # whether the template itself breaks the line behind an image; found with the above
         self._tokens: list[str] | None = None
 
     def conversations(self, example: Example) -> list[str]:
@@ -106,15 +106,9 @@ class ChatTemplate:
             if user is None:
                 raise UserError("the prompt has no user message to put the image in; add one")
             user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
-        return [_without_breaks(message) for message in messages] if count and self._breaks_itself() else messages
-
-    def _breaks_itself(self) -> bool:
-        """Whether the template sets an image apart from the text behind it, as LLaVA's and InternVL's do."""
-        if self._breaks is None:
-            content = [{"type": "image"}, {"type": "text", "text": _mark(0)}]
-            before = self._apply([{"role": "user", "content": content}], answering=True).partition(_mark(0))[0]
-            self._breaks = before[-1:].isspace()
-        return self._breaks
+        if count and self.image_text() and self._breaks:
+            messages = [message | {"content": without_breaks(message["content"])} for message in messages]
+        return messages
 
     def _check_response(self, response: str) -> None:
         """Raises UserError for a response that would end its own turn: what follows could be anything to the model."""
@@ -190,6 +184,7 @@ class ChatTemplate:
             text = _message("user", _mark(0))["content"]
             one = self._apply([{"role": "user", "content": [{"type": "image"}] + text}], answering=True)
             two = self._apply([{"role": "user", "content": [{"type": "image"}] * 2 + text}], answering=True)
+            self._breaks = one.partition(_mark(0))[0][-1:].isspace()
             same = 0  # characters with which both begin: up to behind the first image
             while same < min(len(one), len(two)) and one[same] == two[same]:
                 same += 1
@@ -354,17 +349,6 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
     if message["role"] == "user" or any(block["type"] == "image" for block in content):
         return list(content)
     return [{"type": "text", "text": text_of(content)}]
-
-
-def _without_breaks(message: dict[str, Any]) -> dict[str, Any]:
-    """The message without the line breaks behind images, which the template writes itself."""
-    blocks: list[dict[str, Any]] = []
-    for block in message["content"]:
-        if blocks and blocks[-1]["type"] == "image" and block["type"] == "text":
-            block = block | {"text": block["text"].lstrip("\n")}
-        if block["type"] == "image" or block["text"]:
-            blocks.append(block)
-    return message | {"content": blocks}
 
 
 def _has_text(block: dict[str, Any]) -> bool:
