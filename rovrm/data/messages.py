@@ -69,15 +69,18 @@ def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def without_breaks(content: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Blocks without the line breaks behind images, for a chat template that writes them itself."""
-    blocks: list[dict[str, Any]] = []
-    for block in content:
-        if blocks and blocks[-1]["type"] == "image" and block["type"] == "text":
-            block = block | {"text": block["text"].lstrip("\n")}
-        if block["type"] == "image" or block["text"]:
-            blocks.append(block)
-    return blocks
+def without_breaks(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of blocks without the line breaks behind images, for a chat template that writes them itself."""
+    without = []
+    for message in messages:
+        blocks: list[dict[str, Any]] = []
+        for block in message["content"]:
+            if blocks and blocks[-1]["type"] == "image" and block["type"] == "text":
+                block = block | {"text": block["text"].lstrip("\n")}
+            if block["type"] == "image" or block["text"]:
+                blocks.append(block)
+        without.append(message | {"content": blocks})
+    return without
 
 
 def parsed(value: Any, field: str) -> Any:

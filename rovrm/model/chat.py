@@ -106,9 +106,7 @@ class ChatTemplate:
             if user is None:
                 raise UserError("the prompt has no user message to put the image in; add one")
             user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
-        if count and self.image_text() and self._breaks:
-            messages = [message | {"content": without_breaks(message["content"])} for message in messages]
-        return messages
+        return without_breaks(messages) if count and self.image_text() and self._breaks else messages
 
     def _check_response(self, response: str) -> None:
         """Raises UserError for a response that would end its own turn: what follows could be anything to the model."""
@@ -123,8 +121,7 @@ class ChatTemplate:
         """The special tokens that the template writes into a conversation, and the end of sequence."""
         if self._tokens is None:
             tokenizer = getattr(self.processor, "tokenizer", self.processor)
-            # thoughts are texts like others
-            written = re.sub("<think>.*?</think>", "", self._sample(), flags=re.DOTALL)
+            written = re.sub("<think>.*?</think>", "", self._sample(), flags=re.DOTALL)  # thoughts are texts too
             special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
             self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
         return self._tokens
