@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
+from rovrm.data.messages import to_messages
 from rovrm.model.adapters import training_processor
 from rovrm.model.chat import ChatTemplate, _first_cut, prepare_template
 from rovrm.model.collator import RewardCollator
@@ -185,6 +186,26 @@ def test_texts_around_images_are_not_joined(processor_with, file: Path):
     for text in (chat.prompt(asked), *chat.conversations(asked)):
         assert "Here" in text and "there" in text and "Which?" in text
         assert "Herethere" not in text and "thereWhich" not in text
+
+
+TRIMMED = ("gemma-3", "gemma-4-E2B-it/chat_template.jinja")  # templates that strip the texts of a turn
+
+
+@needs_templates
+@pytest.mark.parametrize("file", [f for f in FILES if not any(part in str(f) for part in TEXT_MODELS)], ids=name_of)
+def test_the_line_break_behind_an_image_stands_once(processor_with, file: Path):
+    chat = ChatTemplate(processor_with(file))
+
+    def behind(text: str) -> str:
+        content = to_messages(text)
+        return chat.prompt(example(content, 1)).partition("What?")[0][-2:]
+
+    kept = behind("<image>\nWhat?")
+    assert kept != "\n\n" or behind("<image>What?") == kept  # one break, or the template's own
+    assert kept.endswith("\n") or any(part in str(file) for part in TRIMMED)
+    assert behind("<image>What?").endswith("\n") == chat._breaks
+    two = chat.prompt(example(to_messages("<image>\n<image>\nWhat?"), 2))
+    assert "\n\nWhat?" not in two or behind("<image>What?") == "\n\n"
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,8 @@ def test_every_recipe_parses(path: Path) -> None:
         ("learning_rate", "set text.learning_rate, caption.learning_rate, visual.learning_rate instead"),
         ("num_train_epochs", "set text.epochs, caption.epochs, visual.epochs instead"),
         ("label_names", "trainer.label_names is set by rovrm"),
+        ("train_sampling_strategy", "batches hold rows of like lengths already, leave it out"),
+        ("dataloader_drop_last", "every row trains once an epoch, in batches filled up to batch_tokens, leave it out"),
     ],
 )
 def test_check_trainer_keys(key: str, message: str) -> None:

@@ -146,17 +146,24 @@ def test_find_under_root_folder_and_parents(tmp_path: Path, photo: Path, caplog:
         find_image("x.png", None, data)
 
 
-def test_the_folder_that_worked_is_tried_first(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    for i in range(20):
-        (tmp_path / f"{i}.png").touch()
-    find_image("photo.png", None, tmp_path / "a" / "b" / "t.jsonl")
-    looks = []
-    isfile = images.os.path.isfile
-    monkeypatch.setattr(images.os.path, "isfile", lambda path: looks.append(path) or isfile(path))
-    for i in range(20):
-        find_image(f"{i}.png", None, tmp_path / "a" / "b" / "t.jsonl")
-    assert len(looks) == 20
+@pytest.mark.parametrize("first", ["1.png", "2.png"])
+def test_an_image_is_found_nearest_first_whatever_was_found_before(tmp_path: Path, first: str) -> None:
+    for name in ("img/1.png", "img/2.png", "sub/img/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    find_image(f"img/{first}", None, tmp_path / "sub" / "pairs.jsonl")
+    for data in ("pairs.jsonl", "more.jsonl"):  # two files in one folder
+        assert find_image("img/1.png", None, tmp_path / "sub" / data) == str(tmp_path / "img/1.png")
+        assert find_image("img/2.png", None, tmp_path / "sub" / data) == str(tmp_path / "sub/img/2.png")
+
+
+def test_the_working_folder_is_searched_anew_in_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "1.png").touch()
+    monkeypatch.chdir(tmp_path / "a")
+    assert find_image("1.png") == str(tmp_path / "1.png")
+    (tmp_path / "a" / "1.png").touch()
+    assert find_image("1.png") == str(tmp_path / "a" / "1.png")
 
 
 @pytest.mark.parametrize(

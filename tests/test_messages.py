@@ -26,8 +26,11 @@ def shape(example: Example) -> list[str]:
     [
         ("Q", "", ["Q"], ""),
         ("Q", "12", ["*", "*", "Q"], "12"),
-        ("<image>\nQ", "1", ["*", "Q"], "1"),
+        ("<image>\nQ", "1", ["*", "\nQ"], "1"),
+        ("<image>\n<image>\nQ", "12", ["*", "\n", "*", "\nQ"], "12"),
         ("Q\n<image>", "1", ["Q", "*"], "1"),
+        ("\n<image>\nQ\n", "1", ["*", "\nQ"], "1"),
+        ("<image>\n", "1", ["*"], "1"),
         ("Is <image> like <image>?", "12", ["Is ", "*", " like ", "*", "?"], "12"),
         ("<image 2> after <image 1>", "12", ["*", " after ", "*"], "21"),
         ("<image_1> and <image1>", "1", ["*", " and ", "*"], "11"),

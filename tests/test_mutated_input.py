@@ -75,6 +75,7 @@ RIGHT: dict[str, dict[str, Any]] = {
         "conversations": str([TURNS[0], {"from": "gpt", "preference_values": ["A cup.", "A dog."]}]),
         "origin_pre_dataset": "x", "image": "a.png",
     },
+    "ms-swift": {"messages": TURNS, "rejected_response": "No.", "images": ["a.png"]},
     "sharegpt-ranking": {"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1], "images": ["a.png"]},
     "rovrm-ranked": {"conversations": [TURNS[0], {"from": "gpt", "value": ["A.", "B.", "C."]}], "image": "a.png"},
     "ranked": {"prompt": SAY, "images": ["a.png"], "responses": ["A.", "B."], "scores": [1.0, 0.5], "ranks": [0, 1]},

@@ -466,6 +466,68 @@ def test_over_long_rows_are_not_bad(collator, settings, tmp_path: Path, capsys) 
         prepare_phase(replace(config, max_length=9, text=PhaseConfig(data=section.data)), TEXT, collator, write=True)
 
 
+@pytest.mark.parametrize("source", ["{a}", "{a}?n=12", "{a},{b}", "{a}?n=6,{b}?n=6", "{a}?weight=0.5,{b}?weight=0.5"])
+@pytest.mark.parametrize("select", ["random", "first"])
+def test_n_counts_usable_rows(collator, settings, tmp_path: Path, source: str, select: str, caplog) -> None:
+    """Most rows are too long, and too long rows are found only when they are measured."""
+    long = "really, " * 400
+    files = {}
+    for name in "ab":
+        rows = [pair(f"{name}{i}", chosen=f"{long if i % 5 else 'Yes'} {i}.") for i in range(100)]
+        files[name] = write_lines(tmp_path / f"{name}.jsonl", *rows)
+    section = PhaseConfig(data=source.format(**files).split(","), n=12, select=select)
+    config = settings(text=section, max_length=256)
+    found = prepare_phase(config, TEXT, collator, write=True)
+    assert len(all_ids(found)) == 12 and found.n_long == len(found.rejected) > 12
+    assert len(listed(config, TEXT)) == found.n_long
+    assert "asked for" not in caplog.text
+    assert all_ids(prepare_phase(config, TEXT, collator, write=False)) == all_ids(found)
+
+    config = replace(config, text=replace(section, n=99, data=[entry.partition("?")[0] for entry in section.data]))
+    count = 20 * len(config.text.data)  # all that are usable
+    assert len(all_ids(prepare_phase(config, TEXT, collator, write=True))) == count
+    assert f"n=99 asked for, {count} usable rows found: all taken" in caplog.text
+
+
+def test_n_counts_usable_pairs_and_captions(collator, settings, tmp_path: Path) -> None:
+    lists = [{"prompt": f"{i}?", "responses": ["a", "b", "c"], "id": f"r{i}"} for i in range(20)]
+    for row in lists[::2]:
+        row["responses"] = ["a", "b", "b"]  # of three pairs one is the same text twice
+    config = settings(text=PhaseConfig(data=[f"{write_lines(tmp_path / 'a.jsonl', *lists)}?pairs=true"], n=40))
+    assert len(all_ids(prepare_phase(config, TEXT, collator, write=True))) == 40
+    config = settings(text=replace(config.text, n=60))
+    assert len(all_ids(prepare_phase(config, TEXT, collator, write=True))) == 50
+    rows = [pair(i, image=f"{i}.png", caption="A cup." if i % 3 == 0 else None) for i in range(30)]
+    section = CaptionConfig(data=[write_lines(tmp_path / "c.jsonl", *rows)], n=10)
+    assert len(all_ids(prepare_phase(settings(caption=section), CAPTION, collator, write=True))) == 10
+
+
+def test_a_draw_ends_where_too_many_rows_are_bad(collator, settings, tmp_path: Path) -> None:
+    rows = [pair(i, rejected="") for i in range(100)]
+    section = PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)], n=10)
+    with pytest.raises(UserError, match="10 of 10 rows are bad"):
+        prepare_phase(settings(text=section, max_bad_fraction=0.1), TEXT, collator, write=True)
+
+
+def test_columns_that_are_not_read_are_listed_once(collator, settings, tmp_path: Path, caplog) -> None:
+    rows = [pair(i, reason="because", models=["m"], score_chosen=2, score_rejected=1) for i in range(8)]
+    config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]))
+    prepare_phase(config, TEXT, collator, write=True)
+    assert [record.message.partition(": ")[2] for record in caplog.records] == ["not read: reason, models"]
+
+
+def test_misread_scores_of_ultrafeedback_are_counted(collator, settings, tmp_path: Path, caplog) -> None:
+    def completion(response: str, overall: float, rating: str) -> Row:
+        return {"response": response, "overall_score": overall, "annotations": {"honesty": {"Rating": rating}}}
+
+    completions = [completion("Bad.", 10, "1"), completion("Good.", 8, "5")]
+    rows = [{"instruction": f"{i}?", "completions": completions} for i in range(6)]
+    config = settings(text=PhaseConfig(data=[write_lines(tmp_path / "a.jsonl", *rows)]))
+    found = prepare_phase(config, TEXT, collator, write=True)
+    assert {example.responses[0] for example in found.train} == {"Good."}
+    assert "6 answers with an overall_score of 10 beside ratings of 1 or 2 are ranked as 1" in caplog.text
+
+
 def test_bad_rows_of_all_phases_are_said_at_once(collator, settings, tmp_path: Path) -> None:
     draw(tmp_path, "0.png")
     bad = write_lines(tmp_path / "bad.jsonl", pair(0), pair(1, chosen=""))

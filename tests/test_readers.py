@@ -11,12 +11,13 @@ from helpers import REAL
 
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
+from rovrm.data.columns import check_columns, rename
 from rovrm.data.example import Example
-from rovrm.data.formats import check_columns, find_reader
+from rovrm.data.formats import find_reader
 from rovrm.data.images import ImageRef, find_image
 from rovrm.data.loading import as_examples, load_examples
 from rovrm.data.messages import text_of
-from rovrm.data.reader import read_row, rename
+from rovrm.data.reader import read_row
 from rovrm.training.checks import check_responses
 
 
@@ -119,7 +120,7 @@ def test_llava_human_preference(preference: int, best: str) -> None:
     row = {"id": "9", "image": "0001.jpg", "conversations": talk, "preference": preference}
     row |= {"output_1": {"from": "llava", "value": "one"}, "output_2": {"from": "llava", "value": "two"}}
     example = read(row, "llava-human-preference")
-    assert example.prompt == [*question("A?", 1), {"role": "assistant", "content": "Yes."}, *question("B?")]
+    assert example.prompt == [*question("\nA?", 1), {"role": "assistant", "content": "Yes."}, *question("B?")]
     assert (example.responses[0], example.ranks, example.id) == (best, [0, 1], "9")
 
 
@@ -242,7 +243,7 @@ def test_rovrm_ranked(image: str | None) -> None:
     talk = [{"from": "human", "value": human}, {"from": "gpt", "value": ["a", "b", "c"]}]
     example = read({"id": "r", "image": image, "conversations": talk}, "rovrm-ranked")
     assert (example.prompt, example.responses, example.ranks) == (
-        question("Q", int(bool(image))),
+        question("\nQ", 1) if image else question("Q"),
         ["a", "b", "c"],
         [0, 1, 2],
     )
@@ -382,7 +383,7 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
         ({"image": ""}, "image = '': the name is empty; give a path, or null for a row without an image"),
         ({"images": ["a.jpg", " "]}, "images = ' ': the name is empty"),
         ({"image": 724}, "image = '724': an image is a path, or embedded"),
-        ({"image": {"bytes": b"x", "path": None}}, "an image is a path, or embedded"),
+        ({"image": {"bytes": None, "path": None}}, "an image is a path, or embedded"),
         ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "block of type 'audio'; only text and image"),
         ({"prompt": [{"role": "system", "content": "S"}]}, "it has no message by the user"),
         ({"prompt": [{"role": "user", "content": None}]}, "content is a string or a list of blocks"),
@@ -467,7 +468,7 @@ SHARED = picture()
         {"image": ImageRef(drawing=picture), "image_path": "a.jpg", "img_path": "b.JPG"},
         {"image": ImageRef(drawing=picture, label="coco/a.jpg"), "file_name": "a.jpg"},
         {"image": SHARED, "picture": SHARED},
-        {"id": "a.jpg", "source": "a.jpg", "caption": "a.jpg", "input": "a.jpg"},
+        {"id": "a.jpg", "source": "a.jpg", "caption": "a.jpg"},
         {"url": "https://example.org/a.jpg", "photo": "no.jpg", "other": None, "boxes": [{"category": "a.jpg"}]},
         {"chosen": "a.jpg", "rejected": "b.JPG"},
     ],
@@ -587,7 +588,8 @@ def test_a_sound_column_is_no_image() -> None:
 
     table = datasets.Dataset.from_list([PAIR | {"sound": {"bytes": b"x", "path": "1.wav"}}])
     table = table.cast(datasets.Features(table.features | {"sound": datasets.Audio()}))
-    assert as_examples(table)[0].images == []
+    with pytest.raises(UserError, match="audio = 'sound': audio cannot be scored"):
+        as_examples(table)
 
 
 def test_no_responses_at_all() -> None:

@@ -224,7 +224,7 @@ def test_images_that_are_refused(scorer, tmp_path):
     refused(scored(tmp_path / "cut.png"), "cut.png", "not an image")
     refused(scored(tmp_path / "clip.mp4"), "clip.mp4", "video")
     refused(scored("https://example.org/a.jpg"), "https://example.org/a.jpg", "URL")
-    refused(scored(b"\x89PNG"), "bytes", "PIL")
+    refused(scored(b"\x89PNG"), "image of 4 bytes", "not an image in a format read here")
     for empty in ("", [""], " "):
         refused(scored(empty), "example 0: images = ", "the name is empty; give a path, or null for a row without an")
     refused(scored(np.zeros((4, 4, 3), dtype=np.uint8)), "ndarray of shape (4, 4, 3)", "Image.fromarray")
@@ -384,9 +384,13 @@ def test_reward_with_images_in_the_column_and_more_in_the_prompt(scorer, forward
     prompt = [*chat("And here?", noise(0)), *assistant("One."), *chat("How many?", noise(1))]
     for images in ([noise(1)], noise(1), [], None):
         assert scorer.reward([prompt], [assistant("Two.")], images=[images]) == scorer.score(prompt, ["Two."])
-    swapped = scorer.score(prompt, ["Two."], images=[noise(1), noise(0)])
-    assert not close(swapped, scorer.score(prompt, ["Two."]), 1e-3)
-    assert close(scorer.reward([prompt], ["Two."], images=[[noise(1), noise(0)]]), swapped)
+    # The blocks decide which picture is theirs, whatever the order of the column.
+    assert scorer.score(prompt, ["Two."], images=[noise(1), noise(0)]) == scorer.score(prompt, ["Two."])
+    swapped = [*chat("And here?", noise(1)), *assistant("One."), *chat("How many?", noise(0))]
+    assert not close(scorer.score(swapped, ["Two."]), scorer.score(prompt, ["Two."]), 1e-3)
+    refused(
+        lambda: scorer.score(prompt, ["Two."], images=[noise(1), noise(2)]), "a block of the prompt names a picture"
+    )
 
 
 def test_reward_drops_the_space_behind_the_template(scorer):
@@ -432,13 +436,13 @@ TOOLS = [
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [
-        (TOOLS, "'tool_calls', which is not scored"),
-        (TOOLS[:2], "'tool_calls'"),
+        (TOOLS, "tool_calls"),
+        (TOOLS[:2], "does not end with the assistant's turn"),
         (TOOLS[1:2], "does not end with the assistant's turn"),
         ([TOOLS[2], {"role": "tool", "content": "7"}], "does not end with the assistant's turn"),
         ([{"role": "user", "content": "And?"}], "does not end with the assistant's turn"),
         ([], "does not end with the assistant's turn"),
-        ([{"role": "assistant", "content": "5", "reasoning_content": "2+3"}], "'reasoning_content'"),
+        ([{"role": "assistant", "content": "5", "reasoning_content": "2+3"}], "reasoning_content"),
         ([TOOLS[1], TOOLS[2]], "unknown role"),
         (None, "cannot be read"),
         ([{"role": "assistant", "content": 5}], "text"),

@@ -296,7 +296,7 @@ def test_what_is_no_request(client):
         ({"responses": ["A"] * 65}, ("responses: got", "at most 64")),
         ({"responses": "A"}, ("responses: got 'A'", "list")),
         ({"responses": ["A", 3]}, ("responses[1]: got 3", "string")),
-        ({"responses": ["A", "B <image>"]}, ("image token", "'<image>'")),
+        ({"responses": ["A", "B <image>"]}, ("stands for an image", "'<image>'")),
         ({"responses": ["A", "word " * 3_000, "B"]}, ("tokens", "max_length=2000")),
         ({"prompt": "word " * 3_000}, ("tokens", "max_length=2000")),
         ({"prompt": "word " * 14_000}, ("characters cannot fit", "max_length=2000", "shorten")),

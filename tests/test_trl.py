@@ -210,5 +210,6 @@ def test_images_of_the_column_beside_those_that_a_prompt_holds(scorer, tmp_path)
         return [scorer.score(turns(QUESTIONS[n]), [answer], images=images[n])[0] for n, answer in rows]
 
     assert close(step.rewards, expected({n: [drawn(3), drawn(n)] for n in (0, 1)}))
-    assert apart(step.rewards, expected({n: [drawn(n), drawn(3)] for n in (0, 1)}))
+    assert close(step.rewards, expected({n: [drawn(n), drawn(3)] for n in (0, 1)}))  # the first block names its own
+    assert apart(step.rewards, expected({n: [drawn(3), drawn(1 - n)] for n in (0, 1)}))
     assert step.rows == [len(QUESTIONS)]

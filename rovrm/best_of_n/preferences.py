@@ -119,7 +119,10 @@ def _prompt_of(row: Row, values: dict[str, Any], config: RankConfig) -> Example:
     """Prompt and images as the trainer will read them. Raises UserError for what the trainer would refuse."""
     find = partial(find_image, image_root=config.image_root or None, data_file=row.data_file)
     without_answers = {"responses": [""], "ranks": None, "scores": None, "margin": None}
-    return read_row("ranked", values | without_answers, find, fallback_id=f"{row.stem}-{row.number}")
+    example = read_row("ranked", values | without_answers, find, fallback_id=f"{row.stem}-{row.number}")
+    if any(ref.path is None for ref in example.images):
+        raise UserError("images = an image inside the row; give its path, by which the preferences will name it")
+    return example
 
 
 def _images_open(example: Example) -> bool:

@@ -7,6 +7,10 @@ The way of a line of a JSONL file to an Example:
     reader.py        the dict -> an Example, with its images and every check on the way
     formats.py       ... which asks here what the columns mean: prompt, responses and ranks
     messages.py      ... and here how the messages are written
+    turns.py         ... which turns stand in two columns, or in `history` and `system`
+    pictures.py      ... which pictures the row has, and where each belongs
+    ratings.py       ... what the numbers say about the order of the responses
+    columns.py       ... and which columns nothing has read
 
 example.py is the Example itself, images.py how an image is found and opened, bad_rows.py what becomes of a row that
 cannot be used. loading.py draws n examples from several sources for training, prompts.py reads rows for scoring,

@@ -42,8 +42,8 @@ def dataset_rows(dataset: Any, name: str, stem: str, data_file: str | None = Non
         cells: dict[str, Any] = {}
         for column, count in counts.items():
             cells[column] = _refs(pictures, index, column, count[index])
-            if cells[column] and column in others:
-                cells[column] = others[column]
+            if cells[column] and column in others:  # and under its kind, the name that readers refuse
+                cells[column], cells[others[column]] = others[column], column
         return cells
 
     def take(indices: Iterable[int]) -> Iterator[Row]:

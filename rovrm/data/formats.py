@@ -9,7 +9,6 @@ rovrm/data/reader.py. The schemas are those of the hub cards and of the original
 takes.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,25 +16,18 @@ from typing import Any, NamedTuple
 
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
-from rovrm.data.messages import parsed, to_messages
+from rovrm.data.messages import MESSAGE_KEYS, check_keys, parsed
+from rovrm.data.ratings import PAIR_SCORES, listed, mean_rating, number_in, numbers_of, overall_score, ranks_of, rated
+from rovrm.data.turns import split_turns
 
 Read = tuple[Any, list[Any], list[int]]  # prompt (string or messages), responses (strings or messages), ranks
 
 IMAGE_COLUMNS = ("images", "image", "img_path", "image_path")
 VIDEO_COLUMNS = ("video", "videos", "video_path")
+BEFORE_PROMPT = ("system", "system_prompt", "history")  # what stands before the prompt of any format
 # Columns that a row of any format may have.
-OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "scores", "system")
-PAIR_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+OPTIONAL = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "id", "source", "caption", "margin", "ranks", "scores", *BEFORE_PROMPT)
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # VLFeedback's three ratings
-
-
-# ---- cells -----------------------------------------------------------------------------------------------------------
-
-
-def ranks_of(scores: Sequence[float]) -> list[int]:
-    """Dense ranks, 0 for the highest score; equal scores tie."""
-    levels = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
-    return [levels[score] for score in scores]
 
 
 def _field(row: Mapping[str, Any], *names: str) -> Any:
@@ -46,69 +38,25 @@ def _field(row: Mapping[str, Any], *names: str) -> Any:
     raise BadRow(names[0], None, f"no value in {' or '.join(names)}; fill it in or drop the row")
 
 
-def listed(value: Any) -> list[Any]:
-    """A list of dicts, also from the dict of lists as which `datasets` returns a Sequence of dicts."""
-    if isinstance(value, Mapping):
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
-    return list(value)
-
-
-def _rated(row: Mapping[str, Any], score: Callable[[Mapping[str, Any]], float | None]) -> tuple[list[Any], list[int]]:
-    """The answers in `completions` with their ranks by score; those whose score is None are dropped."""
-    completions = listed(_field(row, "completions"))
-    responses, scores = [], []
-    for completion in completions:
-        number = score(completion)
-        if number is not None and completion.get("response") is not None:
-            responses.append(completion["response"])
-            scores.append(number)
-    if len(scores) < 2:
-        raise BadRow("completions", completions, f"{len(scores)} of {len(completions)} have ratings, a ranking needs 2")
-    return responses, ranks_of(scores)
-
-
-def rating_in(value: Any) -> float | None:
-    """A finite number, also from a text, as which UltraFeedback and VLFeedback store ratings; "N/A" and nonsense give
-    None."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):  # the last of a whole number beyond every float
-        return None
-    return number if math.isfinite(number) else None
-
-
-def number_in(value: Any) -> float | None:
-    """As `rating_in`, but true and false are no numbers."""
-    return None if isinstance(value, bool) else rating_in(value)
-
-
 # ---- the formats -----------------------------------------------------------------------------------------------------
-
-
-def _mean_rating(completion: Mapping[str, Any], aspects: Iterable[str] | None = None) -> float | None:
-    """Mean over the aspects; None when one is missing, since a mean of fewer cannot be compared with the others'."""
-    annotations = completion.get("annotations") or {}
-    ratings = [rating_in((annotations.get(name) or {}).get("Rating")) for name in aspects or annotations]
-    numbers = [rating for rating in ratings if rating is not None]
-    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(ratings) else None
 
 
 def read_ultrafeedback(row: Mapping[str, Any]) -> Read:
     """openbmb/UltraFeedback: by overall_score; by the mean of the aspects where no completion of the row has one."""
     # Never by both: the two are on different scales.
-    if any(c.get("overall_score") is not None for c in listed(_field(row, "completions"))):
-        return _field(row, "instruction"), *_rated(row, lambda c: rating_in(c.get("overall_score")))
-    return _field(row, "instruction"), *_rated(row, _mean_rating)
+    completions = listed(_field(row, "completions"))
+    scored = any(completion.get("overall_score") is not None for completion in completions)
+    return _field(row, "instruction"), *rated(completions, overall_score if scored else mean_rating)
 
 
 def read_vlfeedback(row: Mapping[str, Any]) -> Read:
     """MMInstruction/VLFeedback: by the mean of the three ratings."""
-    return _field(row, "prompt"), *_rated(row, lambda c: _mean_rating(c, ASPECTS))
+    return _field(row, "prompt"), *rated(listed(_field(row, "completions")), lambda c: mean_rating(c, ASPECTS))
 
 
 def read_ultrafeedback_binarized(row: Mapping[str, Any]) -> Read:
     """HuggingFaceH4/ultrafeedback_binarized: a TRL pair with scores, which the reader of the row looks at."""
-    for column in PAIR_SCORES[0]:
+    for column in PAIR_SCORES:
         _field(row, column)
     return read_trl(row)
 
@@ -171,6 +119,7 @@ def _preferred(row: Mapping[str, Any]) -> list[int]:
 def read_vision_feedback_mix(row: Mapping[str, Any]) -> Read:
     """wangclnlp/vision-feedback-mix-binarized: conversations is a *string*; the last turn has preference_values."""
     turns = _conversation(row)
+    check_keys(turns[-1], {*MESSAGE_KEYS, "preference_values"}, "conversations", "the last turn")
     answers = turns[-1].get("preference_values")
     if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) < 2:
         raise BadRow("conversations", turns[-1], "the last turn needs preference_values [preferred, dispreferred]")
@@ -180,6 +129,7 @@ def read_vision_feedback_mix(row: Mapping[str, Any]) -> Read:
 def read_rovrm_ranked(row: Mapping[str, Any]) -> Read:
     """The RoVRM authors' JSON: the last turn's value is the list of answers, best to worst."""
     turns = _conversation(row)
+    check_keys(turns[-1], MESSAGE_KEYS, "conversations", "the last turn")
     answers = turns[-1].get("value")
     if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) < 2:
         raise BadRow("conversations", turns[-1], "the last turn's value is the list of two or more answers, best first")
@@ -217,29 +167,28 @@ def read_hh_rlhf(row: Mapping[str, Any]) -> Read:
 
 def read_trl(row: Mapping[str, Any]) -> Read:
     """TRL's preference formats: strings or messages, the prompt in its own column or as the answers' shared start."""
-    # Two texts.
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
-    prompt = row.get("prompt")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is not None:
-            return prompt, [chosen, rejected], [0, 1]
-        shared = os.path.commonprefix([chosen, rejected])
-        shared = shared.removesuffix(" ")  # as in TRL's extract_prompt: the blank belongs to the answers
-        return shared, [chosen[len(shared) :], rejected[len(shared) :]], [0, 1]
-    _refuse_texts(chosen, rejected)
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise BadRow("rejected", rejected, "chosen and rejected are both texts or both lists of messages; mend the row")
-    # Two messages, or two lists of messages that begin alike and differ in the last one.
-    if isinstance(chosen, Mapping) or isinstance(rejected, Mapping):
-        return prompt, [chosen, rejected], [0, 1]
-    same = 0  # messages with which both begin; the last of each is its answer
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
-        same += 1
-    if len(chosen) - same != 1 or len(rejected) - same != 1:
-        where = f"message {same + 1} of {len(chosen)} and {len(rejected)}"
-        reason = f"chosen and rejected part at {where}, and may differ in their last message only; "
-        raise BadRow("chosen", chosen, reason + "cut both behind the first one that differs, or drop the row")
-    return _with_turns(prompt, list(chosen[:same])), [chosen[-1], rejected[-1]], [0, 1]
+    prompt = next((row[name] for name in (*PROMPT.split("|"), "messages") if row.get(name) is not None), None)
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        _refuse_texts(chosen, rejected)
+        return *split_turns(prompt, chosen, rejected), [0, 1]
+    if prompt is not None:
+        return prompt if row.get("instruction") is not prompt else _prompt_text(row), [chosen, rejected], [0, 1]
+    shared = os.path.commonprefix([chosen, rejected])
+    shared = shared.removesuffix(" ")  # as in TRL's extract_prompt: the blank belongs to the answers
+    return shared, [chosen[len(shared) :], rejected[len(shared) :]], [0, 1]
+
+
+def read_ms_swift(row: Mapping[str, Any]) -> Read:
+    """ms-swift's reward rows: the last of `messages` is the chosen answer; `rejected_response` is a text or messages,
+    `rejected_messages` the whole conversation."""
+    messages, rejected = _field(row, "messages"), _field(row, "rejected_response", "rejected_messages")
+    messages = parsed(messages, "messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
+        raise BadRow("messages", messages, "takes the turns of a conversation, the last one the chosen answer; mend it")
+    if isinstance(rejected, Sequence) and not isinstance(rejected, str) and len(rejected) > 1:
+        return *split_turns(None, messages, rejected), [0, 1]
+    return list(messages[:-1]), [messages[-1], rejected], [0, 1]
 
 
 def _refuse_texts(*answers: Any) -> None:
@@ -250,16 +199,6 @@ def _refuse_texts(*answers: Any) -> None:
             raise BadRow(column, answer, reason + "`responses`, best first or with `ranks` beside it")
 
 
-def _with_turns(prompt: Any, turns: list[Any]) -> Any:
-    """The prompt of its own column and the shared turns; the turns may repeat the prompt (ultrafeedback_binarized)."""
-    if not turns or prompt is None:
-        return turns or prompt
-    own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    messages, shared = to_messages(own), to_messages(turns)
-    repeated = any(shared[i : i + len(messages)] == messages for i in range(len(shared)))
-    return turns if repeated else [*own, *turns]
-
-
 def read_ranked(row: Mapping[str, Any]) -> Read:
     """prompt, responses and their order: by `ranks` (lower is better, equal is a tie), without them by `scores` (higher
     is better), without both best first. Where both are given, the reader of the row has them agree."""
@@ -268,8 +207,8 @@ def read_ranked(row: Mapping[str, Any]) -> Read:
         raise BadRow("responses", responses, "takes a list of two or more texts; mend the row")
     if not responses:
         raise BadRow("responses", responses, "takes two or more texts, got none; drop the row")
-    scores = _numbers(row, "scores", len(responses))
-    ranks = _numbers(row, "ranks", len(responses))
+    scores = numbers_of(row, "scores", len(responses))
+    ranks = numbers_of(row, "ranks", len(responses))
     if ranks is not None:
         dense_ranks = ranks_of([-rank for rank in ranks])
     elif scores is not None:
@@ -277,17 +216,6 @@ def read_ranked(row: Mapping[str, Any]) -> Read:
     else:
         dense_ranks = list(range(len(responses)))
     return _prompt_text(row), list(responses), dense_ranks
-
-
-def _numbers(row: Mapping[str, Any], column: str, count: int) -> list[float] | None:
-    """A column with one number for each of the `count` responses; None where it is null or not there."""
-    if row.get(column) is None:
-        return None
-    values = row[column]
-    numbers = [number for number in map(number_in, values) if number is not None]
-    if isinstance(values, str) or not len(numbers) == len(values) == count:
-        raise BadRow(column, values, f"takes one number for each of the {count} responses; mend the row")
-    return numbers
 
 
 # ---- which reader ----------------------------------------------------------------------------------------------------
@@ -309,7 +237,7 @@ class Reader(NamedTuple):
 PROMPT = "prompt|question|instruction"
 # Ours -> theirs: `response` is a list there, `human_ranking` the rank of each (0 is the best).
 VL_REWARDBENCH = {"prompt": "query", "responses": "response", "ranks": "human_ranking"}
-PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input")
+PROMPT_COLUMNS = ("conversations", *PROMPT.split("|"), "input", "messages")
 TEXT_COLUMNS = {*OPTIONAL, *PROMPT_COLUMNS} - {*IMAGE_COLUMNS}  # a text in these may end as an image's name does
 
 
@@ -323,7 +251,9 @@ def _is_trl(columns: set[str], row: Mapping[str, Any]) -> bool:
     if any(isinstance(row.get(name), (list, tuple)) for name in ("prompt", "chosen", "rejected")):
         return True
     # A column that is not known here may hold the prompt, and the two texts none.
-    return columns <= {"chosen", "rejected", *OPTIONAL}
+    return columns <= {"chosen", "rejected", *OPTIONAL} or (
+        "messages" in columns and not columns & {*PROMPT.split("|")}
+    )
 
 
 # From the most to the least particular: the first that fits is taken.
@@ -339,6 +269,7 @@ READERS: dict[str, Reader] = {
     "vision-feedback-mix": Reader(("conversations", "origin_pre_dataset"), read_vision_feedback_mix),
     "sharegpt-ranking": Reader(("conversations", "chosen", "rejected"), read_sharegpt_ranking),
     "rovrm-ranked": Reader(("conversations",), read_rovrm_ranked),
+    "ms-swift": Reader(("messages", "rejected_response|rejected_messages"), read_ms_swift),
     "ranked": Reader((PROMPT, "responses"), read_ranked),
     "two-outputs": Reader((f"{PROMPT}|input", "output_1", "output_2", "label|preference"), read_two_outputs),
     "hh-rlhf": Reader(("chosen", "rejected"), read_hh_rlhf, _is_transcript),
@@ -378,20 +309,3 @@ def _need(name: str, present: set[str]) -> str:
 
 def _missing(reader: Reader, present: set[str]) -> list[str]:
     return [needed for needed in reader.columns if not present & set(needed.split("|"))]
-
-
-# ---- columns of other names ------------------------------------------------------------------------------------------
-
-
-def check_columns(mapping: Mapping[str, str], present: Sequence[str]) -> None:
-    """Raises UserError for a canonical name that no reader knows, and for a column that the data do not have.
-
-    mapping: our name -> theirs. present: the columns of the data.
-    """
-    known = {*OPTIONAL, *(name for r in READERS.values() for needed in r.columns for name in needed.split("|"))}
-    for canonical, theirs in mapping.items():
-        if canonical not in known:
-            raise UserError(f"columns.{canonical}: no reader knows this name; takes {', '.join(sorted(known))}")
-        if theirs not in present:
-            has = ", ".join(present)
-            raise UserError(f"columns.{canonical}={theirs}: the data have no such column; they have {has}")

@@ -9,20 +9,23 @@ image and a PIL image therefore give the same pixels. One departure: 16-bit grey
 `convert("RGB")` would clip almost every pixel to white.
 """
 
+import base64
+import binascii
+import functools
 import hashlib
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from rovrm.common.errors import UserError
+from rovrm.common.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +35,18 @@ PIL.Image.init()
 RASTER = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # A name that this Pillow lacks would be a KeyError in open.
 FORMATS = tuple(name for name in RASTER if name in PIL.Image.OPEN)
+BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}")
+SHORTEST = 64  # characters of an image as base64; a shorter text of such characters is a name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRef:
     """One image, not read before `open()`: a file, a cell of a data set, a PIL image in memory, or one drawn on demand.
 
-    One of the first four is given:
+    One of these is given:
     path: the file.
     image: a PIL image.
+    content: the bytes of a file.
     dataset, row, column, item: a `datasets.Dataset` in "arrow" format (it gives the stored `{"bytes", "path"}` without
         decoding), its row, its image column, and the place in a list of images; None where the cell is no list.
     drawing: a hashable function that draws the image, the same each time.
@@ -58,6 +64,7 @@ class ImageRef:
     item: int | None = None
     label: str | None = None
     drawing: Callable[[], PIL.Image.Image] | None = None
+    content: bytes | None = None
 
     def open(self, left: int | None = None) -> PIL.Image.Image:
         """The decoded image, RGB, upright.
@@ -109,7 +116,11 @@ class ImageRef:
             place = "" if self.item is None else f", image {self.item + 1}"
             named = f" ({self.label})" if self.label else ""
             return f"image in column {self.column!r}, row {self.row + 1}{place}{named}"
-        return f"image {self.name}" if self.name else f"image in memory {getattr(self.image, 'size', '')}"
+        if self.name:
+            return f"image {self.name}"
+        if self.content is not None:
+            return f"image of {len(self.content)} bytes"
+        return f"image in memory {getattr(self.image, 'size', '')}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageRef) and self._key() == other._key()
@@ -122,7 +133,7 @@ class ImageRef:
         # A data set's fingerprint survives pickling, its identity does not.
         fingerprint = getattr(self.dataset, "_fingerprint", None)
         image = id(self.image) if self.image else None
-        return self.path, image, fingerprint, self.row, self.column, self.item, self.drawing
+        return self.path, image, fingerprint, self.row, self.column, self.item, self.drawing, self.content
 
     def _check_left(self, image: PIL.Image.Image, left: int | None) -> None:
         if left is not None and image.width * image.height > left:
@@ -139,6 +150,8 @@ class ImageRef:
     def _source(self) -> str | io.BytesIO:
         if self.path is not None:
             return _not_empty(self.path, os.path.getsize(self.path))
+        if self.content is not None:
+            return _not_empty(io.BytesIO(self.content), len(self.content))
         if self.dataset is None:
             raise ValueError("the handle holds neither a path nor an image")
         cell = self._cell()
@@ -147,6 +160,7 @@ class ImageRef:
             raise ValueError("neither bytes nor a path are stored")
         if data is None:
             return path
+        data = decoded(data) if isinstance(data, str) else data
         return _not_empty(io.BytesIO(data), len(data))
 
 
@@ -197,9 +211,39 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
+# ---- images inside the data ------------------------------------------------------------------------------------------
+
+
+def is_encoded(text: str) -> bool:
+    """Whether a text is an image itself, a data URI or base64, and no name: names that long have a dot or a line."""
+    return text[:5].lower() == "data:" or (len(text) >= SHORTEST and BASE64.fullmatch(text.strip()) is not None)
+
+
+def decoded(text: str) -> bytes:
+    """The bytes of an image given as base64 or as a data URI. Raises UserError, which does not quote the text, for what
+    is no whole base64 and for a data URI of something else."""
+    what = f"image given as {brief(text)}"
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().rstrip().endswith(";base64"):
+            raise UserError(f"{what}: a data URI that is not base64; write data:image/png;base64,...")
+        if head[5:10].lower() in ("video", "audio"):
+            raise UserError(f"{what}: only images can be scored; drop the row or give a frame")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"{what}: no whole base64 ({error}); write the file's bytes as base64, or its path") from error
+
+
+def brief(value: Any) -> str:
+    """A picture of a row in a message: its name, or the beginning and the length of an encoded one."""
+    text = value if isinstance(value, str) else shown(value)
+    return text if len(text) <= 120 else f"{text[:40]}... ({len(text)} characters)"
+
+
 # ---- finding files ---------------------------------------------------------------------------------------------------
 
-_roots: dict[str, str] = {}  # data folder -> the folder under which its images were last found
+_said: set[tuple[str, str]] = set()  # data folders and where their images were found, as it was logged
 
 
 def find_image(
@@ -211,8 +255,8 @@ def find_image(
     """The path of an image named in a data file.
 
     An absolute path is taken as it is. A relative one is looked up under `image_root`; without it in the folder of the
-    data file, then in that folder's parents, nearest first. The folder that worked is tried first for the next name of
-    the same data folder, so that many rows cost one look each; it is logged once.
+    data file, then in that folder's parents, nearest first. What was found before plays no part: it says nothing about
+    where this image lies. The folder is logged once.
 
     Args:
         name: as the data write it.
@@ -238,15 +282,20 @@ def _search(path: str, name: str, image_root: str | os.PathLike | None, data_fil
     if image_root is not None:
         return _existing(os.path.join(expanded(image_root), path))
     folder = _folder_of(data_file)
-    # Most names of a data file lie under one folder: one look there instead of one in every parent.
-    root = _roots.get(folder)
-    if root is not None and os.path.isfile(os.path.join(root, path)):
-        return os.path.join(root, path)
-    for parent in (Path(folder), *Path(folder).parents):
-        if os.path.isfile(parent / path):
-            _say_root(folder, str(parent))
-            return str(parent / path)
-    raise UserError(f"image {name}: not found in {folder} or the folders above it; set image_root=FOLDER")
+    for parent in _with_parents(folder):
+        if os.path.isfile(os.path.join(parent, path)):
+            _say_root(folder, parent)
+            return os.path.join(parent, path)
+    raise UserError(f"image {brief(name)}: not found in {folder} or the folders above it; set image_root=FOLDER")
+
+
+@functools.lru_cache
+def _with_parents(folder: str) -> list[str]:
+    """The folder and those above it, nearest first."""
+    folders = [folder]
+    while os.path.dirname(folders[-1]) != folders[-1]:
+        folders.append(os.path.dirname(folders[-1]))
+    return folders
 
 
 def expanded(path: str | os.PathLike) -> str:
@@ -270,7 +319,7 @@ def _refuse(name: str) -> None:
 def _existing(path: str) -> str:
     if os.path.isfile(path):
         return path
-    raise UserError(f"image {path}: no such file; mend the path or set image_root=FOLDER")
+    raise UserError(f"image {brief(path)}: no such file; mend the path or set image_root=FOLDER")
 
 
 def _folder_of(data_file: str | os.PathLike | None) -> str:
@@ -279,6 +328,6 @@ def _folder_of(data_file: str | os.PathLike | None) -> str:
 
 
 def _say_root(folder: str, root: str) -> None:
-    if _roots.get(folder) != root:
+    if (folder, root) not in _said:
+        _said.add((folder, root))
         logger.info("images of %s are looked up under %s", folder, root)
-    _roots[folder] = root

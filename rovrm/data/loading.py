@@ -9,7 +9,7 @@ that were not drawn are not read, and so not listed.
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,9 @@ from typing import Any, Literal
 from rovrm.common.errors import BadRows, UserError, shown
 from rovrm.data.bad_rows import BadRow, first_rejection, rejection
 from rovrm.data.captions import load_captions, with_caption
+from rovrm.data.columns import check_columns
 from rovrm.data.dataset_rows import dataset_rows
 from rovrm.data.example import Example
-from rovrm.data.formats import check_columns
 from rovrm.data.raw_rows import Row, Source, rows_of_dicts
 from rovrm.data.reader import RowReader
 from rovrm.data.sources import load_rows, parse_sources
@@ -27,6 +27,7 @@ from rovrm.data.sources import load_rows, parse_sources
 logger = logging.getLogger(__name__)
 
 Draw = Literal["random", "first"]  # which n rows: drawn with the seed, or the first
+Usable = Callable[[list[Example]], list[Example] | None]
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ def load_examples(
     select: Draw = "random",
     seed: int = 0,
     images_needed: bool = True,
+    usable: Usable = list,
 ) -> Loaded:
     """The examples of all sources, in the order of the sources and their rows; no image is opened.
 
@@ -65,6 +67,9 @@ def load_examples(
         select: which n.
         seed: of the draw.
         images_needed: whether an image file that is not there spoils its row.
+        usable: gives those of some examples that can be used, each with its location and id. Every example is given to
+            it once, and what it leaves out is made up for by further rows, so that n counts what can be used; None ends
+            the drawing.
 
     Raises:
         UserError: for a source or setting that is wrong.
@@ -77,7 +82,7 @@ def load_examples(
     columns = columns or {}
     # A mapping for all sources is a mistake only if none of them has the column.
     check_columns(columns, list(dict.fromkeys(column for rows in opened for column in rows.columns)))
-    parts: list[Loaded] = []
+    pools: list[Pool] = []
     for source, rows, share in zip(parsed, opened, shares, strict=True):
         check_columns(source.columns, rows.columns)
         own_columns = {canonical: theirs for canonical, theirs in columns.items() if theirs in rows.columns}
@@ -98,9 +103,8 @@ def load_examples(
         elif n is not None and share is not None:
             limits.append(int(n * share) + 1)
         limit = min((number for number in limits if number is not None), default=None)
-        parts.append(_read(source, row_reader, limit, select, _generator(seed, source)))
-    _draw_shares(parts, shares, n, select, seed)
-    return _joined(parts, [source.text for source in parsed], n, select, seed)
+        pools.append(Pool(source, row_reader, limit, select, seed, weighted=share is not None))
+    return _drawn(pools, shares, n, select, seed, usable)
 
 
 def as_examples(dataset: Any) -> list[Example]:
@@ -117,10 +121,12 @@ def as_examples(dataset: Any) -> list[Example]:
         if all(isinstance(row, Example) for row in listed):
             return listed
         rows = rows_of_dicts(listed, "dataset")
-    loaded = _read(Source("dataset", "dataset"), RowReader(rows, {}), None, "first", random.Random(0))
+    loaded = _drawn(
+        [Pool(Source("dataset", "dataset"), RowReader(rows, {}), None, "first", 0)], [None], None, "first", 0
+    )
     if loaded.rejected:
         raise UserError(first_rejection(loaded.rejected))
-    return _joined([loaded], ["dataset"], None, "first", 0).examples
+    return loaded.examples
 
 
 def use_captions(examples: Sequence[Example]) -> Loaded:
@@ -137,34 +143,62 @@ def use_captions(examples: Sequence[Example]) -> Loaded:
 
 # ---- one source ------------------------------------------------------------------------------------------------------
 
+Key = tuple[int, int]  # of an example in its source: the number of its row, and that of the pair in it
 
-def _read(source: Source, reader: RowReader, limit: int | None, select: Draw, rng: random.Random) -> Loaded:
-    """Reads one source until `limit` examples are good, or to its end."""
-    # Bad rows are made up for: rows are read, in the order of the draw, until enough of them are good. So what is drawn
-    # for a smaller n is part of what is drawn for a larger.
-    order = list(range(len(reader.rows)))
-    shuffled = limit is not None and select == "random"
-    if shuffled:
-        rng.shuffle(order)
-    # Pairs are drawn from those of all lists: those of the first lists alone would be few prompts with all their pairs.
-    needs_all = shuffled and reader.pairs
-    good: dict[tuple[int, int], Example] = {}  # by the number of the row, and that of the pair in it
-    rejected: list[dict[str, str]] = []
-    for index, row in zip(order, reader.rows.take(order), strict=True):
-        for place, part in enumerate(reader(row)):
-            if isinstance(part, BadRow):
-                rejected.append(rejection(row.location, _id_of(row), part))
-            else:
-                good[index, place] = part
-        if limit is not None and len(good) >= limit and not needs_all:
-            break
-    keys = list(good)
-    if needs_all:
-        rng.shuffle(keys)
-    kept = sorted(keys[:limit])  # in the order of the file again
-    if source.n is not None and len(good) < source.n and (limit is None or limit >= source.n):
-        logger.warning("source %r: n=%d asked for, %d usable rows found: all taken", source.text, source.n, len(good))
-    return Loaded([good[key] for key in kept], rejected)
+
+class Pool:
+    """The examples of one source, read in the order of the draw, as many as are asked for.
+
+    Args:
+        source, reader: what is read, and what reads its rows.
+        limit: how many usable examples are wanted; None for all.
+        select, seed: which of them.
+        weighted: whether a share of them, drawn at random, may be cut off.
+
+    Attributes:
+        good: the examples that could be read, in the order of the draw.
+        rejected: the rows that could not.
+        unusable: those of `good` that the caller cannot use.
+    """
+
+    def __init__(
+        self, source: Source, reader: RowReader, limit: int | None, select: Draw, seed: int, weighted: bool = False
+    ):
+        self.source, self.reader, self.limit = source, reader, limit
+        self.good: dict[Key, Example] = {}
+        self.rejected: list[dict[str, str]] = []
+        self.unusable: set[Key] = set()
+        # Bad rows are made up for: rows are read, in the order of the draw, until enough of them are good. So what is
+        # drawn for a smaller n is part of what is drawn for a larger.
+        order = list(range(len(reader.rows)))
+        self._rng = _generator(seed, source)
+        shuffled = select == "random" and (limit is not None or weighted)
+        if shuffled:
+            self._rng.shuffle(order)
+        self._rows: Iterator[tuple[int, Row | None]] = zip(order, reader.rows.take(order), strict=True)
+        # Pairs are drawn from those of all lists: those of the first lists alone would be few prompts with all their
+        # pairs.
+        self._all_at_once = shuffled and reader.pairs
+
+    def keys(self) -> list[Key]:
+        """The usable examples in the order of the draw, at most `limit`. Reads on until there are so many."""
+        while self._all_at_once or not self._has_enough():
+            index, row = next(self._rows, (0, None))
+            if row is None:
+                break
+            for place, part in enumerate(self.reader(row)):
+                if isinstance(part, BadRow):
+                    self.rejected.append(rejection(row.location, _id_of(row), part))
+                else:
+                    self.good[index, place] = part
+        if self._all_at_once:
+            keys = list(self.good)
+            self._rng.shuffle(keys)
+            self.good, self._all_at_once = {key: self.good[key] for key in keys}, False
+        return [key for key in self.good if key not in self.unusable][: self.limit]
+
+    def _has_enough(self) -> bool:
+        return self.limit is not None and len(self.good) - len(self.unusable) >= self.limit
 
 
 def _id_of(row: Row) -> str:
@@ -194,53 +228,100 @@ def _shares(parsed: Sequence[Source]) -> list[float | None]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _draw_shares(
-    parts: Sequence[Loaded], shares: Sequence[float | None], n: int | None, select: Draw, seed: int
-) -> None:
-    """Cuts the parts to their shares, in place: the largest total, up to n, that repeats no row."""
+def _drawn(
+    pools: Sequence[Pool],
+    shares: Sequence[float | None],
+    n: int | None,
+    select: Draw,
+    seed: int,
+    usable: Usable = list,
+) -> Loaded:
+    """n usable examples of all sources. Rows are drawn, looked at, and those that cannot be used made up for, until no
+    new ones come."""
+    ready: dict[tuple[int, Key], Example] = {}  # by the source and its key, as `usable` gave them
+    looked_at: set[tuple[int, Key]] = set()
+    while True:
+        drawn = _keys(pools, shares, n, select, seed)
+        new = sorted(set(drawn) - looked_at)
+        if not new:
+            break
+        looked_at.update(new)
+        examples = [pools[i].good[key] for i, key in new]
+        found = usable(examples)
+        if found is None:
+            break
+        kept = {(example.location, example.id): example for example in found}
+        for (i, key), example in zip(new, examples, strict=True):
+            if (example.location, example.id) in kept:
+                ready[i, key] = kept[example.location, example.id]
+            else:
+                pools[i].unusable.add(key)
+    loaded = Loaded([ready[key] for key in sorted(drawn) if key in ready])
+    for pool in pools:
+        loaded.rejected += pool.rejected
+    if not looked_at and loaded.rejected:
+        names = ", ".join(pool.source.text for pool in pools)
+        message = f"{names}: not one row can be used. {first_rejection(loaded.rejected)}"
+        raise BadRows(message, rows=loaded.rejected)
+    for note in _notes(pools, n, shares, len(drawn)):
+        logger.warning("%s", note)
+    _make_ids_unique(loaded.examples)
+    _tell_files_apart(loaded.examples)
+    return loaded
+
+
+def _keys(
+    pools: Sequence[Pool], shares: Sequence[float | None], n: int | None, select: Draw, seed: int
+) -> list[tuple[int, Key]]:
+    """The examples to take, by source and key: of what the sources give, their shares, and n of them all."""
+    keys = [pool.keys() for pool in pools]
+    for i, size in enumerate(_sizes([len(of_source) for of_source in keys], shares, n)):
+        keys[i] = (keys[i] if select == "random" else sorted(keys[i]))[:size]
+    joined = [(i, key) for i, of_source in enumerate(keys) for key in sorted(of_source)]
+    if n is None or len(joined) <= n:
+        return joined
+    if select == "first":
+        return joined[:n]
+    # Drawn of all, so that a row that proves unusable moves no other; what it leaves open is filled by the rest.
+    unusable = {(i, key) for i, pool in enumerate(pools) for key in pool.unusable}
+    everything = sorted({*joined, *unusable})
+    rng = random.Random(f"{seed}:total")
+    first = [everything[place] for place in rng.sample(range(len(everything)), n)]
+    rest = sorted(set(everything) - set(first))
+    rng.shuffle(rest)
+    return [key for key in first + rest if key not in unusable][:n]
+
+
+def _sizes(have: Sequence[int], shares: Sequence[float | None], n: int | None) -> list[int]:
+    """How many of each source to take: the largest total, up to n, that repeats no row; all without weights."""
     weights = [share for share in shares if share is not None]
     if not weights:
-        return
-    have = [len(part.examples) for part in parts]
+        return list(have)
     # The source that is shortest for its weight decides how large the whole can be.
     largest = min(count / weight for count, weight in zip(have, weights, strict=True))
     total = int(min(largest, n if n is not None else largest) + 1e-9)  # 0.29 * 100 is a little less than 29
-    if n is not None and total < n:
-        logger.warning("n=%d asked for, but the weights allow %d examples without repeating a row", n, total)
     sizes = [int(total * weight + 1e-9) for weight in weights]
     # Rounding down leaves some over: one more for each of the parts that lost most by it.
     left_over = total - sum(sizes)
     by_loss = sorted(range(len(sizes)), key=lambda i: sizes[i] - total * weights[i])
     for i in by_loss[:left_over]:
         sizes[i] = min(sizes[i] + 1, have[i])
-    for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        part.examples = _drawn(part.examples, size, select, random.Random(f"{seed}:share:{i}"))
+    return sizes
 
 
-def _drawn(examples: list[Example], size: int, select: Draw, rng: random.Random) -> list[Example]:
-    """`size` of the examples, in their order."""
-    if size >= len(examples):
-        return examples
-    numbers = range(size) if select == "first" else sorted(rng.sample(range(len(examples)), size))
-    return [examples[i] for i in numbers]
-
-
-def _joined(parts: Sequence[Loaded], names: Sequence[str], n: int | None, select: Draw, seed: int) -> Loaded:
-    """The parts as one, n examples of them. names: of the sources, for the message that not one row can be used."""
-    loaded = Loaded()
-    for part in parts:
-        loaded.examples += part.examples
-        loaded.rejected += part.rejected
-    if n is not None and len(loaded.examples) > n:
-        loaded.examples = _drawn(loaded.examples, n, select, random.Random(f"{seed}:total"))
-    elif n is not None and len(loaded.examples) < n:
-        logger.warning("n=%d asked for, %d usable rows found: all taken", n, len(loaded.examples))
-    if not loaded.examples and loaded.rejected:
-        message = f"{', '.join(names)}: not one row can be used. {first_rejection(loaded.rejected)}"
-        raise BadRows(message, rows=loaded.rejected)
-    _make_ids_unique(loaded.examples)
-    _tell_files_apart(loaded.examples)
-    return loaded
+def _notes(pools: Sequence[Pool], n: int | None, shares: Sequence[float | None], found: int) -> list[str]:
+    """What fell short of a number that was asked for, and what the readers have to say of the rows."""
+    notes = []
+    for pool in pools:
+        wanted, count = pool.source.n, len(pool.good) - len(pool.unusable)
+        if wanted is not None and count < wanted and (pool.limit is None or pool.limit >= wanted):
+            notes.append(f"source {pool.source.text!r}: n={wanted} asked for, {count} usable rows found: all taken")
+        notes += pool.reader.notes()
+    if n is not None and found < n and shares[0] is not None:
+        notes.append(f"n={n} asked for, but the weights allow {found} examples without repeating a row")
+    elif n is not None and found < n:
+        notes.append(f"n={n} asked for, {found} usable rows found: all taken")
+    return notes
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

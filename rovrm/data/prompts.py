@@ -15,15 +15,17 @@ from PIL import Image
 
 from rovrm.common.errors import UserError, described, shown
 from rovrm.data.bad_rows import BadRow, fence
+from rovrm.data.columns import KEPT
 from rovrm.data.example import Example
-from rovrm.data.formats import READERS, VIDEO_COLUMNS, find_reader, listed
+from rovrm.data.formats import READERS, find_reader
 from rovrm.data.images import ImageRef, find_image
-from rovrm.data.reader import image_column, is_empty, read_row, unread_image
+from rovrm.data.pictures import image_column, unread_image
+from rovrm.data.ratings import listed
+from rovrm.data.reader import read_row
 from rovrm.data.sources import load_rows, parse_sources
 
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "system")
 ANSWERS = ("responses", "chosen", "rejected", "response")
-NO_IMAGES = {*PROMPT_COLUMNS, *ANSWERS, *VIDEO_COLUMNS, "candidates", "id", "source", "caption"}
+NO_IMAGES = {*KEPT, *ANSWERS, "candidates", "id", "source", "caption"}
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -70,13 +72,9 @@ def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> E
         raise UserError(f"needs a list of one or more responses, got {shown(row.get('responses'), 80)}")
 
     # The row is written anew in the columns of the reader `ranked`, which then checks it as a training row.
-    if prompt is None:
-        ranked = {column: row[column] for column in PROMPT_COLUMNS if row.get(column) is not None}
-    else:
-        ranked = {"prompt": prompt, "system": row.get("system")}
-    for column in VIDEO_COLUMNS:  # the reader refuses them
-        if not is_empty(row.get(column), (str, list, tuple)):
-            ranked[column] = True
+    ranked = {column: value for column, value in row.items() if str(column).lower() in KEPT}
+    if prompt is not None:
+        ranked["prompt"] = prompt
     # All images go under one name, whatever column they stand in.
     column = image_column(row)
     ranked["images"] = _pictures(None if column is None else row[column])
@@ -90,7 +88,7 @@ def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> E
 def _prompt_and_responses(row: Mapping[str, Any], answer_columns: Sequence[str]) -> tuple[Any, Any]:
     """The prompt and the responses as training reads them, where a format fits the row's columns.
 
-    The prompt is None for rows of scoring's own shape, whose prompt stands in PROMPT_COLUMNS: with `responses`,
+    The prompt is None for rows of scoring's own shape, whose prompt stands in `prompt` or its like: with `responses`,
     `response` or half a pair, or of columns that no format fits.
     """
     own = row["responses"] if "responses" in answer_columns else [row[column] for column in answer_columns]
@@ -128,7 +126,7 @@ def _pictures(images: Any) -> list[Any]:
         return []
     pictures = list(images) if isinstance(images, (list, tuple)) else [images]
     for image in pictures:
-        if not isinstance(image, (str, os.PathLike, Image.Image, ImageRef)):
+        if not isinstance(image, (str, bytes, Mapping, os.PathLike, Image.Image, ImageRef)):
             shape = f" of shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
             raise UserError(
                 f"images takes a path, a PIL image or a list of them, got {type(image).__name__}{shape}; "

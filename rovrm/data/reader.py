@@ -6,39 +6,26 @@
     for row in rows.take(range(len(rows))):
         read(row)                                  # [Example], or [BadRow] with the reason
 
-What the columns of a row mean is in rovrm/data/formats.py, how messages are written in rovrm/data/messages.py.
+What the columns of a row mean is in rovrm/data/formats.py, how messages are written in rovrm/data/messages.py; images,
+ratings, and columns that nothing reads are in pictures.py, ratings.py and columns.py there.
 """
 
-import dataclasses
 import functools
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-import PIL.Image
 
 from rovrm.common.errors import UserError, described
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.captions import Captions, with_caption
+from rovrm.data.columns import check_content, rename, unread_columns
 from rovrm.data.example import Example, pairs_of
-from rovrm.data.formats import (
-    IMAGE_COLUMNS,
-    PAIR_SCORES,
-    PROMPT_COLUMNS,
-    READERS,
-    TEXT_COLUMNS,
-    VIDEO_COLUMNS,
-    find_reader,
-    number_in,
-    rating_in,
-)
-from rovrm.data.images import ImageRef, find_image
+from rovrm.data.formats import PROMPT_COLUMNS, READERS, find_reader
+from rovrm.data.images import find_image
 from rovrm.data.messages import normalise, place_images, response_text, text_of, to_messages
+from rovrm.data.pictures import check_unread, images_of
+from rovrm.data.ratings import agreed_ranks, is_misread, listed, rating_in
 from rovrm.data.raw_rows import Row, Rows
-
-IMAGE_NAMES = IMAGE_COLUMNS[2:]  # beside another image column they only name its image
-IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .jp2 .avif".split())
-
+from rovrm.data.turns import with_system_and_history
 
 # ---- the rows of a source --------------------------------------------------------------------------------------------
 
@@ -74,6 +61,7 @@ class RowReader:
         self.rows, self.columns, self.captions, self.pairs = rows, columns, captions, pairs
         self.find = functools.partial(find_image, image_root=image_root, must_exist=images_needed)
         self.readers = {file: reader or self._reader_of(file) for file in rows.kinds}
+        self.n_misread = 0  # UltraFeedback's scores that were mended
 
     def __call__(self, row: Row) -> list[Example | BadRow]:
         """The row's example, or each of its pairs, or why it cannot be used."""
@@ -81,8 +69,26 @@ class RowReader:
             example = self._example(row)
         except BadRow as error:
             return [error]
+        if self.readers[row.data_file] == "ultrafeedback":
+            self.n_misread += sum(map(is_misread, listed((row.values or {}).get("completions") or [])))
         parts = pairs_of(example) if self.pairs else [example]
         return [self._captioned(part) for part in parts]
+
+    def notes(self) -> list[str]:
+        """What a user should know of the rows that were read: the columns that nothing reads, and what was mended."""
+        notes = []
+        unread = {column: None for file in self.readers for column in self._unread(file)}
+        if unread:
+            notes.append(f"{self.rows.name}: not read: {', '.join(map(str, unread))}")
+        if self.n_misread:
+            misread = f"{self.n_misread} answers with an overall_score of 10 beside ratings of 1 or 2"
+            notes.append(f"{self.rows.name}: {misread} are ranked as 1, as in the repaired data set")
+        return notes
+
+    def _unread(self, file: str | None) -> list[str]:
+        columns, _ = self.rows.kinds[file]
+        theirs = {*self.columns.values(), *self.columns}
+        return unread_columns([column for column in columns if column not in theirs], self.readers[file])
 
     def _reader_of(self, file: str | None) -> str:
         columns, first_row = self.rows.kinds[file]
@@ -149,24 +155,20 @@ def read_row(
 def _example(
     reader: str, row: Mapping[str, Any], find: Callable[[str], str], location: str, fallback_id: str, source: str
 ) -> Example:
-    for column in VIDEO_COLUMNS:
-        if row.get(column):
-            raise BadRow(column, row[column], "video cannot be scored; drop the row or give frames as images")
     # 1. What the format alone knows: which columns hold the prompt, the responses and their order.
     prompt, responses, ranks = READERS[reader].read(row)
     # 2. The prompt as messages. The column is found again only so that an error can name it.
     prompt_column = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt")
     messages = to_messages(prompt, prompt_column)
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    messages = with_system_and_history(row, messages)
+    check_content(row, reader, messages)
     # 3. The images, and where each stands in the messages. No image of the row may be left over.
     images = images_of(row, messages, find)
-    _check_unread(reader, row, images, find)
+    check_unread(reader, row, images, find)
     messages, images = place_images(messages, images)
     _check_prompt(messages)
     # 4. The responses as texts, best first. The sort is stable: ties keep the row's order.
-    ranks = _agreed_ranks(row, ranks)
+    ranks = agreed_ranks(row, ranks)
     texts = [response_text(response) for response in responses]
     best_first = sorted(range(len(texts)), key=lambda i: ranks[i])
     top = min(ranks)
@@ -225,165 +227,3 @@ def _check_prompt(messages: list[dict[str, Any]]) -> None:
     # Content that is no string holds an image: a picture without a question is a prompt too.
     if not any(text_of(m["content"]).strip() or not isinstance(m["content"], str) for m in messages):
         raise BadRow("prompt", "", "the prompt is empty; fill it in or drop the row")
-
-
-# ---- the order of the responses --------------------------------------------------------------------------------------
-
-
-def _agreed_ranks(row: Mapping[str, Any], ranks: list[int]) -> list[int]:
-    """The ranks, after a look at what else the row says about the order of its responses.
-
-    That is: `ranks` and `rank` (lower is better) and `scores` (higher is better), where they hold a number for each
-    response; and the scores of chosen and rejected. Raises BadRow where one of them puts two responses strictly the
-    other way round. A tie in one contradicts nothing, since ranks may be finer than scores or coarser; but a chosen and
-    a rejected answer with equal scores are a tie, as in ultrafeedback_binarized.
-    """
-    for column, sign in (("ranks", 1), ("rank", 1), ("scores", -1)):
-        values = row[column] if isinstance(row.get(column), (list, tuple)) else []
-        numbers = [sign * number for number in map(number_in, values) if number is not None]  # lower is better
-        if len(numbers) == len(values) == len(ranks):
-            _check_order(column, values, numbers, ranks)
-    if "chosen" not in row:
-        return ranks
-    for chosen, rejected in PAIR_SCORES:
-        if row.get(chosen) is None or row.get(rejected) is None:
-            continue
-        better, worse = _score(row, chosen), _score(row, rejected)
-        if better < worse:
-            raise BadRow(chosen, better, f"below {rejected} = {worse:g}: the chosen answer scores worse; mend the row")
-        if better == worse:
-            return [0, 0]
-    return ranks
-
-
-def _check_order(column: str, value: Any, numbers: Sequence[float], ranks: Sequence[int]) -> None:
-    """Raises BadRow where a response that is ranked strictly above another has the higher number (lower is better)."""
-    order = sorted(range(len(ranks)), key=lambda j: ranks[j])
-    # Going down the ranks, each response is compared with one alone: the highest number of all ranked strictly above.
-    highest = order[0]  # of all responses so far, those of the same rank included
-    highest_above: int | None = None
-    for last, j in zip(order, order[1:], strict=False):
-        if ranks[j] > ranks[last]:
-            highest_above = highest
-        if highest_above is not None and numbers[highest_above] > numbers[j]:
-            remedy = "to order by it set columns.ranks=rank" if column == "rank" else "or leave this column out"
-            reason = f"it puts response {j + 1} before response {highest_above + 1}, against the order of the row; "
-            raise BadRow(column, value, f"{reason}mend it, {remedy}")
-        if numbers[j] > numbers[highest]:
-            highest = j
-
-
-def _score(row: Mapping[str, Any], column: str) -> float:
-    number = number_in(row[column])
-    if number is None:
-        raise BadRow(column, row[column], "takes a finite number; mend it or leave it out")
-    return number
-
-
-# ---- the images of a row ---------------------------------------------------------------------------------------------
-
-
-def images_of(row: Mapping[str, Any], messages: list[dict[str, Any]], find: Callable[[str], str]) -> list[ImageRef]:
-    """The row's images; without a column of them those that content blocks carry."""
-    column = image_column(row)
-    if column is None:
-        # OpenAI's way: the image inside the block that stands for it.
-        blocks = [block for m in messages if isinstance(m["content"], list) for block in m["content"]]
-        column, value = "prompt", [block["image"] for block in blocks if block.get("image") is not None]
-    else:
-        value = row[column]
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    # An embedded image is known to caption files by the path that stands beside it.
-    beside = next((row[name] for name in reversed(IMAGE_NAMES) if isinstance(row.get(name), str)), None)
-    return [_image_ref(item, column, find, beside if len(values) == 1 else None) for item in values]
-
-
-def image_column(row: Mapping[str, Any]) -> str | None:
-    """The column that holds the row's images: the first of IMAGE_COLUMNS that is neither null nor an empty list."""
-    return next((name for name in IMAGE_COLUMNS if not is_empty(row.get(name))), None)
-
-
-def is_empty(value: Any, kinds: tuple[type, ...] = (list, tuple)) -> bool:
-    """Whether a cell is null, or an empty value of one of these kinds. Others, as tensors, are not asked for theirs."""
-    return value is None or (isinstance(value, kinds) and not value)
-
-
-def _image_ref(value: Any, column: str, find: Callable[[str], str], label: str | None) -> ImageRef:
-    if isinstance(value, ImageRef):
-        return dataclasses.replace(value, label=label) if label and value.label is None else value
-    if isinstance(value, PIL.Image.Image):
-        return ImageRef(image=value, label=label)
-    if isinstance(value, Mapping) and value.get("bytes") is None:  # a data set's cell that holds a path alone
-        value = value.get("path")
-    if isinstance(value, str) and not value.strip():
-        raise BadRow(column, value, "the name is empty; give a path, or null for a row without an image")
-    if not isinstance(value, str):
-        raise BadRow(column, value, "an image is a path, or embedded in a data set; give one of them, or null for none")
-    try:
-        return ImageRef(path=find(value), label=value)
-    except UserError as error:
-        raise BadRow(column, value, str(error)) from error
-
-
-def _check_unread(reader: str, row: Mapping[str, Any], images: Sequence[ImageRef], find: Callable[[str], str]) -> None:
-    """Raises BadRow for an image that no column given to the reader holds: it would be dropped in silence."""
-    texts = {name for needed in READERS[reader].columns for name in needed.split("|") if name not in IMAGE_COLUMNS}
-    column = unread_image(row, texts | TEXT_COLUMNS, images, find)
-    if column is None:
-        return
-    remedy = f"call it image, or set visual.columns.image={column} (behind a source: ?columns.image={column})"
-    if images:
-        remedy = "put all images of a row into one list `images`, or remove this column"
-    raise BadRow(column, row[column], f"an image in a column that is not read; {remedy}")
-
-
-def unread_image(
-    row: Mapping[str, Any], texts: Collection[str], images: Sequence[ImageRef], find: Callable[[str], str]
-) -> str | None:
-    """The first column with an image that is not one of `images`, those that were read; None where there is none.
-
-    Args:
-        texts: columns of texts, which are not looked at.
-        find: as in `read_row`; a text that ends like an image file is an image where a file is found by it.
-    """
-    used = image_column(row)
-    for column, value in row.items():
-        if column in texts or column == used:
-            continue
-        cells = value if isinstance(value, (list, tuple)) else (value,)
-        if any(_is_another_image(cell, column, images, find) for cell in cells):
-            return column
-    return None
-
-
-def _is_another_image(cell: Any, column: str, images: Sequence[ImageRef], find: Callable[[str], str]) -> bool:
-    if isinstance(cell, str):
-        return column not in IMAGE_NAMES and _names_another(cell, images, find)
-    if isinstance(cell, PIL.Image.Image):
-        return ImageRef(image=cell) not in images
-    if isinstance(cell, Mapping):  # as data sets store an image
-        return {"bytes", "path"} <= cell.keys() and (cell["bytes"] is not None or cell["path"] is not None)
-    return isinstance(cell, ImageRef) and cell not in images
-
-
-def _names_another(text: str, images: Sequence[ImageRef], find: Callable[[str], str]) -> bool:
-    """Whether a text is the path of an image file that is not one of `images`."""
-    if not text[-5:].lower().endswith(IMAGE_SUFFIXES):
-        return False
-    try:
-        path = find(text)
-    except UserError:
-        return False
-    if not os.path.isfile(path):  # in the caption phase names are taken unseen
-        return False
-    # The same file may be named twice, by two ways of writing its path; and an embedded image by its file name.
-    files = {os.path.realpath(ref.path) for ref in images if ref.path is not None}
-    embedded = {os.path.basename(ref.name) for ref in images if ref.path is None}
-    return os.path.realpath(path) not in files and os.path.basename(text) not in embedded
-
-
-def rename(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The row with its columns renamed, by our name -> theirs; a column that has our name already gives way."""
-    replaced = {*mapping.values(), *mapping}
-    kept = {column: value for column, value in row.items() if column not in replaced}
-    return kept | {canonical: row[theirs] for canonical, theirs in mapping.items() if theirs in row}

@@ -23,7 +23,7 @@ from typing import Any
 
 from rovrm.common.errors import UserError
 from rovrm.data.example import Example
-from rovrm.data.messages import text_of
+from rovrm.data.messages import text_of, without_breaks
 from rovrm.model.marks import blocks_of, has_text, kind_of, mark, marked, message_of, set_apart, squeezed
 
 BLOCKS, STRING = "blocks", "string"  # the two forms of a message's content
@@ -63,6 +63,7 @@ class ChatTemplate:
         self._forms: dict[str, str] = {}  # role -> the form of its content
         self._pieces: dict[Any, list[str] | UserError] = {}  # structure of a conversation -> the text around its parts
         self._placeholder: str | None = None
+        self._breaks = False  # whether the template itself breaks the line behind an image; found with the above
         self._tokens: list[str] | None = None
 
     def conversations(self, example: Example) -> list[str]:
@@ -141,7 +142,7 @@ class ChatTemplate:
             if user is None:
                 raise UserError("the prompt has no user message to put the image in; add one")
             user["content"] = [{"type": "image"}] * (count - placed) + user["content"]
-        return messages
+        return without_breaks(messages) if count and self.image_text() and self._breaks else messages
 
     def _check_response(self, response: str) -> None:
         """Raises UserError for a response that would end its own turn, since what follows could be anything to the
@@ -162,8 +163,7 @@ class ChatTemplate:
         """The special tokens that the template writes into a conversation, and the end of sequence."""
         if self._tokens is None:
             tokenizer = getattr(self.processor, "tokenizer", self.processor)
-            # thoughts are texts like others
-            written = re.sub("<think>.*?</think>", "", self._sample(), flags=re.DOTALL)
+            written = re.sub("<think>.*?</think>", "", self._sample(), flags=re.DOTALL)  # thoughts are texts too
             special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
             self._tokens = [token for token in special if token in written or token == tokenizer.eos_token]
         return self._tokens
@@ -223,6 +223,7 @@ class ChatTemplate:
             text = message_of("user", mark(0))["content"]
             one = self._apply([{"role": "user", "content": [{"type": "image"}] + text}], answering=True)
             two = self._apply([{"role": "user", "content": [{"type": "image"}] * 2 + text}], answering=True)
+            self._breaks = one.partition(mark(0))[0][-1:].isspace()
             same = 0  # characters with which both begin: up to behind the first image
             while same < min(len(one), len(two)) and one[same] == two[same]:
                 same += 1

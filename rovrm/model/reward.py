@@ -18,13 +18,11 @@ from rovrm.data.bad_rows import fence
 from rovrm.data.example import Example
 from rovrm.data.formats import VIDEO_COLUMNS
 from rovrm.data.images import ImageRef
+from rovrm.data.messages import is_empty
+from rovrm.data.pictures import IMAGE_SUFFIXES
 from rovrm.data.prompts import as_example, as_messages, holds_more
-from rovrm.data.reader import IMAGE_SUFFIXES, is_empty
 
 logger = logging.getLogger(__name__)
-
-READ = {"role", "content"}  # keys of a completion's messages
-EMPTY = (list, tuple, str, dict)
 
 
 def group_samples(
@@ -65,9 +63,6 @@ def _sample(prompt: Any, completion: Any, pictures: Any, i: int) -> Example:
     """One sample. Raises UserError for a completion that is no text, and for one with content that is not scored."""
     if not isinstance(completion, str):
         turns = list(completion)
-        for message in turns:
-            if unread := [key for key, value in message.items() if key not in READ and not is_empty(value, EMPTY)]:
-                raise UserError(f"a completion with {unread[0]!r}, which is not scored, only its text would be")
         if not turns or turns[-1].get("role", "assistant") != "assistant":
             raise UserError("a completion that does not end with the assistant's turn has nothing to score")
         if len(turns) > 1:  # several turns: the last one is scored
@@ -98,7 +93,7 @@ def _unread(beside: Mapping[str, Any], pictured: bool) -> str | None:
     """
     for column, value in beside.items():
         cells = value if isinstance(value, (list, tuple)) else [value]
-        if column in VIDEO_COLUMNS and any(not is_empty(cell, EMPTY) for cell in cells):
+        if column in VIDEO_COLUMNS and any(not is_empty(cell) for cell in cells):
             return column
         if any(_is_picture(cell, pictured) for cell in cells):
             return column

@@ -24,6 +24,8 @@ OWNED = {
     "dataloader_num_workers": "set workers instead",
     "average_tokens_across_devices": "the loss is per response over all devices, leave it out",
     "label_smoothing_factor": "the ranking loss has none, leave it out",
+    "train_sampling_strategy": "batches hold rows of like lengths already, leave it out",
+    "dataloader_drop_last": "every row trains once an epoch, in batches filled up to batch_tokens, leave it out",
     "resume_from_checkpoint": "a run resumes by itself, leave it out",
 }
 # Typed as text by TrainingArguments, and yet false switches them off.

@@ -205,12 +205,17 @@ def check_examples(
     return checked
 
 
+def is_too_bad(count: int, total: int, limit: float) -> bool:
+    """Whether `count` bad rows are more than a share `limit` of `total`."""
+    return count > limit * total + 1e-9  # 0.29 * 100 is less than 29
+
+
 def stop_if_too_bad(
     rejected: Sequence[dict[str, Any]], total: int, limit: float, listed: str, key: str = "max_bad_fraction"
 ) -> None:
     """Raises BadRows when more than a share `limit` of `total` rows were rejected. listed: where all of them are; key:
     what the limit is called."""
-    if len(rejected) <= limit * total + 1e-9:  # 0.29 * 100 is less than 29
+    if not is_too_bad(len(rejected), total, limit):
         return
     first = [f"  {r['location']}: {r['field']} = {str(r['value'])[:120]!r}: {r['reason']}" for r in rejected[:5]]
     raise BadRows(

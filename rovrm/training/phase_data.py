@@ -17,13 +17,13 @@ from rovrm.common.errors import BadRows, UserError
 from rovrm.common.files import write_jsonl
 from rovrm.data.captions import caption_example
 from rovrm.data.example import Example
-from rovrm.data.loading import Loaded, load_examples, use_captions
+from rovrm.data.loading import Loaded, Usable, load_examples, use_captions
 from rovrm.data.messages import text_of
 from rovrm.data.splits import EVAL_DATA, HELD_OUT, LEFT_OUT, TRAIN, Part, Sides, members_of, split
 from rovrm.model.collator import RewardCollator
 from rovrm.settings.keys import CaptionConfig, TrainConfig
 from rovrm.settings.phases import CAPTION, TEXT, VISUAL, Phase
-from rovrm.training.checks import Checked, check_examples, record, stop_if_too_bad
+from rovrm.training.checks import Checked, check_examples, is_too_bad, record, stop_if_too_bad
 from rovrm.training.split_file import BEHIND_RUN, entry_of, is_unsplit, known_rows, write_split
 
 BEHIND = "what an earlier phase, or init_from, was trained on"  # in messages
@@ -137,36 +137,50 @@ def _read_phases(
 def _read_rows(config: TrainConfig, phase: Phase, key: str, collator: RewardCollator, write: bool) -> Checked:
     """Reads and checks `data` or `eval_data` (key) of a phase: the good examples and all rejected rows."""
     section = config.section(phase)
-    loaded = _load(config, phase, key)
-    total = len(loaded.examples) + len(loaded.rejected)
-    examples, rejected = loaded.examples, list(loaded.rejected)
-    if phase == VISUAL:
-        _check_images(examples, collator, config.model, ", ".join(getattr(section, key)))
-    if phase in (TEXT, VISUAL):
-        examples, refused = _of_phase(examples, phase)
-        rejected += refused
-    pictured = examples  # the examples with their images, which in the caption phase are only hashed for the split
-    if isinstance(section, CaptionConfig):
-        captioned = use_captions(examples)  # those of the file are in: here rows with none of their own fall out
-        rejected += captioned.rejected
-        pictured = captioned.examples
-        examples = [caption_example(example, section.caption_template) for example in pictured]
-    checked = check_examples(examples, collator, config.max_length, config.workers, pictured, config.max_pixels)
-    if config.long_rows == "skip":
-        checked = Checked(checked.examples, rejected + checked.rejected, checked.long)
-    else:
-        checked = Checked(checked.examples, rejected + checked.skipped)
     path = _list_of_rejected(config.out, phase, key)
-    if write:
-        _write_list(path, checked.skipped)
     limit, limit_key = config.max_bad_fraction, "max_bad_fraction"
     if section.max_bad_fraction is not None:
         limit, limit_key = section.max_bad_fraction, f"{phase.name}.max_bad_fraction"
-    stop_if_too_bad(checked.rejected, total, limit, str(path), limit_key)
+    looks: list[Checked] = []
+    total = 0
+
+    def usable(examples: list[Example]) -> list[Example] | None:
+        """Those of the drawn rows that pass every check. Once so many are bad that the run stops, no more are drawn."""
+        nonlocal total
+        if phase == VISUAL and not looks:
+            _check_images(examples, collator, config.model, ", ".join(getattr(section, key)))
+        looks.append(_check_rows(config, phase, examples, collator))
+        total += len(examples)
+        too_bad = is_too_bad(sum(len(look.rejected) for look in looks), total, limit)
+        return None if too_bad else looks[-1].examples
+
+    loaded = _load(config, phase, key, usable)
+    rejected = loaded.rejected + [row for look in looks for row in look.rejected]
+    checked = Checked(loaded.examples, rejected, [row for look in looks for row in look.long])
+    if write:
+        _write_list(path, checked.skipped)
+    stop_if_too_bad(checked.rejected, total + len(loaded.rejected), limit, str(path), limit_key)
     return checked
 
 
-def _load(config: TrainConfig, phase: Phase, key: str) -> Loaded:
+def _check_rows(config: TrainConfig, phase: Phase, examples: list[Example], collator: RewardCollator) -> Checked:
+    """The rows that the phase can train on, in the caption phase with captions in the place of images."""
+    section = config.section(phase)
+    rejected: list[dict[str, Any]] = []
+    if phase in (TEXT, VISUAL):
+        examples, rejected = _of_phase(examples, phase)
+    pictured = examples  # the examples with their images, which in the caption phase are only hashed for the split
+    if isinstance(section, CaptionConfig):
+        captioned = use_captions(examples)  # those of the file are in: here rows with none of their own fall out
+        rejected, pictured = captioned.rejected, captioned.examples
+        examples = [caption_example(example, section.caption_template) for example in pictured]
+    checked = check_examples(examples, collator, config.max_length, config.workers, pictured, config.max_pixels)
+    if config.long_rows == "skip":
+        return Checked(checked.examples, rejected + checked.rejected, checked.long)
+    return Checked(checked.examples, rejected + checked.skipped)
+
+
+def _load(config: TrainConfig, phase: Phase, key: str, usable: Usable) -> Loaded:
     section = config.section(phase)
     # Held-out data are all taken; rows that a selection chooses among are all read.
     all_rows = key == "eval_data" or section.by_selection
@@ -180,6 +194,7 @@ def _load(config: TrainConfig, phase: Phase, key: str) -> Loaded:
         seed=config.seed,
         images_needed=phase != CAPTION,
         captions=(section.captions or None) if isinstance(section, CaptionConfig) else None,
+        usable=usable,
     )
 
 
