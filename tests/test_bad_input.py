@@ -18,7 +18,7 @@ from rovrm import train
 from rovrm.settings import phases
 from rovrm.settings.command_line import parse
 from rovrm.settings.keys import TrainConfig, with_rates
-from rovrm.training import plan
+from rovrm.training import dry_run, plan
 from rovrm.world.default import BASE
 
 LISTS = {"rejected.jsonl", "rejected-eval.jsonl", ".lock"}  # the lock is empty, and free again
@@ -37,6 +37,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("the weights are loaded before the mistake is found")
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", load)
+    monkeypatch.setattr(dry_run, "_loaded", lambda *args: None)  # which measures a model after all mistakes
 
 
 @pytest.fixture

@@ -216,6 +216,7 @@ def test_checkpoint_loads_without_rovrm(family_folder, tmp_path):
 
 def test_a_missing_package_is_to_be_installed(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    for words, remedy in (("needs the Torchvision library", "[vision]"), ("needs timm", "install that package")):
+    remedies = {"needs the Torchvision library": "the index that torch came from", "needs timm": "install that package"}
+    for words, remedy in remedies.items():
         message = str(damaged("cannot load the processor of", str(tmp_path), ("*token*",), ImportError(words)))
         assert words in message and remedy in message and "copy it again" not in message

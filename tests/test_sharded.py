@@ -170,7 +170,8 @@ def test_a_sharded_run_is_that_of_one_process(tmp_path, more):
     picture = [{"prompt": "What is it?", "responses": ["A cup.", "A dog."]}]
     scores = [RewardScorer.from_pretrained(f).score_batch(picture)[0] for f in folders]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4 if exact else 0.05)
-    names = [sorted(path.name for path in f.iterdir() if path.name != "checkpoints") for f in folders]
+    apart = ("checkpoints", "memory.json")  # the memory of a sharded step is not predicted
+    names = [sorted(path.name for path in f.iterdir() if path.name not in apart) for f in folders]
     assert names[0] == names[1]
     assert read_json(folders[0] / "config.json")["auto_map"] == read_json(folders[1] / "config.json")["auto_map"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rovrm.common.errors import BadRows, UserError, shown
+from rovrm.common.errors import BadRows, UserError, one_line, shown
 from rovrm.data.bad_rows import BadRow, first_rejection, rejection
 from rovrm.data.captions import load_captions, with_caption
 from rovrm.data.columns import check_columns
@@ -264,7 +264,7 @@ def _drawn(
         message = f"{names}: not one row can be used. {first_rejection(loaded.rejected)}"
         raise BadRows(message, rows=loaded.rejected)
     for note in _notes(pools, n, shares, len(drawn)):
-        logger.warning("%s", note)
+        logger.warning("%s", one_line(note))
     _make_ids_unique(loaded.examples)
     _tell_files_apart(loaded.examples)
     return loaded
