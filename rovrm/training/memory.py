@@ -9,6 +9,7 @@ Under activation checkpointing a layer keeps its input, and of the prompts its k
 computes the rest anew.
 """
 
+import ctypes
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ ADAM = 12  # bytes of a trained number beside itself, all float32: its gradient 
 BRIEF = 0.03  # of what is kept: what a step allocates for a moment (measured: .02)
 CHECKPOINTING = {"activation_checkpointing", "gradient_checkpointing"}  # one key, by its new and its old name
 FILLED = 0.9  # of the free memory: allocators leave gaps
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's keys: see `return_freed_memory`
+LARGE_BLOCK = 1_000_000  # bytes
 ROW_ANSWERS = 2  # of each row that is measured
 
 
@@ -74,8 +77,11 @@ def adapt_to_memory(trainer: RewardTrainer, folder: Path, resumed: bool, given: 
     """
     arguments, note = trainer.config, folder / NOTE
     if resumed:
-        for key, value in (read_json(note) if note.is_file() else {}).items():
+        changes = read_json(note) if note.is_file() else {}
+        for key, value in changes.items():
             setattr(arguments, key, value)
+        if changes:
+            return_freed_memory(arguments.device)
         return
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return  # weights, gradients and moments are spread over the processes
@@ -96,6 +102,8 @@ def adapt_to_memory(trainer: RewardTrainer, folder: Path, resumed: bool, given: 
         write_json(note, changes)
     for key, value in changes.items():
         setattr(arguments, key, value)
+    if changes:
+        return_freed_memory(arguments.device)
 
 
 def _changes(
@@ -130,7 +138,7 @@ def _changes(
 def _in_words(changes: dict[str, Any], arguments: RewardConfig) -> str:
     words = []
     if "activation_checkpointing" in changes:
-        words.append("activation checkpointing is on, which takes about a quarter more time")
+        words.append("activation checkpointing is on, which computes each layer twice")
     if "batch_tokens" in changes:
         words.append(f"batch_tokens is {changes['batch_tokens']} and not {arguments.batch_tokens}")
     return "; ".join(words)
@@ -189,12 +197,12 @@ def step_memory(model: Any, collator: RewardCollator, examples: Sequence[Example
 
 
 def _measured_rows(examples: Sequence[Example], collator: RewardCollator) -> list[Example]:
-    """Two rows of middle length, with images where there are any; two, because masks are made where rows are padded."""
+    """Two short rows, with images where there are any; two, because masks are made where rows are padded."""
     pictured = [example for example in examples if example.images] or list(examples)
     ordered = sorted(pictured, key=lambda example: collator.cost(example.lengths).tokens)  # type: ignore[arg-type]
-    middle = len(ordered) // 2
+    number = len(ordered) // 10
     rows = []
-    for example in (ordered[middle], ordered[max(middle - 1, 0)]):
+    for example in (ordered[number], ordered[max(number - 1, 0)]):
         prefix, answers = example.lengths  # type: ignore[misc]
         cut = slice(ROW_ANSWERS)
         reference = example.reference_logps[cut] if example.reference_logps else example.reference_logps
@@ -277,6 +285,20 @@ def free_memory(device: torch.device | str) -> float:
         return torch.cuda.mem_get_info(device)[0] + unused
     free = min(psutil.virtual_memory().available, _group_memory())
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def return_freed_memory(device: torch.device | str) -> None:
+    """Makes the C library of a process that computes on the CPU give back what is freed, which takes time.
+
+    By default glibc keeps freed blocks of up to 32 MB for later ones, which leaves gaps: SmolLM2-135M under activation
+    checkpointing holds 1.3 GB with this call and 3.3 without, and its steps take 31 s and 21. Does nothing elsewhere.
+    """
+    libc = ctypes.CDLL(None)
+    if torch.device(device).type != "cpu" or not hasattr(libc, "malloc_trim"):
+        return
+    for key in (TRIM_THRESHOLD, MMAP_THRESHOLD):
+        libc.mallopt(key, LARGE_BLOCK)
+    libc.malloc_trim(0)
 
 
 def _group_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
