@@ -176,9 +176,9 @@ def _is_another_image(cell: Any, column: str, images: Sequence[ImageRef], find: 
     if isinstance(cell, str):
         if len(cell) >= SHORTEST and cell.startswith(ENCODED_STARTS) and is_encoded(cell):
             return True
-        if column in IMAGE_NAMES and any(ref.path is None for ref in images):
-            return False  # it names the embedded one
-        return (not images and _is_lost(column, cell)) or _names_another(cell, images, find)
+        if not images and _is_lost(column, cell):
+            return True
+        return column not in IMAGE_NAMES and _names_another(cell, images, find)
     if isinstance(cell, PIL.Image.Image):
         return ImageRef(image=cell) not in images
     if isinstance(cell, Mapping):  # as data sets store an image
