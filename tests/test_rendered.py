@@ -126,7 +126,9 @@ several = st.lists(part, min_size=1, max_size=4)
 rows = st.fixed_dictionaries(
     {
         "system": st.one_of(st.none(), st.lists(part, min_size=1, max_size=2)),
-        "turns": st.lists(st.tuples(st.sampled_from(["user", "user", "assistant"]), several), max_size=4),
+        "turns": st.lists(several, max_size=4),
+        "roles": st.sampled_from([["user", "assistant"]] * 3 + [["user", "user"], ["assistant", "user"]]),  # in turn
+        "pictured": st.sampled_from(["all", "all", "user", ""]),  # whose pictures stay
         "question": several,
         "named": st.booleans(),  # whether blocks hold their pictures, and no column does
         "in_text": st.booleans(),  # whether pictures are placeholders in one text
@@ -135,13 +137,15 @@ rows = st.fixed_dictionaries(
 
 
 def filled(shape: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[Any], list[range]]:
-    """A row of this shape in which no word stands twice, its words, its pictures, and how many pictures may stand before
-    each word: those of the turns before, and any of its own turn, which templates may put in front."""
+    """A row of this shape in which no word stands twice, its words, its pictures, and how many pictures may stand
+    before each word: those of the turns before, and any of its own turn, which templates may put in front."""
     words: list[str] = []
     before: list[range] = []
     pictures: list[Any] = []
 
-    def content(parts: list[Any]) -> Any:
+    def content(role: str, parts: list[Any]) -> Any:
+        if shape["pictured"] not in ("all", role):
+            parts = [("", False, "") if kind == "image" else kind for kind in parts]
         blocks: list[dict[str, Any]] = []
         may_stand = range(len(pictures), len(pictures) + parts.count("image") + 1)
         for kind in parts:
@@ -159,8 +163,8 @@ def filled(shape: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[Any],
         return blocks
 
     turns = [("system", shape["system"])] if shape["system"] else []
-    turns += [*shape["turns"], ("user", shape["question"])]
-    prompt = [{"role": role, "content": content(parts)} for role, parts in turns]
+    turns += [*zip(itertools.cycle(shape["roles"]), shape["turns"]), ("user", shape["question"])]  # noqa: B905
+    prompt = [{"role": role, "content": content(role, parts)} for role, parts in turns]
     answers = [f"word{len(words)}x\nand", "Other."]
     column = {} if shape["named"] or not pictures else {"images": list(pictures)}
     return {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]} | column, words, pictures, before
@@ -177,7 +181,7 @@ def test_every_part_of_a_row_stands_in_the_text_once_and_in_order(scorer_with, f
     token = look_at_template(scorer).placeholder
     read: list[int] = []
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(shape=rows)
     def stands_once(shape: dict[str, Any]) -> None:
         row, words, pictures, before = filled(shape)

@@ -16,7 +16,7 @@ import PIL.Image
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.formats import IMAGE_COLUMNS, READERS, TEXT_COLUMNS
-from rovrm.data.images import SHORTEST, ImageRef, brief, decoded, find_image, is_encoded
+from rovrm.data.images import ImageRef, brief, decoded, find_image, is_encoded
 from rovrm.data.messages import image_blocks
 
 IMAGE_NAMES = IMAGE_COLUMNS[2:]  # beside another image column they only name its image
@@ -174,9 +174,9 @@ def unread_image(
 
 def _is_another_image(cell: Any, column: str, images: Sequence[ImageRef], find: Callable[[str], str]) -> bool:
     if isinstance(cell, str):
-        if len(cell) >= SHORTEST and cell.startswith(ENCODED_STARTS) and is_encoded(cell):
+        if is_encoded_picture(cell):
             return True
-        if not images and _is_lost(column, cell):
+        if not images and is_lost(column, cell):
             return True
         return column not in IMAGE_NAMES and _names_another(cell, images, find)
     if isinstance(cell, PIL.Image.Image):
@@ -186,7 +186,12 @@ def _is_another_image(cell: Any, column: str, images: Sequence[ImageRef], find: 
     return isinstance(cell, ImageRef) and cell not in images
 
 
-def _is_lost(column: Any, text: str) -> bool:
+def is_encoded_picture(text: str) -> bool:
+    """Whether a text in some column is a picture by itself."""
+    return text.startswith(ENCODED_STARTS) and is_encoded(text)
+
+
+def is_lost(column: Any, text: str) -> bool:
     """Whether a text is the address of a picture by the column's name, whether or not a file is found there."""
     named = any(word in str(column).lower() for word in PICTURE_WORDS)
     return named and ("://" in text or text[-5:].lower().endswith(IMAGE_SUFFIXES))
