@@ -95,7 +95,7 @@ def test_a_rendered_conversation_is_scored_as_its_messages(scorer_with, file: Pa
     chat = scorer.collator.chat
     same: list[str] = []
 
-    @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=7, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(shape=shapes)
     def agrees(shape: dict[str, Any]) -> None:
         messages = conversation(shape)
@@ -181,7 +181,7 @@ def test_every_part_of_a_row_stands_in_the_text_once_and_in_order(scorer_with, f
     token = look_at_template(scorer).placeholder
     read: list[int] = []
 
-    @settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=55, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(shape=rows)
     def stands_once(shape: dict[str, Any]) -> None:
         row, words, pictures, before = filled(shape)
