@@ -509,3 +509,21 @@ def test_no_answer_holds_what_stands_for_an_image_in_any_family(family_folder, f
     with pytest.raises(UserError, match="holds the image token .*, and an answer holds text only"):
         chat.conversations(example(TURNS, responses=["Fine.", f"Here: {mark}"]))
     assert chat.conversations(example(TURNS, responses=["<img src='a.png'> and an image.", "a < image > b"]))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "llama", "qwen3"])
+def test_a_prompt_that_is_rendered_already_is_not_wrapped_again(family_folder, family):
+    chat = ChatTemplate(load_processor(str(family_folder(family))))
+    rendered = chat.prompt(example(TURNS))
+    with pytest.raises(UserError, match="the prompt holds .* by which this model's chat template marks turns"):
+        chat.conversations(example([{"role": "user", "content": rendered}]))
+
+
+@pytest.mark.parametrize("mark", ["<|image_1|>", "<ImageHere>", "[IMG]", "<IMG_CONTEXT>", "<start_of_image>"])
+def test_a_prompt_with_another_familys_place_for_an_image_is_refused(family_folder, mark):
+    """Its image would be put in front, and the mark be read as letters."""
+    chat = ChatTemplate(load_processor(str(family_folder("llava"))))
+    asked = [{"role": "user", "content": f"First: {mark} Which?"}]
+    with pytest.raises(UserError, match="the prompt holds .* which image is meant is not known; write <image>"):
+        chat.conversations(example(asked, images=1))
+    assert chat.conversations(example(asked))  # a question about the mark itself

@@ -317,3 +317,53 @@ def test_an_overall_score_of_10_beside_ratings_of_1_is_a_1() -> None:
     alone = {"response": "bad", "overall_score": "10.0", "fine-grained_score": 1.0}
     assert read({"instruction": "Q", "completions": [alone, rated("good", 2, "2")]}).responses == ["good", "bad"]
     assert text_of(example.prompt[0]["content"]) == "Q"
+
+
+@pytest.mark.parametrize("column", ["System", "HISTORY", "Prompt"])
+def test_a_column_in_other_letters(column: str) -> None:
+    row = {"question": "Q", "chosen": "a", "rejected": "b", column: "Be brief."}
+    with pytest.raises(BadRow, match=f"^{column} = .* call it {column.lower()}, or remove it"):
+        read(row)
+    with pytest.raises(UserError, match=f"call it {column.lower()}"):
+        as_example(row)
+
+
+def test_a_history_with_which_the_prompt_begins_stands_once() -> None:
+    talk = [user("What colour is it?"), answer("Red."), user("And in French?")]
+    row = PAIR | {"prompt": talk, "history": [["What colour is it?", "Red."]]}
+    assert said(read(row)) == said(as_example(row)) == ["u:What colour is it?", "a:Red.", "u:And in French?"]
+    other = row | {"history": [["What colour is it?", "Blue."]]}
+    assert len(said(read(other))) == 5
+
+
+def test_sound_in_a_text() -> None:
+    with pytest.raises(BadRow, match="<audio>: audio cannot be scored"):
+        read(PAIR | {"prompt": "<audio>What is said?"})
+
+
+OTHER = [user("And that?")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PAIR | {"messages": OTHER},
+        {"prompt": "Q", "responses": ["a", "b"], "messages": OTHER},
+        {
+            "conversations": [{"from": "human", "value": "Q"}],
+            "prompt": "And that?",
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+    ],
+)
+def test_a_second_prompt_is_refused_in_scoring_too(row: dict[str, Any]) -> None:
+    for reading in (read, as_example):
+        with pytest.raises((BadRow, UserError), match="a second prompt that is not read"):
+            reading(row)
+
+
+def test_messages_may_hold_the_answer_that_is_read() -> None:
+    row = PAIR | {"messages": [user("Q"), answer("a")]}
+    assert said(read(row)) == said(as_example(row)) == ["u:Q"]
+    assert said(read({"messages": [user("Q")], "responses": ["a", "b"]})) == ["u:Q"]

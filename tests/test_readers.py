@@ -469,12 +469,23 @@ SHARED = picture()
         {"image": ImageRef(drawing=picture, label="coco/a.jpg"), "file_name": "a.jpg"},
         {"image": SHARED, "picture": SHARED},
         {"id": "a.jpg", "source": "a.jpg", "caption": "a.jpg"},
-        {"url": "https://example.org/a.jpg", "photo": "no.jpg", "other": None, "boxes": [{"category": "a.jpg"}]},
+        {"url": "https://example.org/a.jpg", "name": "no.jpg", "other": None, "boxes": [{"category": "a.jpg"}]},
         {"chosen": "a.jpg", "rejected": "b.JPG"},
     ],
 )
 def test_columns_that_only_name_an_image(photos: Any, change: dict[str, Any]) -> None:
     assert len(read_row("plain", PAIR | change, photos).images) == ("image" in change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"photo": "no.jpg"}, {"image_url": "https://example.org/a.jpg"}, {"Picture_Path": "no.png"}, {"img": ["no.png"]}],
+)
+def test_a_column_called_as_a_picture_that_is_not_there(photos: Any, change: dict[str, Any]) -> None:
+    [column] = change
+    with pytest.raises(BadRow, match=f"^{column} = .*: an image in a column that is not read; call it image"):
+        read_row("plain", PAIR | change, photos)
+    read_row("plain", PAIR | change | {"image": "a.jpg"}, photos)  # beside an image it may say where that came from
 
 
 def test_texts_are_not_looked_up(photos: Any) -> None:

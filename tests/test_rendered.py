@@ -1,7 +1,10 @@
-"""/get_reward of a conversation that a real chat template has rendered is /score of its messages, or is refused."""
+"""Conversations of random shape over every real chat template: each part of a row stands in the text once, in order;
+and /get_reward of the text is /score of the messages, or is refused."""
 
 import base64
 import functools
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from rovrm.common.errors import UserError
+from rovrm.data.prompts import as_example
 from rovrm.model.chat import encode, prepare_template
 from rovrm.model.loading import load_processor, load_reward_model
 from rovrm.model.scorer import RewardScorer
@@ -91,7 +95,7 @@ def test_a_rendered_conversation_is_scored_as_its_messages(scorer_with, file: Pa
     chat = scorer.collator.chat
     same: list[str] = []
 
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=7, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(shape=shapes)
     def agrees(shape: dict[str, Any]) -> None:
         messages = conversation(shape)
@@ -112,6 +116,96 @@ def test_a_rendered_conversation_is_scored_as_its_messages(scorer_with, file: Pa
     agrees()
     assert len(same) >= 3
     assert not reads_pictures(scorer) or any(chat.image_text() in text for text in same)
+
+
+# ---- every part once -------------------------------------------------------------------------------------------------
+
+spaces = st.sampled_from(["", "\n", "\n\n", " "])
+part = st.one_of(st.just("image"), st.tuples(spaces, st.booleans(), spaces))  # of a text: whether it has two lines
+several = st.lists(part, min_size=1, max_size=4)
+rows = st.fixed_dictionaries(
+    {
+        "system": st.one_of(st.none(), st.lists(part, min_size=1, max_size=2)),
+        "turns": st.lists(several, max_size=4),
+        "roles": st.sampled_from([["user", "assistant"]] * 3 + [["user", "user"], ["assistant", "user"]]),  # in turn
+        "pictured": st.sampled_from(["all", "all", "user", ""]),  # whose pictures stay
+        "question": several,
+        "named": st.booleans(),  # whether blocks hold their pictures, and no column does
+        "in_text": st.booleans(),  # whether pictures are placeholders in one text
+    }
+)
+
+
+def filled(shape: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[Any], list[range]]:
+    """A row of this shape in which no word stands twice, its words, its pictures, and how many pictures may stand
+    before each word: those of the turns before, and any of its own turn, which templates may put in front."""
+    words: list[str] = []
+    before: list[range] = []
+    pictures: list[Any] = []
+
+    def content(role: str, parts: list[Any]) -> Any:
+        if shape["pictured"] not in ("all", role):
+            parts = [("", False, "") if kind == "image" else kind for kind in parts]
+        blocks: list[dict[str, Any]] = []
+        may_stand = range(len(pictures), len(pictures) + parts.count("image") + 1)
+        for kind in parts:
+            if kind == "image":
+                pictures.append(PICTURES[len(pictures)])
+                blocks.append({"type": "image"} | ({"image": pictures[-1]} if shape["named"] else {}))
+                continue
+            space, two_lines, behind = kind
+            for _ in range(1 + two_lines):
+                words.append(f"word{len(words)}x")
+                before.append(may_stand)
+            blocks.append({"type": "text", "text": space + "\n".join(words[-1 - two_lines :]) + behind})
+        if shape["in_text"] and not shape["named"]:
+            return "".join(block.get("text", "<image>") for block in blocks)
+        return blocks
+
+    turns = [("system", shape["system"])] if shape["system"] else []
+    turns += [*zip(itertools.cycle(shape["roles"]), shape["turns"]), ("user", shape["question"])]  # noqa: B905
+    prompt = [{"role": role, "content": content(role, parts)} for role, parts in turns]
+    answers = [f"word{len(words)}x\nand", "Other."]
+    column = {} if shape["named"] or not pictures else {"images": list(pictures)}
+    return {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]} | column, words, pictures, before
+
+
+PICTURES = [noise(i, (40, 32)) for i in range(24)]
+
+
+@needs_templates
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_every_part_of_a_row_stands_in_the_text_once_and_in_order(scorer_with, file: Path):
+    scorer = scorer_with(file)
+    chat = scorer.collator.chat
+    token = look_at_template(scorer).placeholder
+    read: list[int] = []
+
+    @settings(max_examples=55, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(shape=rows)
+    def stands_once(shape: dict[str, Any]) -> None:
+        row, words, pictures, before = filled(shape)
+        try:
+            example = as_example(row)
+            texts = chat.conversations(example)
+        except UserError:
+            return
+        assert [ref.image for ref in example.images] == pictures
+        assert re.findall(r"word\d+x", texts[0]) == [*words, row["chosen"].split()[0]]
+        assert texts[1].count("Other.") == 1
+        if not pictures:
+            assert not token or token not in texts[0]
+            read.append(0)
+            return
+        pieces = re.split(r"word\d+x", texts[0])
+        seen = list(itertools.accumulate(piece.count(chat.image_text()) for piece in pieces))
+        assert seen[-1] == len(pictures)
+        assert all(count in may_stand for count, may_stand in zip(seen, before, strict=False))
+        read.append(len(pictures))
+
+    stands_once()
+    assert len(read) >= 5 and 0 in read
+    assert not reads_pictures(scorer) or max(read) >= 2
 
 
 def reads_pictures(scorer: RewardScorer) -> bool:

@@ -1,5 +1,6 @@
 """The scorer against the model's own forward, for all ways of giving prompts, images and checkpoints; TRL's calls."""
 
+import base64
 import json
 import shutil
 import threading
@@ -7,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers import change_json, close, forward_sizes, noise, refused, write_adapter_phase, write_reward_model
+from helpers import change_json, close, encoded, forward_sizes, noise, refused, write_adapter_phase, write_reward_model
 
 from rovrm import RewardScorer
 from rovrm.common.errors import UserError
@@ -408,8 +409,6 @@ def test_reward_refuses_videos_and_scores_the_last_of_several_turns(scorer):
     turns = [*assistant("Hello"), {"role": "user", "content": QUESTION}, *assistant("A cup.")]
     prompt = [{"role": "user", "content": "Hi"}]
     assert scorer.reward([prompt], [turns]) == scorer.score(prompt + turns[:-1], ["A cup."])
-    with pytest.raises(ValueError, match="zip"):
-        scorer.reward(["Hi", "Ho"], ["Yes"])
 
 
 def test_reward_is_none_for_a_completion_that_cannot_be_scored(scorer, caplog):
@@ -444,7 +443,8 @@ TOOLS = [
         ([], "does not end with the assistant's turn"),
         ([{"role": "assistant", "content": "5", "reasoning_content": "2+3"}], "reasoning_content"),
         ([TOOLS[1], TOOLS[2]], "unknown role"),
-        (None, "cannot be read"),
+        (None, "a text or a list of turns"),
+        (5, "a text or a list of turns"),
         ([{"role": "assistant", "content": 5}], "text"),
         ("<image> It is 42.", "'<image>'"),
         ("It is <|image_pad|> 42.", "<|image_pad|>"),
@@ -482,6 +482,9 @@ def test_a_column_of_pictures_that_is_not_read_is_refused(scorer, image_file, co
         held,
         [held],
         "data:image/png;base64,AA==",
+        base64.b64encode(encoded(noise(0))).decode(),
+        encoded(noise(0)),
+        np.asarray(noise(0)),
     ):
         cells = {column: [None, cell]}
         refused(lambda cells=cells: scorer.reward([QUESTION] * 2, ["A."] * 2, **cells), column, "`images`", "sample 1")
@@ -491,6 +494,23 @@ def test_a_column_of_pictures_that_is_not_read_is_refused(scorer, image_file, co
         )
     named = scorer.reward([QUESTION], ["A."], images=[noise(0)], **{column: ["train/1.png"]})
     assert close(named, scorer.score(QUESTION, ["A."], images=noise(0)))  # beside a picture a text may name it
+
+
+def test_a_column_with_an_address_or_sound_is_refused(scorer):
+    for column, cell in (
+        ("image_url", "https://example.org/a?id=1"),
+        ("audio", {"array": [0.1]}),
+        ("videos", ["a.mp4"]),
+    ):
+        refused(lambda c=column, v=cell: scorer.reward([QUESTION], ["A."], **{c: [v]}), column, "sample 0")
+    assert close(scorer.reward([QUESTION], ["A."], link=["https://example.org/a"]), scorer.score(QUESTION, ["A."]))
+
+
+def test_lists_of_other_lengths_and_a_prompt_that_is_none(scorer):
+    refused(lambda: scorer.reward([QUESTION] * 2, ["A."]), "completions: 1 for 2 prompts")
+    refused(lambda: scorer.reward([QUESTION] * 2, ["A."] * 2, images=[noise(0)]), "images: 1 for 2 prompts")
+    rewards = scorer.reward([None, QUESTION], ["A."] * 2)
+    assert rewards[0] is None and close(rewards[1:], scorer.score(QUESTION, ["A."]))
 
 
 def test_image_and_images_are_read_sample_by_sample(scorer):

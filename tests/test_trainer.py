@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from families import FAMILIES
-from helpers import read_lines
+from helpers import read_lines, refused
 from new_families import NEEDS_TORCHVISION, NEW_FAMILIES
 from parity import max_images
 from peft import get_peft_model
@@ -17,6 +17,7 @@ from rovrm.common.errors import UserError
 from rovrm.common.intervals import wilson95
 from rovrm.data.example import Example
 from rovrm.data.images import ImageRef
+from rovrm.data.loading import as_examples
 from rovrm.model.adapters import lora_config, set_trainable
 from rovrm.model.loading import PROJECTORS, load_processor, load_reward_model
 from rovrm.settings.command_line import parse
@@ -326,3 +327,18 @@ def test_bfloat16_without_a_gpu_names_our_key(tmp_path):
     config = parse(TrainConfig, [f"out={tmp_path}", "model=x", "visual.learning_rate=1", "dtype=bfloat16"], "train")
     with pytest.raises(UserError, match="^dtype=bfloat16: .*Leave dtype out"):
         trainer_arguments(config, VISUAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("train_sampling_strategy", "group_by_length"), ("dataloader_drop_last", True), ("label_smoothing_factor", 0.1)],
+)
+def test_an_argument_that_would_do_nothing_is_refused(tmp_path, name, value):
+    argument = {name: value}
+    refused(lambda: RewardConfig(str(tmp_path), use_cpu=True, **argument), name, "would do nothing", "leave it out")
+
+
+@pytest.mark.parametrize("say", [True, False])
+def test_columns_that_are_not_read_are_listed_by_one_process(caplog, say):
+    as_examples([{"prompt": "Q", "chosen": "a", "rejected": "b", "reason": "why"}], say=say)
+    assert ("not read: reason" in caplog.text) == say

@@ -1,8 +1,8 @@
 """Columns that no reader reads: those with content of the conversation are refused, others are listed; and columns
 that are called otherwise than here.
 
-    check_content({"prompt": "Weather?", "chosen": "a", "rejected": "b", "tools": [...]}, "plain", messages)   # BadRow
-    unread_columns(["prompt", "chosen", "rejected", "reason"], "plain")                                # ["reason"]
+    check_content({"prompt": "Weather?", "tools": [...], ...}, "plain", messages, ["a", "b"])    # BadRow
+    unread_columns(["prompt", "chosen", "rejected", "reason"], "plain")                          # ["reason"]
 """
 
 import functools
@@ -28,8 +28,11 @@ KEPT = {*PROMPT_COLUMNS, *BEFORE_PROMPT, *CONTENT, *MEDIA}  # what is looked at 
 READ_ANYWHERE = {*OPTIONAL, *KEPT, *(name for name, _ in ORDERS), "prompt_id", "idx", "ds_name"}
 
 
-def check_content(row: Mapping[str, Any], reader: str, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raises BadRow for a column with content of the conversation that is not in the messages: it would be dropped."""
+def check_content(
+    row: Mapping[str, Any], reader: str, messages: Sequence[Mapping[str, Any]], answers: Sequence[Any]
+) -> None:
+    """Raises BadRow for a column with content of the conversation that is in neither messages nor answers: it would be
+    dropped."""
     read = columns_of(reader)
     prompts: list[str] = []
     for column, value in row.items():
@@ -39,20 +42,26 @@ def check_content(row: Mapping[str, Any], reader: str, messages: Sequence[Mappin
         if name in CONTENT and name not in read and not is_empty(value):
             reason = "a column that is not read, and that may be part of the conversation; put it into the prompt, "
             raise BadRow(column, value, reason + "or remove the column")
+        if name in (*PROMPT_COLUMNS, *BEFORE_PROMPT) and name != column and not is_empty(value):
+            raise BadRow(column, value, f"a column that is not read under this name; call it {name}, or remove it")
         if name in PROMPT_COLUMNS and not is_empty(value):
             prompts.append(column)
     if len(prompts) > 1:  # of one alone nothing can be left over
+        said = [text_of(message["content"]) for message in messages] + [_words(answer) for answer in answers]
         for column in prompts:
-            _check_prompt(column, row, messages)
+            # What a format cannot do without, it reads, with the answers that may stand in it.
+            if column not in READERS[reader].columns and row[column] != row.get("chosen"):
+                _check_prompt(column, row[column], said)
 
 
-def _check_prompt(column: str, row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raises BadRow where a prompt column says what is neither in the messages nor the chosen answer behind them."""
-    value, chosen = row[column], row.get("chosen")
-    # Conversations, and messages without a chosen answer, hold the answers of their format.
-    if column == "conversations" or value == chosen or (column == "messages" and chosen is None):
-        return
-    said = [text_of(message["content"]) for message in messages] + [chosen if isinstance(chosen, str) else ""]
+def _words(answer: Any) -> str:
+    """The text of an answer, as far as it is one; `response_text` refuses others."""
+    content = answer.get("content") if isinstance(answer, Mapping) else answer
+    return content if isinstance(content, str) else ""
+
+
+def _check_prompt(column: str, value: Any, said: Sequence[str]) -> None:
+    """Raises BadRow where a prompt column says what is said nowhere in the conversation."""
     for message in to_messages(value, column):
         if normalise(text_of(message["content"])) not in normalise("\n".join(said)):
             reason = "a second prompt that is not read; put it into the prompt, or remove the column"

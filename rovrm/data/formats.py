@@ -70,7 +70,7 @@ def read_plain(row: Mapping[str, Any]) -> Read:
 
 def _prompt_text(row: Mapping[str, Any]) -> Any:
     """The prompt; where it is an `instruction`, with the `input` behind it, as Alpaca files write it."""
-    prompt = _field(row, "prompt", "question", "instruction", "input")
+    prompt = _field(row, "prompt", "question", "instruction", "input", "messages")
     material = row.get("input")
     if prompt is row.get("instruction") and isinstance(material, str) and material.strip():
         return f"{prompt}\n\n{material}"
@@ -270,7 +270,7 @@ READERS: dict[str, Reader] = {
     "sharegpt-ranking": Reader(("conversations", "chosen", "rejected"), read_sharegpt_ranking),
     "rovrm-ranked": Reader(("conversations",), read_rovrm_ranked),
     "ms-swift": Reader(("messages", "rejected_response|rejected_messages"), read_ms_swift),
-    "ranked": Reader((PROMPT, "responses"), read_ranked),
+    "ranked": Reader((f"{PROMPT}|messages", "responses"), read_ranked),
     "two-outputs": Reader((f"{PROMPT}|input", "output_1", "output_2", "label|preference"), read_two_outputs),
     "hh-rlhf": Reader(("chosen", "rejected"), read_hh_rlhf, _is_transcript),
     "trl": Reader(("chosen", "rejected"), read_trl, _is_trl),

@@ -53,6 +53,7 @@ def load_examples(
     seed: int = 0,
     images_needed: bool = True,
     usable: Usable = list,
+    say: bool = True,
 ) -> Loaded:
     """The examples of all sources, in the order of the sources and their rows; no image is opened.
 
@@ -70,6 +71,7 @@ def load_examples(
         usable: gives those of some examples that can be used, each with its location and id. Every example is given to
             it once, and what it leaves out is made up for by further rows, so that n counts what can be used; None ends
             the drawing.
+        say: whether what a user should know of the rows is logged: by one of several processes.
 
     Raises:
         UserError: for a source or setting that is wrong.
@@ -104,11 +106,12 @@ def load_examples(
             limits.append(int(n * share) + 1)
         limit = min((number for number in limits if number is not None), default=None)
         pools.append(Pool(source, row_reader, limit, select, seed, weighted=share is not None))
-    return _drawn(pools, shares, n, select, seed, usable)
+    return _drawn(pools, shares, n, select, seed, usable, say)
 
 
-def as_examples(dataset: Any) -> list[Example]:
+def as_examples(dataset: Any, say: bool = True) -> list[Example]:
     """A list of Examples as it is; a `datasets.Dataset` or a list of dicts in any known format, read.
+    say: as in `load_examples`.
 
     Raises UserError for a data set without a length, and for the first row that cannot be read.
     """
@@ -121,9 +124,8 @@ def as_examples(dataset: Any) -> list[Example]:
         if all(isinstance(row, Example) for row in listed):
             return listed
         rows = rows_of_dicts(listed, "dataset")
-    loaded = _drawn(
-        [Pool(Source("dataset", "dataset"), RowReader(rows, {}), None, "first", 0)], [None], None, "first", 0
-    )
+    pool = Pool(Source("dataset", "dataset"), RowReader(rows, {}), None, "first", 0)
+    loaded = _drawn([pool], [None], None, "first", 0, say=say)
     if loaded.rejected:
         raise UserError(first_rejection(loaded.rejected))
     return loaded.examples
@@ -235,6 +237,7 @@ def _drawn(
     select: Draw,
     seed: int,
     usable: Usable = list,
+    say: bool = True,
 ) -> Loaded:
     """n usable examples of all sources. Rows are drawn, looked at, and those that cannot be used made up for, until no
     new ones come."""
@@ -263,7 +266,7 @@ def _drawn(
         names = ", ".join(pool.source.text for pool in pools)
         message = f"{names}: not one row can be used. {first_rejection(loaded.rejected)}"
         raise BadRows(message, rows=loaded.rejected)
-    for note in _notes(pools, n, shares, len(drawn)):
+    for note in _notes(pools, n, shares, len(drawn)) if say else []:
         logger.warning("%s", one_line(note))
     _make_ids_unique(loaded.examples)
     _tell_files_apart(loaded.examples)

@@ -165,8 +165,9 @@ def check_keys(values: Mapping[str, Any], read: Collection[str], field: str, wha
 
 
 def _split_placeholders(text: str, field: str) -> list[dict[str, Any]]:
-    if "<video>" in text:
-        raise BadRow(field, text, "<video>: video cannot be scored, only images; drop the row")
+    for media in ("video", "audio"):
+        if f"<{media}>" in text:
+            raise BadRow(field, text, f"<{media}>: {media} cannot be scored, only images; drop the row")
     blocks: list[dict[str, Any]] = []
     parts = PLACEHOLDER.split(text)  # text, number or None, text, number or None, ..., text
     for i, part in enumerate(parts):

@@ -16,11 +16,12 @@ import PIL.Image
 from rovrm.common.errors import UserError
 from rovrm.data.bad_rows import BadRow
 from rovrm.data.formats import IMAGE_COLUMNS, READERS, TEXT_COLUMNS
-from rovrm.data.images import SHORTEST, ImageRef, brief, decoded, find_image, is_encoded
+from rovrm.data.images import ImageRef, brief, decoded, find_image, is_encoded
 from rovrm.data.messages import image_blocks
 
 IMAGE_NAMES = IMAGE_COLUMNS[2:]  # beside another image column they only name its image
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .jp2 .avif".split())
+PICTURE_WORDS = ("image", "img", "photo", "picture")  # in the names of columns
 # How data URIs, JPEG, PNG, GIF and WebP begin as base64.
 ENCODED_STARTS = ("data:image/", "/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 
@@ -173,7 +174,9 @@ def unread_image(
 
 def _is_another_image(cell: Any, column: str, images: Sequence[ImageRef], find: Callable[[str], str]) -> bool:
     if isinstance(cell, str):
-        if len(cell) >= SHORTEST and cell.startswith(ENCODED_STARTS) and is_encoded(cell):
+        if is_encoded_picture(cell):
+            return True
+        if not images and is_lost(column, cell):
             return True
         return column not in IMAGE_NAMES and _names_another(cell, images, find)
     if isinstance(cell, PIL.Image.Image):
@@ -181,6 +184,17 @@ def _is_another_image(cell: Any, column: str, images: Sequence[ImageRef], find: 
     if isinstance(cell, Mapping):  # as data sets store an image
         return "bytes" in cell and (cell["bytes"] is not None or cell.get("path") is not None)
     return isinstance(cell, ImageRef) and cell not in images
+
+
+def is_encoded_picture(text: str) -> bool:
+    """Whether a text in some column is a picture by itself."""
+    return text.startswith(ENCODED_STARTS) and is_encoded(text)
+
+
+def is_lost(column: Any, text: str) -> bool:
+    """Whether a text is the address of a picture by the column's name, whether or not a file is found there."""
+    named = any(word in str(column).lower() for word in PICTURE_WORDS)
+    return named and ("://" in text or text[-5:].lower().endswith(IMAGE_SUFFIXES))
 
 
 def _names_another(text: str, images: Sequence[ImageRef], find: Callable[[str], str]) -> bool:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from rovrm.common.errors import UserError, described, shown
 from rovrm.data.bad_rows import BadRow, fence
-from rovrm.data.columns import KEPT
+from rovrm.data.columns import KEPT, check_content
 from rovrm.data.example import Example
-from rovrm.data.formats import READERS, find_reader
+from rovrm.data.formats import BEFORE_PROMPT, READERS, find_reader
 from rovrm.data.images import ImageRef, find_image
 from rovrm.data.pictures import image_column, unread_image
 from rovrm.data.ratings import listed
@@ -67,44 +67,47 @@ def _example(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> E
         # Without this, one reward would be taken for that of a whole pair.
         if column in row and row[column] is None and other in answer_columns:
             raise UserError(f"{column} is null beside {other}; fill it in or leave it out")
-    prompt, responses = _prompt_and_responses(row, answer_columns)
+    reader, prompt, responses = _prompt_and_responses(row, answer_columns)
     if isinstance(responses, (str, Mapping)) or not isinstance(responses, Sequence) or not responses:
         raise UserError(f"needs a list of one or more responses, got {shown(row.get('responses'), 80)}")
 
     # The row is written anew in the columns of the reader `ranked`, which then checks it as a training row.
-    ranked = {column: value for column, value in row.items() if str(column).lower() in KEPT}
-    if prompt is not None:
+    kept = KEPT if reader is None else BEFORE_PROMPT
+    ranked = {column: value for column, value in row.items() if str(column).lower() in kept}
+    if reader is not None:
         ranked["prompt"] = prompt
     # All images go under one name, whatever column they stand in.
     column = image_column(row)
     ranked["images"] = _pictures(None if column is None else row[column])
     example = read_row("ranked", ranked | {"responses": responses, "id": name}, find)
+    if reader is not None:
+        check_content(row, reader, example.prompt, responses)
     unread = unread_image(row, NO_IMAGES, example.images, find)
     if unread is not None:
         raise BadRow(unread, row[unread], "an image under a key that is not read; give all of them as `images`")
     return example
 
 
-def _prompt_and_responses(row: Mapping[str, Any], answer_columns: Sequence[str]) -> tuple[Any, Any]:
-    """The prompt and the responses as training reads them, where a format fits the row's columns.
+def _prompt_and_responses(row: Mapping[str, Any], answer_columns: Sequence[str]) -> tuple[str | None, Any, Any]:
+    """The format, the prompt and the responses as training reads them, where a format fits the row's columns.
 
-    The prompt is None for rows of scoring's own shape, whose prompt stands in `prompt` or its like: with `responses`,
-    `response` or half a pair, or of columns that no format fits.
+    Format and prompt are None for rows of scoring's own shape, whose prompt stands in `prompt` or its like: with
+    `responses`, `response` or half a pair, or of columns that no format fits.
     """
     own = row["responses"] if "responses" in answer_columns else [row[column] for column in answer_columns]
     if "response" in answer_columns and isinstance(row["response"], (list, tuple)) and len(row["response"]) > 1:
         theirs = "; VL-RewardBench's query is the prompt" if "query" in row else ""
         raise BadRow("response", row["response"], f"several answers; call the column `responses`{theirs}")
     if answer_columns and set(answer_columns) != {"chosen", "rejected"}:
-        return None, own
+        return None, None, own
     try:
         return _answers_of(row)
     except UserError:  # no reader fits: what is missing is said of scoring's own columns
-        return None, own
+        return None, None, own
 
 
-def _answers_of(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """Prompt and answers of a row in any known format, as training reads them, the answers in the row's own order.
+def _answers_of(row: Mapping[str, Any]) -> tuple[str, Any, list[Any]]:
+    """Format, prompt and answers of a row in any known format, as training reads them; the answers keep their order.
 
     Raises UserError where no format fits its columns, BadRow where the row is not of that format's shape.
     """
@@ -117,7 +120,7 @@ def _answers_of(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     if "completions" in READERS[reader].columns and len(answers) != len(listed(values["completions"])):
         reason = "some have no rating, and training passes them over; give those to score as `responses`"
         raise BadRow("completions", row["completions"], reason)
-    return prompt, answers
+    return reader, prompt, answers
 
 
 def _pictures(images: Any) -> list[Any]:

@@ -161,7 +161,7 @@ def _example(
     prompt_column = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt")
     messages = to_messages(prompt, prompt_column)
     messages = with_system_and_history(row, messages)
-    check_content(row, reader, messages)
+    check_content(row, reader, messages, responses)
     # 3. The images, and where each stands in the messages. No image of the row may be left over.
     images = images_of(row, messages, find)
     check_unread(reader, row, images, find)

@@ -107,7 +107,11 @@ def with_system_and_history(row: Mapping[str, Any], messages: Messages) -> Messa
     if not system and not earlier:
         return messages
     of_all = [*system, *(message for message in (*earlier, *messages) if message["role"] == "system")]
-    return one_system(of_all) + _without_system(earlier) + _without_system(messages)
+    earlier, own = _without_system(earlier), _without_system(messages)
+    if _place(earlier, own) == 0:  # the prompt begins with the history
+        own = [_one_of(mine, turn) for mine, turn in zip(own, earlier, strict=False)] + own[len(earlier) :]
+        earlier = []
+    return one_system(of_all) + earlier + own
 
 
 def _system(value: Any, column: str) -> dict[str, Any]:

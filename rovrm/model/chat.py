@@ -132,6 +132,14 @@ class ChatTemplate:
         if count and not self.takes_images:
             raise UserError(f"this is a text model, and the row has {count} images; give a vision model")
         messages = [message | {"content": blocks_of(message)} for message in example.prompt]
+        for text in [block["text"] for message in messages for block in message["content"] if has_text(block)]:
+            if count and (found := IMAGE_MARK.search(text)):
+                raise UserError(f"the prompt holds {found[0]!r}, and which image is meant is not known; write <image>")
+            if token := next((token for token in self._turn_tokens() if token in text), None):
+                raise UserError(
+                    f"the prompt holds {token!r}, by which this model's chat template marks turns; give its turns as "
+                    "messages, or remove it from the text"
+                )
         placed = sum(block["type"] == "image" for message in messages for block in message["content"])
         if placed > count:
             raise UserError(

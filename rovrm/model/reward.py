@@ -15,11 +15,11 @@ from PIL import Image
 
 from rovrm.common.errors import UserError, shown
 from rovrm.data.bad_rows import fence
+from rovrm.data.columns import MEDIA
 from rovrm.data.example import Example
-from rovrm.data.formats import VIDEO_COLUMNS
 from rovrm.data.images import ImageRef
 from rovrm.data.messages import is_empty
-from rovrm.data.pictures import IMAGE_SUFFIXES
+from rovrm.data.pictures import IMAGE_SUFFIXES, is_encoded_picture, is_lost
 from rovrm.data.prompts import as_example, as_messages, holds_more
 
 logger = logging.getLogger(__name__)
@@ -32,17 +32,21 @@ def group_samples(
     read, the UserError that says why.
 
     Raises:
-        UserError: a column holds videos, or images that are not read.
+        UserError: a column holds videos, or images that are not read; or there are not as many of one as of another.
     """
+    for name, values in (("completions", completions), ("images", images)):
+        if values is not None and len(values) != len(prompts):
+            raise UserError(f"{name}: {len(values)} for {len(prompts)} prompts; give one for each")
     cells = {name: values for name, values in columns.items() if _per_sample(values, len(prompts))}
     groups: list[Example | UserError] = []
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         beside = {name: values[i] for name, values in cells.items()}
         pictures = _pictures(None if images is None else images[i], beside)
-        if column := _unread(beside, not is_empty(pictures) or holds_more(prompt, None)):
+        pictured = not is_empty(pictures) or (isinstance(prompt, (list, tuple)) and holds_more(prompt, None))
+        if column := _unread(beside, pictured):
             raise UserError(
-                f"{column} = {shown(beside[column], 60)} of sample {i} is a picture or video that is not read, and the "
-                "reward would be blind to it; call the column `images`, or drop it (video cannot be scored)"
+                f"{column} = {shown(beside[column], 60)} of sample {i} is a picture, video or audio that is not read, "
+                "and the reward would be blind to it; call the column `images`, or drop it (only images can be scored)"
             )
         try:
             with fence(f"example {i}"):
@@ -61,6 +65,8 @@ def group_samples(
 
 def _sample(prompt: Any, completion: Any, pictures: Any, i: int) -> Example:
     """One sample. Raises UserError for a completion that is no text, and for one with content that is not scored."""
+    if prompt is None or not isinstance(completion, (str, list, tuple)):
+        raise UserError("a sample has a prompt, and a completion that is a text or a list of turns")
     if not isinstance(completion, str):
         turns = list(completion)
         if not turns or turns[-1].get("role", "assistant") != "assistant":
@@ -93,20 +99,21 @@ def _unread(beside: Mapping[str, Any], pictured: bool) -> str | None:
     """
     for column, value in beside.items():
         cells = value if isinstance(value, (list, tuple)) else [value]
-        if column in VIDEO_COLUMNS and any(not is_empty(cell) for cell in cells):
+        if column in MEDIA and any(not is_empty(cell) for cell in cells):
             return column
-        if any(_is_picture(cell, pictured) for cell in cells):
+        if any(_is_picture(column, cell, pictured) for cell in cells):
             return column
     return None
 
 
-def _is_picture(cell: Any, pictured: bool) -> bool:
+def _is_picture(column: str, cell: Any, pictured: bool) -> bool:
     if isinstance(cell, str):
-        name = cell.lower()
-        return not pictured and (name.startswith("data:image/") or name.endswith(IMAGE_SUFFIXES))
+        named = cell.lower().endswith(IMAGE_SUFFIXES) or is_lost(column, cell)
+        return is_encoded_picture(cell) or (not pictured and named)
     if isinstance(cell, Mapping):  # as data sets store an image
         return {"bytes", "path"} <= cell.keys() and (cell["bytes"] is not None or cell["path"] is not None)
-    return isinstance(cell, (Image.Image, ImageRef))
+    is_array = len(getattr(cell, "shape", ())) == 3  # height, width, colours
+    return is_array or isinstance(cell, (bytes, Image.Image, ImageRef))
 
 
 def rewards_or_none(

@@ -221,8 +221,8 @@ class RewardScorer:
                 the last is scored, and the others join the prompt.
             images: an image, a list of them or None, for each sample. Where it is None, or holds fewer than the content
                 blocks of the prompt (TRL adds its images to them), those in the prompt are used.
-            columns: `image` stands for `images`, sample by sample; a column that holds video, or pictures under another
-                name, is refused; all others are ignored.
+            columns: `image` stands for `images`, sample by sample; a column that holds video, audio, or pictures under
+                another name, is refused; all others are ignored.
 
         Returns:
             One reward per sample. None, which TRL leaves out, for a completion that cannot be scored: one that is too
@@ -230,7 +230,7 @@ class RewardScorer:
             the text of an image token or of a token that ends turns. Each reason of a call is logged once.
 
         Raises:
-            UserError: a column holds video, or pictures that would not be read.
+            UserError: a column holds video, audio or pictures that would not be read, or the lists differ in length.
         """
         return rewards_or_none(self.score_or_error, group_samples(prompts, completions, images, columns))
 

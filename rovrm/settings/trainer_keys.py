@@ -9,6 +9,12 @@ from rovrm.settings.phases import PHASES
 
 EACH_RATE = ", ".join(f"{phase.name}.learning_rate" for phase in PHASES)
 EACH_EPOCHS = ", ".join(f"{phase.name}.epochs" for phase in PHASES)
+# Keys of TrainingArguments that would do nothing, and why; `RewardConfig` refuses them too.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "the ranking loss has none, leave it out",
+    "train_sampling_strategy": "batches hold rows of like lengths already, leave it out",
+    "dataloader_drop_last": "every row trains once an epoch, in batches filled up to batch_tokens, leave it out",
+}
 # Keys of TrainingArguments that rovrm sets itself, and what to do instead.
 OWNED = {
     "output_dir": "set out instead",
@@ -23,9 +29,7 @@ OWNED = {
     "fp16": "set dtype instead",
     "dataloader_num_workers": "set workers instead",
     "average_tokens_across_devices": "the loss is per response over all devices, leave it out",
-    "label_smoothing_factor": "the ranking loss has none, leave it out",
-    "train_sampling_strategy": "batches hold rows of like lengths already, leave it out",
-    "dataloader_drop_last": "every row trains once an epoch, in batches filled up to batch_tokens, leave it out",
+    **WITHOUT_EFFECT,
     "resume_from_checkpoint": "a run resumes by itself, leave it out",
 }
 # Typed as text by TrainingArguments, and yet false switches them off.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from rovrm.common.errors import BadRows, UserError
 from rovrm.common.files import write_jsonl
 from rovrm.data.captions import caption_example
@@ -195,6 +197,7 @@ def _load(config: TrainConfig, phase: Phase, key: str, usable: Usable) -> Loaded
         images_needed=phase != CAPTION,
         captions=(section.captions or None) if isinstance(section, CaptionConfig) else None,
         usable=usable,
+        say=PartialState().is_main_process,
     )
 
 

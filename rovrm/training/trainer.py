@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -32,6 +32,7 @@ from rovrm.model.batches import batch_loader, collect_rewards, fitting_into_memo
 from rovrm.model.chat import prepare_template
 from rovrm.model.collator import RewardCollator
 from rovrm.model.loading import is_reward_model, load_processor, load_reward_model
+from rovrm.settings.trainer_keys import WITHOUT_EFFECT
 from rovrm.training.callbacks import LiveBar, TimedCheckpoints
 from rovrm.training.checks import check_examples
 from rovrm.training.losses import Comparisons, batch_sums, compare, preference_loss, ranking_metrics
@@ -66,6 +67,9 @@ class RewardConfig(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns:
             raise UserError("remove_unused_columns=True would drop the images; leave it False")
+        for argument in fields(self):
+            if argument.name in WITHOUT_EFFECT and getattr(self, argument.name) != argument.default:
+                raise UserError(f"{argument.name} would do nothing: {WITHOUT_EFFECT[argument.name]}")
         check_sharding(self)
 
 
@@ -329,7 +333,7 @@ def _measured(dataset: Any, collator: RewardCollator, args: RewardConfig) -> lis
     """The data set as examples with their lengths; those that come without are looked at here, and a bad one stops."""
     if dataset is None:
         return []
-    examples = as_examples(dataset)
+    examples = as_examples(dataset, say=args.process_index == 0)
     if all(example.lengths is not None for example in examples):
         return examples
     checked = check_examples(examples, collator, args.max_length, args.dataloader_num_workers)
