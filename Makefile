@@ -3,7 +3,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 CHECKED := rovrm data_selection eval tests
 
-.PHONY: setup test demo lint clean
+.PHONY: setup test test-newest demo lint clean
 
 setup: $(READY)
 
@@ -15,6 +15,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 # Each test file goes to one of the two processes as a whole, so that what it sets up is set up once.
 test: $(READY)
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+
+# With the newest transformers of setup.cfg's range; constraints.txt pins the oldest.
+test-newest: $(READY)
+	.venv/bin/python -m pip install --no-deps --upgrade --target .venv/newest transformers==5.24.0
+	PYTHONPATH=.venv/newest HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
 	.venv/bin/python -m rovrm.train phase=1..3 caption.data='world:caption?n=3072&families=faithful' \

@@ -5,13 +5,14 @@ family that shares. The table of all families:
 """
 
 import dataclasses
+import os
 import shutil
 from itertools import zip_longest
 
 import pytest
 import torch
 from families import FAMILIES, VISION_FAMILIES, has_torchvision
-from helpers import REAL, change_json
+from helpers import REAL, change_json, read_lines
 from new_families import NEEDS_TORCHVISION, NEW_FAMILIES, NEW_VISION_FAMILIES
 from parity import (
     TOLERANCE,
@@ -29,11 +30,13 @@ from parity import (
 from transformers import DynamicCache
 
 from rovrm.common.errors import UserError
+from rovrm.data.prompts import as_example
 from rovrm.model import collator as collators
 from rovrm.model import modeling
-from rovrm.model.batches import LOSS_KEYS
+from rovrm.model.batches import LOSS_KEYS, split_batch
+from rovrm.model.chat import prepare_template
 from rovrm.model.collator import Cost, RewardCollator, common_prefix_length, why_not_shared
-from rovrm.model.loading import load_reward_model
+from rovrm.model.loading import load_processor, load_reward_model
 
 SEPARATE = {
     "paligemma": "its whole input sees both ways",
@@ -300,3 +303,34 @@ def test_table(loaded):
     print("\n|" + 2 * " family | rewards | gradients | checkpointed | bfloat16 |" + "\n|" + 10 * "---|")
     for left, right in zip_longest(rows[::2], rows[1::2], fillvalue=" | " * 4):
         print(f"| {left} | {right} |")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ROVRM_SMOLLM2" not in os.environ or not REAL.is_dir(), reason="needs real weights and answers")
+def test_real_weights():
+    """Prints what eval/README.md shows of SmolLM2-135M-Instruct, whose folder ROVRM_SMOLLM2 names."""
+    folder = os.environ["ROVRM_SMOLLM2"]
+    processor = load_processor(folder)
+    prepare_template(processor)
+    rows = read_lines(REAL / "text_prefs" / "alpaca_eval_gpt4turbo.jsonl")[:8]
+    answers = [[row["output_1"], row["output_2"], row["output_1"][:200]] for row in rows]
+    examples = [
+        as_example({"prompt": row["instruction"], "responses": texts}, i)
+        for i, (row, texts) in enumerate(zip(rows, answers, strict=True))
+    ]
+    rewards = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_reward_model(folder, dtype).eval()
+        torch.manual_seed(1)
+        model.score.weight.data.normal_(0, 0.02)
+        for kind in ("separate", "shared"):
+            collator = RewardCollator(processor, model.config, kind)
+            batches = [split_batch(collator(examples[i : i + 4]))[0] for i in (0, 4)]
+            with torch.no_grad():
+                rewards[dtype, kind] = torch.cat([model(**batch).logits[:, 0] for batch in batches])
+    exact = rewards[torch.float32, "separate"]
+    errors = {key: (of_kind - exact).abs() for key, of_kind in rewards.items()}
+    for (dtype, kind), error in errors.items():
+        print(f"{kind} rows in {dtype}: greatest {error.max():.1e}, mean {error.mean():.1e}")
+    assert errors[torch.float32, "shared"].max() < 1e-5
+    assert errors[torch.bfloat16, "shared"].mean() < 1.5 * errors[torch.bfloat16, "separate"].mean()
